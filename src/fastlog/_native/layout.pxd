@@ -1,0 +1,105 @@
+# Byte offsets of Kafka's log format. No other file of the project knows one.
+#
+# Record batch, version 2 (KIP-98; all integers big-endian):
+#
+#    0        8      12     16 17    21  23        27              35             43
+#    +--------+------+------+--+-----+---+---------+---------------+--------------+-----
+#    | base   | batch|leader|ma|crc  |att|lastOff- | base          | max          | ...
+#    | offset |length|epoch |2 |32c  |rib|setDelta | timestamp     | timestamp    |
+#    +--------+------+------+--+-----+---+---------+---------------+--------------+-----
+#   43           51    53      57      61
+#   -+-----------+-----+-------+-------+----------------
+#    | producer  |epoch| base  |records| records or one
+#    | id        |     | seq.  |count  | compressed blob
+#   -+-----------+-----+-------+-------+----------------
+#
+# batchLength counts the bytes behind itself (total = 12 + length).
+# The CRC covers byte 21 to the end: base offset and leader epoch may be stamped later.
+#
+# Record: length, attributes(int8 = 0), timestampDelta, offsetDelta, keyLength, key, valueLength, value,
+# headersCount, { keyLength, key, valueLength, value } — every number a zigzag varint but the attributes.
+
+from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint16_t, uint32_t, uint64_t, uint8_t
+from libc.string cimport memcpy
+
+cdef extern from *:
+    """
+    #include <stdint.h>
+    static inline uint16_t fastlog_bswap16(uint16_t v) { return __builtin_bswap16(v); }
+    static inline uint32_t fastlog_bswap32(uint32_t v) { return __builtin_bswap32(v); }
+    static inline uint64_t fastlog_bswap64(uint64_t v) { return __builtin_bswap64(v); }
+    #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+    #error "fastlog supports little-endian machines only"
+    #endif
+    """
+    uint16_t bswap16 "fastlog_bswap16"(uint16_t v) noexcept nogil
+    uint32_t bswap32 "fastlog_bswap32"(uint32_t v) noexcept nogil
+    uint64_t bswap64 "fastlog_bswap64"(uint64_t v) noexcept nogil
+
+cdef enum:
+    # batch header
+    BASE_OFFSET_AT = 0
+    BATCH_LENGTH_AT = 8
+    LEADER_EPOCH_AT = 12
+    MAGIC_AT = 16
+    CRC_AT = 17
+    ATTRIBUTES_AT = 21
+    LAST_OFFSET_DELTA_AT = 23
+    BASE_TIMESTAMP_AT = 27
+    MAX_TIMESTAMP_AT = 35
+    PRODUCER_ID_AT = 43
+    PRODUCER_EPOCH_AT = 51
+    BASE_SEQUENCE_AT = 53
+    RECORDS_COUNT_AT = 57
+    BATCH_HEADER_SIZE = 61
+    LOG_OVERHEAD = 12              # base offset and batch length: not counted by batch length
+    CRC_COVERS_FROM = 21
+    MAGIC_V2 = 2
+    # attributes
+    CODEC_MASK = 0x07
+    TIMESTAMP_TYPE_BIT = 0x08      # set: log append time
+    TRANSACTIONAL_BIT = 0x10
+    CONTROL_BIT = 0x20
+    DELETE_HORIZON_BIT = 0x40
+    UNUSED_ATTRIBUTES = 0xFF80
+    # record
+    MIN_RECORD_SIZE = 7            # length, attributes, two deltas, two lengths, headers count
+    # index files
+    INDEX_ENTRY_SIZE = 8           # int32 relative offset (of the batch's last record), int32 position
+    TIME_INDEX_ENTRY_SIZE = 12     # int64 timestamp, int32 relative offset
+
+cdef inline int16_t load_int16(const uint8_t* at) noexcept nogil:
+    cdef uint16_t v
+    memcpy(&v, at, 2)
+    return <int16_t>bswap16(v)
+
+cdef inline int32_t load_int32(const uint8_t* at) noexcept nogil:
+    cdef uint32_t v
+    memcpy(&v, at, 4)
+    return <int32_t>bswap32(v)
+
+cdef inline uint32_t load_uint32(const uint8_t* at) noexcept nogil:
+    cdef uint32_t v
+    memcpy(&v, at, 4)
+    return bswap32(v)
+
+cdef inline int64_t load_int64(const uint8_t* at) noexcept nogil:
+    cdef uint64_t v
+    memcpy(&v, at, 8)
+    return <int64_t>bswap64(v)
+
+cdef inline void store_int16(uint8_t* at, int16_t value) noexcept nogil:
+    cdef uint16_t v = bswap16(<uint16_t>value)
+    memcpy(at, &v, 2)
+
+cdef inline void store_int32(uint8_t* at, int32_t value) noexcept nogil:
+    cdef uint32_t v = bswap32(<uint32_t>value)
+    memcpy(at, &v, 4)
+
+cdef inline void store_uint32(uint8_t* at, uint32_t value) noexcept nogil:
+    cdef uint32_t v = bswap32(value)
+    memcpy(at, &v, 4)
+
+cdef inline void store_int64(uint8_t* at, int64_t value) noexcept nogil:
+    cdef uint64_t v = bswap64(<uint64_t>value)
+    memcpy(at, &v, 8)

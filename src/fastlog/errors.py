@@ -1,0 +1,173 @@
+"""Every error fastlog raises, by what a caller can do about it.
+
+::
+
+    Error
+    ├── ConfigError                 an option is unknown, out of range, or differs from the stored one
+    ├── NotSupportedError           this build, platform or file cannot do what was asked
+    ├── ClosedError                 the handle was closed
+    ├── LockedError                 another process (or handle) has the partition open      retriable
+    ├── StorageError                the operating system refused a read, write or sync
+    │   └── StorageFullError        no space, quota or file-size limit left                  retriable
+    ├── UnsupportedFormatError      the files are newer, older or somebody else's
+    ├── CorruptLogError             bytes that were once durable no longer check out
+    ├── CorruptRecordError          an encoded batch or record breaks the format             kafka 2
+    ├── InvalidRecordError          what was passed to append cannot become records          kafka 87
+    ├── RecordTooLargeError         a record or an append exceeds its limit                  kafka 10
+    └── OffsetOutOfRangeError       the offset is below the start or beyond the end          kafka 1
+
+``retriable`` says whether the same call may succeed later without a change by the caller;
+``kafka_code`` is the error code of the Kafka protocol, where Kafka has one.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "ClosedError",
+    "ConfigError",
+    "CorruptLogError",
+    "CorruptRecordError",
+    "Error",
+    "InvalidRecordError",
+    "LockedError",
+    "NotSupportedError",
+    "OffsetOutOfRangeError",
+    "RecordTooLargeError",
+    "StorageError",
+    "StorageFullError",
+    "UnsupportedFormatError",
+]
+
+
+class Error(Exception):
+    """Root of every error that fastlog raises on purpose."""
+
+    retriable: ClassVar[bool] = False
+    kafka_code: ClassVar[int | None] = None
+
+
+class ConfigError(Error):
+    """An option is unknown, malformed, out of range, or differs from the one stored with the partition."""
+
+    kafka_code = 40
+
+
+class NotSupportedError(Error):
+    """What was asked for is not available in this version, on this platform or for this file."""
+
+    kafka_code = 35
+
+
+class ClosedError(Error):
+    """The handle was closed. Views and batches that were read from it stay valid."""
+
+
+class LockedError(Error):
+    """Another process, or another handle of this one, has the partition open.
+
+    Attributes:
+        pid: process id of the holder, or None when it could not be told.
+    """
+
+    retriable = True
+
+    def __init__(self, message: str, pid: int | None = None) -> None:
+        super().__init__(message)
+        self.pid = pid
+
+
+class StorageError(Error):
+    """The operating system refused a read, a write or a sync.
+
+    Attributes:
+        errno: the operating system's error number, or None.
+    """
+
+    kafka_code = 56
+
+    def __init__(self, message: str, errno: int | None = None) -> None:
+        super().__init__(message)
+        self.errno = errno
+
+
+class StorageFullError(StorageError):
+    """No space, quota or file-size limit is left. Nothing was appended; the log stays usable."""
+
+    retriable = True
+
+
+class UnsupportedFormatError(Error):
+    """The files were written by a newer fastlog, by an old Kafka, or are no log at all. Nothing was touched."""
+
+    kafka_code = 43
+
+
+class CorruptLogError(Error):
+    """Stored bytes no longer check out. Nothing was changed; the rest of the log stays readable.
+
+    Attributes:
+        path: the damaged file.
+        position: byte position of the damage in that file.
+        first_offset: first offset that cannot be read, or None when the damage is not in records.
+        next_offset: first offset behind the damage that can be read again, or None when there is none.
+    """
+
+    kafka_code = 2
+
+    def __init__(
+        self,
+        message: str,
+        path: str | None = None,
+        position: int | None = None,
+        first_offset: int | None = None,
+        next_offset: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.path = path
+        self.position = position
+        self.first_offset = first_offset
+        self.next_offset = next_offset
+
+
+class CorruptRecordError(Error):
+    """An encoded batch or record breaks Kafka's record format v2."""
+
+    kafka_code = 2
+
+
+class InvalidRecordError(Error):
+    """What was passed to ``append`` cannot become records. Nothing was written."""
+
+    kafka_code = 87
+
+
+class RecordTooLargeError(Error):
+    """A record exceeds ``max_message_bytes``, or an append exceeds a segment. Nothing was written."""
+
+    kafka_code = 10
+
+
+class OffsetOutOfRangeError(Error):
+    """The offset lies below the log start offset or beyond the end offset.
+
+    Attributes:
+        offset: the offset asked for.
+        start_offset: first offset of the log at that moment.
+        end_offset: readable end of the log at that moment.
+    """
+
+    kafka_code = 1
+
+    def __init__(
+        self,
+        message: str,
+        offset: int | None = None,
+        start_offset: int | None = None,
+        end_offset: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.offset = offset
+        self.start_offset = start_offset
+        self.end_offset = end_offset
