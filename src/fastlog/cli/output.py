@@ -119,7 +119,7 @@ class Output:
         self.as_json = as_json
         self.quiet = quiet
         self.color = color
-        self._rich = None if as_json or quiet or not sys.stdout.isatty() else _rich_console()
+        self._rich: Any = None if as_json or quiet or not sys.stdout.isatty() else _rich_console()
 
     # -- results ---------------------------------------------------------------------------------
 
@@ -127,6 +127,11 @@ class Output:
         """One JSON object, on one line when the output is a pipe."""
         if not self.quiet:
             click.echo(encode_json(value, indent=2 if sys.stdout.isatty() else None))
+
+    def json_line(self, value: Any) -> None:
+        """One JSON object on a line of its own."""
+        if not self.quiet:
+            click.echo(encode_json(value))
 
     def line(self, text: str = "", **style: Any) -> None:
         """A line of text; ``style`` as for ``click.style``."""
@@ -149,39 +154,39 @@ class Output:
         for name, value in rows:
             self.line(f"  {click.style(name.ljust(width), dim=True)}  {value}")
 
-    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> None:
-        """A table whose first ``left`` columns are text (aligned left) and whose others are numbers (aligned right)."""
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], align: str = "") -> None:
+        """A table; ``align`` has ``l`` or ``r`` for each column, by default the first is left and the others right."""
         if self.quiet:
             return
+        align = align or "l".ljust(len(columns), "r")
         if self._rich is not None:
-            self._rich_table(columns, rows, left)
+            self._rich_table(columns, rows, align)
             return
-        widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+        widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
 
-        def cells(row: Sequence[str]) -> str:
-            aligned = [
-                cell.ljust(width) if index < left else cell.rjust(width)
-                for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        def aligned(row: Sequence[str]) -> str:
+            cells = [
+                cell.ljust(width) if side == "l" else cell.rjust(width)
+                for cell, width, side in zip(row, widths, align, strict=True)
             ]
-            return "  " + "  ".join(aligned).rstrip()
+            return "  " + "  ".join(cells).rstrip()
 
-        self.line(cells(columns), dim=True)
+        self.line(aligned(columns), dim=True)
         for row in rows:
-            self.line(cells(row))
+            self.line(aligned(row))
 
-    def _rich_table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> None:
-        from rich import box
+    def _rich_table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], align: str) -> None:
+        from rich.box import SIMPLE_HEAD
+        from rich.padding import Padding
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
-        for index, column in enumerate(columns):
-            table.add_column(column, justify="left" if index < left else "right", no_wrap=True)
+        table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
+        for column, side in zip(columns, align, strict=True):
+            table.add_column(column, justify="left" if side == "l" else "right", no_wrap=True)
         for row in rows:
             table.add_row(*map(Text, row))
-        from rich.padding import Padding
-
-        self._rich.print(Padding(table, (0, 0, 0, 2)))  # type: ignore[union-attr]
+        self._rich.print(Padding(table, (0, 0, 0, 2)))
 
     # -- questions and progress --------------------------------------------------------------------
 

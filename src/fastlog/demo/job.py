@@ -27,8 +27,10 @@ __all__ = ["Answer", "Check", "DemoReport", "Lookup", "Step", "prepare_folder", 
 MARKER = ".fastlog-demo"
 RECORDS_PER_APPEND = 1000
 # Small enough that the demo's log has several segments, as a log in use has.
-SEGMENT_BYTES = "16MiB"
+SEGMENT_BYTES = "32MiB"
 LOOKUPS = 1000
+# Below this a clock says nothing; it also keeps rates finite.
+CLOCK_STEP = 1e-9
 
 Progress = Callable[[str, int, int], None]
 """Told the step's name, what is done and the total, often enough to move a bar."""
@@ -36,26 +38,24 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one step did and how long it took; ``bytes`` is None where a rate in bytes says nothing."""
+    """What one step did and how long it took; ``count`` or ``bytes`` are None where a rate says nothing."""
 
     name: str
     seconds: float
-    count: int
-    unit: str
+    count: int | None = None
+    unit: str = "records"
     bytes: int | None = None
     note: str = ""
 
     @property
-    def per_second(self) -> float:
-        """``count`` per second."""
-        return self.count / self.seconds if self.seconds > 0 else math.inf
+    def per_second(self) -> float | None:
+        """``count`` per second, None without it."""
+        return None if self.count is None else self.count / max(self.seconds, CLOCK_STEP)
 
     @property
     def bytes_per_second(self) -> float | None:
         """``bytes`` per second, None without them."""
-        if self.bytes is None:
-            return None
-        return self.bytes / self.seconds if self.seconds > 0 else math.inf
+        return None if self.bytes is None else self.bytes / max(self.seconds, CLOCK_STEP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +94,7 @@ class DemoReport:
     """All that the demo did. ``files`` are the log's segment files, in order."""
 
     dataset: str
+    topic: str
     source: str
     facts: dict[str, int]
     records: int
@@ -214,9 +215,7 @@ class _Job:
             self.steps.append(Step("append", seconds, total, "records", self.payload_bytes, note))
             started = perf_counter()
             durable = log.flush()
-            self.steps.append(
-                Step("make durable", perf_counter() - started, total, "records", self.payload_bytes, "fdatasync")
-            )
+            self.steps.append(Step("flush", perf_counter() - started, note="all of it durable from here on"))
             self.check(
                 "appended", log.end_offset == total and durable == total, f"offsets 0 to {total:,}, all of them durable"
             )
@@ -313,6 +312,7 @@ class _Job:
         segments = log.segments()
         return DemoReport(
             dataset=self.dataset.name,
+            topic=self.dataset.topic,
             source=self.dataset.source,
             facts=dict(self.dataset.facts),
             records=len(self.dataset),
