@@ -17,7 +17,7 @@ __all__ = ["main"]
 
 
 @click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(fastlog.__version__, "--version", prog_name="fastlog")
+@click.version_option(fastlog.__version__, "--version", prog_name="fastlog", message="%(prog)s %(version)s")
 def main() -> None:
     """A durable, append-only log in Apache Kafka's own file format, inside a Python process."""
 

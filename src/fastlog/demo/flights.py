@@ -5,8 +5,8 @@ carrier of the file: it is never imported, because its import needs other packag
 
 One row becomes one event:
 
-* timestamp: ``time_hour`` (the scheduled hour, UTC) + ``minute`` + ``dep_delay`` minutes, which is when the aircraft left;
-  the scheduled time where it never did (``dep_delay`` is missing);
+* timestamp: ``time_hour`` (the scheduled hour, UTC) + ``minute`` + ``dep_delay`` minutes, which is when the aircraft
+  left; the scheduled time where it never did (``dep_delay`` is missing);
 * key: the tail number, null where it is missing;
 * value: a JSON object with what is known of the flight, missing fields as null.
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy
 
 import fastlog
-from fastlog.demo.dataset import Dataset, Question
+from fastlog.demo.dataset import Dataset
 
 __all__ = ["Answer", "Check", "DemoReport", "Lookup", "Step", "prepare_folder", "require_duckdb", "run"]
 
@@ -287,9 +287,8 @@ class _Job:
                 rows = tuple(tuple(row) for row in connection.execute(question.sql).fetchall())
                 seconds = perf_counter() - started
                 agrees = _same_rows(rows, question.expected)
-                self.steps.append(
-                    Step(f"SQL query {len(self.answers) + 1}", seconds, len(self.dataset), "records", self.payload_bytes)
-                )
+                name = f"SQL query {len(self.answers) + 1}"
+                self.steps.append(Step(name, seconds, len(self.dataset), "records", self.payload_bytes))
                 self.answers.append(Answer(question.title, question.columns, rows, question.sql, seconds, agrees))
             connection.unregister("log")
         for number, answer in enumerate(self.answers, 1):
