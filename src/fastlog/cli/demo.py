@@ -69,9 +69,9 @@ def _print_report(output: Output, report: DemoReport, loading: Step) -> None:
     output.line(", ".join(f"{number:,} {name}" for name, number in report.facts.items() if name != "events"), dim=True)
     output.heading("What was done, and how fast")
     output.table(
-        ("step", "what", "time", "rate", "bytes", "notes"),
+        ("step", "time", "rate", "bytes", "notes"),
         [_step_row(step) for step in (loading, *report.steps)],
-        "lrrrrl",
+        "lrrrl",
     )
     output.heading("First flight at or after")
     output.table(
@@ -106,10 +106,9 @@ def _print_report(output: Output, report: DemoReport, loading: Step) -> None:
         output.line(f"    {command}")
 
 
-def _step_row(step: Step) -> tuple[str, str, str, str, str, str]:
+def _step_row(step: Step) -> tuple[str, str, str, str, str]:
     return (
         step.name,
-        "" if step.count is None else f"{step.count:,} {step.unit}",
         text.duration(step.seconds),
         "" if step.per_second is None else text.rate(step.per_second, step.unit),
         "" if step.bytes_per_second is None else text.speed(step.bytes_per_second),

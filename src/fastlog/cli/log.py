@@ -26,6 +26,7 @@ __all__ = ["log"]
 
 SEGMENT_NAME = re.compile(r"\d{20}\.log")
 PRINTABLE = frozenset(string.printable.encode()) - frozenset(b"\t\n\r\x0b\x0c")
+META_NAME = ".fastlog-meta"
 GAPS_SHOWN = 5
 BATCH_LINE = "{:>12}  {:>10}  {:<25}  {:>7}  {:<24}  {:<6}  {}"
 
@@ -212,44 +213,61 @@ def _segments_from(path: Path, chosen: range) -> Iterator[tuple[Path, bool]]:
 # --- verify ---------------------------------------------------------------------------------------
 
 
-@log.command()
-@partition_argument
-@output_options
-def verify(output: Output, path: Path) -> None:
-    """Read every byte of a partition and check it: CRCs, lengths, offsets, indexes.
+@dataclass(frozen=True, slots=True)
+class _Findings:
+    """What reading a partition without changing it showed; ``obstacle`` is why it could not even be opened."""
 
-    Changes nothing. The exit code is 0 when everything checks out and 1 when something does not.
-    """
-    _segment_files(path)
+    report: fastlog.VerifyReport | None
+    recovery: fastlog.RecoveryReport | None
+    obstacle: str | None
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        return self.report is not None and self.report.ok
+
+    def as_fields(self, path: Path) -> dict[str, Any]:
+        return {
+            "path": str(path),
+            **({} if self.report is None else asdict(self.report)),
+            "ok": self.ok,
+            "obstacle": self.obstacle,
+            "recovery": None if self.recovery is None else asdict(self.recovery),
+            "seconds": self.seconds,
+        }
+
+    def problems(self) -> Iterator[str]:
+        """One sentence for each thing that does not check out, naming the file."""
+        if self.obstacle is not None:
+            yield self.obstacle
+        if self.report is not None:
+            for damage in self.report.damages:
+                yield f"{damage.path}, position {damage.position}: {_damage_sentence(damage)}"
+            for problem in self.report.index_problems:
+                yield f"{problem.path}: {problem.reason}"
+
+    def recoveries(self) -> Iterator[str]:
+        """What the next opening for writing will complete."""
+        if self.recovery is None:
+            return
+        yield "the log was not closed cleanly; the next opening for writing completes its recovery"
+        for cut in self.recovery.cut:
+            yield (
+                f"{cut.path}, position {cut.position}: a torn tail of {text.plural(cut.size, 'byte')} will be cut off "
+                f"and kept aside ({cut.reason})"
+            )
+
+
+def _examine(path: Path) -> _Findings:
+    if not (path / META_NAME).exists():
+        _segment_files(path)
     started = perf_counter()
-    with fastlog.PartitionLog.open(path, read_only=True) as partition:
-        report, recovery = partition.verify(), partition.recovery
-    seconds = perf_counter() - started
-    if output.as_json:
-        output.object({**asdict(report), "ok": report.ok, "recovery": _recovery_fields(recovery), "seconds": seconds})
-    else:
-        output.line(
-            f"{path}: {text.plural(report.segments, 'segment')}, {text.plural(report.batches, 'batch')}, "
-            f"{text.plural(report.records, 'record')}, {text.size(report.bytes)} read in {text.duration(seconds)}"
-        )
-        for sentence in _recovery_sentences(recovery):
-            output.line(f"  note     {sentence}")
-        _print_damages(output, report)
-        if report.ok:
-            output.verdict(True, "every batch and every index entry checks out")
-        elif report.damages:
-            output.line(f"\nThe rest stays readable. To move the damaged bytes aside: fastlog log repair {path}")
-        else:
-            output.line("\nThe records are fine; indexes are hints and are rebuilt when they are next used.")
-    if not report.ok:
-        click.get_current_context().exit(EXIT_PROBLEMS)
-
-
-def _print_damages(output: Output, report: fastlog.VerifyReport) -> None:
-    for damage in report.damages:
-        output.verdict(False, f"{damage.path}, position {damage.position}: {_damage_sentence(damage)}")
-    for problem in report.index_problems:
-        output.verdict(False, f"{problem.path}: {problem.reason}")
+    try:
+        with fastlog.PartitionLog.open(path, read_only=True) as partition:
+            report = partition.verify()
+            return _Findings(report, partition.recovery, None, perf_counter() - started)
+    except fastlog.CorruptLogError as error:
+        return _Findings(None, None, str(error), perf_counter() - started)
 
 
 def _damage_sentence(damage: fastlog.Damage) -> str:
@@ -259,23 +277,49 @@ def _damage_sentence(damage: fastlog.Damage) -> str:
         offsets = f"offset {damage.first_offset}"
     else:
         offsets = f"offsets {damage.first_offset} to {damage.next_offset - 1}"
+    if not damage.size:
+        return f"{offsets} missing: {damage.reason}"
     return f"{text.plural(damage.size, 'byte')} damaged ({offsets}): {damage.reason}"
 
 
-def _recovery_fields(recovery: fastlog.RecoveryReport | None) -> dict[str, Any] | None:
-    return None if recovery is None else asdict(recovery)
+@log.command()
+@partition_argument
+@output_options
+def verify(output: Output, path: Path) -> None:
+    """Read every byte of a partition and check it: CRCs, lengths, offsets, indexes.
+
+    Changes nothing. The exit code is 0 when everything checks out and 1 when something does not.
+    """
+    found = _examine(path)
+    if output.as_json:
+        output.object(found.as_fields(path))
+    else:
+        _print_findings(output, path, found)
+    if not found.ok:
+        click.get_current_context().exit(EXIT_PROBLEMS)
 
 
-def _recovery_sentences(recovery: fastlog.RecoveryReport | None) -> list[str]:
-    if recovery is None:
-        return []
-    sentences = ["the log was not closed cleanly; the next opening for writing completes its recovery"]
-    sentences += [
-        f"a torn tail of {text.plural(cut.size, 'byte')} at position {cut.position} of {cut.path} will be cut off "
-        f"and kept aside ({cut.reason})"
-        for cut in recovery.cut
-    ]
-    return sentences
+def _print_findings(output: Output, path: Path, found: _Findings) -> None:
+    report = found.report
+    if report is not None:
+        output.line(
+            f"{path}: {text.plural(report.segments, 'segment')}, {text.plural(report.batches, 'batch')}, "
+            f"{text.plural(report.records, 'record')}, {text.size(report.bytes)} read in {text.duration(found.seconds)}"
+        )
+    for sentence in found.recoveries():
+        output.line(f"  note     {sentence}")
+    for sentence in found.problems():
+        output.verdict(False, sentence)
+    if found.ok:
+        output.verdict(True, "every batch and every index entry checks out")
+    elif report is None or report.damages:
+        output.line()
+        if report is not None:
+            output.line("The rest of the log stays readable.")
+        output.line(f"To move the damaged bytes aside: fastlog log repair {path}")
+    else:
+        output.line()
+        output.line("The records are fine; indexes are hints and are rebuilt when they are next used.")
 
 
 # --- repair ---------------------------------------------------------------------------------------
@@ -291,25 +335,26 @@ def repair(output: Output, path: Path, yes: bool) -> None:
     Shows what it would do and asks first; without a terminal it wants --yes and else changes nothing (exit code 1). The
     log must not be open anywhere. Records in damaged batches are gone from the log; the side files keep their bytes.
     """
-    _segment_files(path)
-    with fastlog.PartitionLog.open(path, read_only=True) as partition:
-        plan, recovery = partition.verify(), partition.recovery
-    if plan.ok and recovery is None:
+    plan = _examine(path)
+    if plan.ok and plan.recovery is None:
         if output.as_json:
-            output.object({"path": str(path), "plan": asdict(plan), "repaired": False, "report": None})
+            output.object({"path": str(path), "plan": plan.as_fields(path), "repaired": False, "report": None})
         else:
             output.verdict(True, f"{path}: nothing to repair")
         return
     if not output.as_json:
-        _print_plan(output, path, plan, recovery)
-    if not yes and (output.as_json or not output.confirm("Go ahead?")):
+        output.line(f"To repair in {path}, the damaged bytes being moved to side files:", bold=True)
+        for sentence in (*plan.problems(), *plan.recoveries()):
+            output.line(f"  {sentence}")
+    if not yes and (output.as_json or output.quiet or not output.confirm("Go ahead?")):
         if output.as_json:
-            output.object({"path": str(path), "plan": asdict(plan), "repaired": False, "report": None})
+            output.object({"path": str(path), "plan": plan.as_fields(path), "repaired": False, "report": None})
         click.echo("fastlog: nothing was changed; add --yes to carry the plan out", err=True)
         click.get_current_context().exit(EXIT_PROBLEMS)
     report = fastlog.PartitionLog.repair(path)
     if output.as_json:
-        output.object({"path": str(path), "plan": asdict(plan), "repaired": True, "report": asdict(report)})
+        fields = {"path": str(path), "plan": plan.as_fields(path), "repaired": True, "report": asdict(report)}
+        output.object(fields)
         return
     output.line()
     for side_file in report.side_files:
@@ -317,18 +362,6 @@ def repair(output: Output, path: Path, yes: bool) -> None:
     for index in report.rebuilt_indexes:
         output.line(f"  rebuilt {index}")
     output.verdict(True, f"{path}: repaired")
-
-
-def _print_plan(
-    output: Output, path: Path, plan: fastlog.VerifyReport, recovery: fastlog.RecoveryReport | None
-) -> None:
-    output.line(f"Plan for {path}", bold=True)
-    for damage in plan.damages:
-        output.line(f"  move aside  {damage.path}, position {damage.position}: {_damage_sentence(damage)}")
-    for problem in plan.index_problems:
-        output.line(f"  rebuild     {problem.path}: {problem.reason}")
-    for sentence in _recovery_sentences(recovery):
-        output.line(f"  recover     {sentence}")
 
 
 # --- stats ----------------------------------------------------------------------------------------

@@ -215,7 +215,7 @@ class _Job:
             self.steps.append(Step("append", seconds, total, "records", self.payload_bytes, note))
             started = perf_counter()
             durable = log.flush()
-            self.steps.append(Step("flush", perf_counter() - started, note="all of it durable from here on"))
+            self.steps.append(Step("flush", perf_counter() - started, note="durable from here"))
             self.check(
                 "appended", log.end_offset == total and durable == total, f"offsets 0 to {total:,}, all of them durable"
             )
@@ -263,7 +263,9 @@ class _Job:
         started = perf_counter()
         found = [log.offset_for_time(instant) for instant in instants]
         seconds = perf_counter() - started
-        self.steps.append(Step("look up by time", seconds, len(instants), "lookups"))
+        self.steps.append(
+            Step("look up by time", seconds, len(instants), "lookups", note=f"{len(instants):,} instants")
+        )
         expected = [_first_at_or_after(times, instant) for instant in instants]
         for landmark in self.dataset.landmarks:
             offset = log.offset_for_time(landmark.instant)
