@@ -28,6 +28,8 @@ SEGMENT_NAME = re.compile(r"\d{20}\.log")
 PRINTABLE = frozenset(string.printable.encode()) - frozenset(b"\t\n\r\x0b\x0c")
 META_NAME = ".fastlog-meta"
 GAPS_SHOWN = 5
+BYTES_WORTH_A_BAR = 1 << 28
+BATCHES_PER_ADVANCE = 1000
 BATCH_LINE = "{:>12}  {:>10}  {:<25}  {:>7}  {:<24}  {:<6}  {}"
 
 partition_argument = click.argument("path", type=click.Path(exists=True, file_okay=False, path_type=Path))
@@ -383,13 +385,15 @@ class _Statistics:
     gaps: list[tuple[int, int]] = field(default_factory=list)
     segments: list[dict[str, Any]] = field(default_factory=list)
 
-    def add_segment(self, path: Path) -> None:
+    def add_segment(self, path: Path, advance: Callable[[int], None]) -> None:
         batches, records, base = self.batches, self.records, int(path.stem)
         if self.start_offset is None:
             self.start_offset = self.end_offset = base
         largest = -1
         for batch in fastlog.scan_segment(path):
             self.add_batch(batch)
+            if self.batches % BATCHES_PER_ADVANCE == 0:
+                advance(self.bytes + batch.position)
             largest = max(largest, batch.max_timestamp if batch.is_valid else -1)
         length = path.stat().st_size
         self.bytes += length
@@ -457,12 +461,10 @@ def stats(output: Output, path: Path) -> None:
     """
     files = _segment_files(path)
     statistics = _Statistics()
-    total, done = sum(file.stat().st_size for file in files), 0
-    with output.progress("reading", total) as advance:
+    total = sum(file.stat().st_size for file in files)
+    with output.progress("reading", total if total >= BYTES_WORTH_A_BAR else 0) as advance:
         for file in files:
-            statistics.add_segment(file)
-            done += file.stat().st_size
-            advance(done)
+            statistics.add_segment(file, advance)
     if output.as_json:
         output.object(statistics.as_fields(path))
     else:

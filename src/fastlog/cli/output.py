@@ -159,10 +159,11 @@ class Output:
         if self.quiet:
             return
         align = align or "l".ljust(len(columns), "r")
-        if self._rich is not None:
+        widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+        # A terminal wraps what is too wide for it; rich would cut numbers short.
+        if self._rich is not None and sum(widths) + 3 * len(widths) <= self._rich.width:
             self._rich_table(columns, rows, align)
             return
-        widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
 
         def aligned(row: Sequence[str]) -> str:
             cells = [
