@@ -10,7 +10,7 @@ import base64
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -171,22 +171,16 @@ def _printable(content: bytes) -> str:
 
 
 def _dump_index(output: Output, path: Path, chosen: range) -> None:
-    if path.suffix == ".index":
-        for entry in fastlog.scan_index(path):
-            if entry.offset in chosen:
-                if output.as_json:
-                    output.json_line({"kind": "index_entry", "offset": entry.offset, "position": entry.position})
-                else:
-                    output.line(f"offset {entry.offset:>12}  position {entry.position:>12}")
-        return
-    for time_entry in fastlog.scan_time_index(path):
-        if time_entry.offset in chosen:
-            if output.as_json:
-                output.json_line(
-                    {"kind": "time_index_entry", "timestamp": time_entry.timestamp, "offset": time_entry.offset}
-                )
-            else:
-                output.line(f"timestamp {text.instant(time_entry.timestamp)}  offset {time_entry.offset:>12}")
+    for entry in fastlog.scan_index(path):
+        if entry.offset not in chosen:
+            continue
+        if output.as_json:
+            kind = "index_entry" if isinstance(entry, fastlog.IndexEntry) else "time_index_entry"
+            output.json_line({"kind": kind, **asdict(entry)})
+        elif isinstance(entry, fastlog.IndexEntry):
+            output.line(f"offset {entry.offset:>12}  position {entry.position:>12}")
+        else:
+            output.line(f"timestamp {text.instant(entry.timestamp)}  offset {entry.offset:>12}")
 
 
 def _segment_files(folder: Path) -> list[Path]:
@@ -405,8 +399,8 @@ class _Statistics:
                 "batches": self.batches - batches,
                 "records": self.records - records,
                 "largest_timestamp": None if largest < 0 else largest,
-                "index_entries": _entries(path.with_suffix(".index"), fastlog.scan_index),
-                "time_index_entries": _entries(path.with_suffix(".timeindex"), fastlog.scan_time_index),
+                "index_entries": _entries(path.with_suffix(".index")),
+                "time_index_entries": _entries(path.with_suffix(".timeindex")),
             }
         )
 
@@ -442,11 +436,11 @@ class _Statistics:
         }
 
 
-def _entries(path: Path, scan: Callable[[Path], Iterable[object]]) -> int | None:
+def _entries(path: Path) -> int | None:
     """How many entries an index file holds, None when it is missing or not readable as one."""
     try:
-        return sum(1 for _ in scan(path))
-    except (FileNotFoundError, fastlog.Error):
+        return len(fastlog.scan_index(path))
+    except fastlog.Error:
         return None
 
 
