@@ -19,10 +19,9 @@ DONE := $(VENV)/done
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check --no-input install --quiet
 SOURCES := setup.py $(shell find src -name '*.pyx' -o -name '*.pxd' -o -name '*.h')
-SAY := @printf '\033[1m==> %s\033[0m\n'
-ifneq ($(NO_COLOR),)
-SAY := @printf '==> %s\n'
-endif
+BOLD := $(if $(NO_COLOR),,$(shell test -t 2 && printf '\033[1m'))
+PLAIN := $(if $(BOLD),$(shell printf '\033[0m'))
+SAY := @printf '$(BOLD)==> %s$(PLAIN)\n'
 
 help:  ## show this list
 	@echo "fastlog: make TARGET (each one sets itself up on a fresh machine)"
@@ -52,7 +51,7 @@ lint: $(DONE)/built $(DONE)/extra-lint  ## ruff, cython-lint, mypy --strict, stu
 	$(SAY) "mypy --strict"
 	@$(RUN) -m mypy
 	$(SAY) "stubtest"
-	@$(RUN) scripts/stubtest
+	@$(RUN) scripts/stubtest.py
 
 format: $(DONE)/extra-lint  ## let ruff put the Python files in order
 	@$(RUN) -m ruff check --quiet --fix . ; $(RUN) -m ruff format .
@@ -86,7 +85,7 @@ distclean: clean  ## remove the virtual environment and every cache too
 
 $(DONE)/venv:
 	@python=$$(scripts/find-python $(PYTHON)) && \
-		printf '\033[1m==> %s\033[0m\n' "making a virtual environment in $(VENV) with $$python" && \
+		printf '$(BOLD)==> %s$(PLAIN)\n' "making a virtual environment in $(VENV) with $$python" && \
 		rm -rf $(VENV) && "$$python" -m venv $(VENV)
 	@$(PIP) --upgrade pip
 	@$(PIP) $$($(RUN) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])')

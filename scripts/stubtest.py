@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Check every stub of the package against the module that was compiled (mypy's stubtest).
 
-``scripts/stubtest`` checks the fastlog that this interpreter imports. Exceptions, each with its reason, stand in
+``scripts/stubtest.py`` checks the fastlog that this interpreter imports. Exceptions, each with its reason, stand in
 ``tests/house/stubtest-allowlist.txt``.
 """
 
