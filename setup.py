@@ -43,6 +43,8 @@ compile_flags = ["-std=gnu11", "-O3", "-fno-strict-aliasing", "-fvisibility=hidd
 link_flags: list[str] = []
 if DEBUG:
     compile_flags += ["-O0", "-g"]
+elif not SANITIZE:
+    compile_flags += ["-g0"]  # Python's own flags ask for debug symbols; they are most of the size of a module
 if SANITIZE:
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
     compile_flags += [*sanitizers, "-fno-omit-frame-pointer", "-g", "-O1"]
