@@ -29,8 +29,6 @@ DEBUG, SANITIZE, COVERAGE, INPLACE = (
 JOBS = int(os.environ.get("FASTLOG_JOBS") or min(4, os.cpu_count() or 1))
 DIRECTIVES = {
     "language_level": 3,
-    "boundscheck": False,
-    "wraparound": False,
     "initializedcheck": False,
     "cdivision": True,
     "embedsignature": False,
