@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -106,11 +105,3 @@ def no_faults_left() -> Iterator[None]:
     if oscalls is not None:
         oscalls.clear()
         oscalls.set_clock(None)
-
-
-def copy_folder(source: Path, target: Path) -> Path:
-    """A copy of a flat directory, as ``cp`` makes it."""
-    target.mkdir(parents=True)
-    for entry in source.iterdir():
-        shutil.copyfile(entry, target / entry.name)
-    return target

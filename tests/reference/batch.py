@@ -198,7 +198,7 @@ def check_header(encoded: bytes, magic: int, crc: int, count: int, batch: Batch)
         raise FormatError(f"unknown attributes of a batch: {batch.attributes:#x}")
     if batch.attributes & CODEC_MASK:
         raise FormatError("a compressed batch")
-    if batch.base_offset < 0 or batch.last_offset < batch.base_offset:
+    if not 0 <= batch.base_offset <= batch.last_offset < 2**63:
         raise FormatError(f"offsets from {batch.base_offset} to {batch.last_offset}")
     if not 0 <= count <= batch.last_offset - batch.base_offset + 1:
         raise FormatError(f"{count} records in {batch.last_offset - batch.base_offset + 1} offsets")
