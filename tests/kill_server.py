@@ -85,7 +85,7 @@ def main() -> None:
         if pid == 0:
             try:
                 write_until_killed(folder, durability, int(seed))
-            except BaseException:
+            except BaseException:  # noqa: BLE001 - a forked child must never return to its parent's loop
                 traceback.print_exc()
                 os._exit(3)
         report(f"pid {pid}")

@@ -94,7 +94,7 @@ def test_I12_kafka_accepts_a_log_that_was_recovered(folder: Path, kafka: KafkaOr
         log.append([b"value %d" % number], timestamps=SOME_TIME + number)
     log.close()
     (path / ".fastlog-clean").unlink()
-    with sorted(path.glob("*.log"))[-1].open("ab") as file:
+    with max(path.glob("*.log")).open("ab") as file:
         file.write(b"torn")
     for index in path.glob("*index"):
         index.unlink()

@@ -53,10 +53,16 @@ class SegmentIndexes:
         if self.max_timestamp > last:
             self.time_entries.append((self.max_timestamp, self.max_timestamp_offset - self.base_offset))
 
-    def is_full(self, index_bytes: int) -> bool:
-        """Whether the segment has to be rolled: one slot of the time index stays free for the last entry."""
-        return len(self.entries) >= index_bytes // ENTRY.size or (
-            len(self.time_entries) >= index_bytes // TIME_ENTRY.size - 1
+    def is_full(self, index_bytes: int, incoming_batches: int = 1) -> bool:
+        """Whether the segment has to be rolled before so many more batches, each of which may need an entry.
+
+        One slot of the time index stays free for the last entry.
+        """
+        offset_slots = index_bytes // ENTRY.size
+        time_slots = index_bytes // TIME_ENTRY.size - 1
+        return (
+            len(self.entries) + incoming_batches > offset_slots
+            or len(self.time_entries) + incoming_batches > time_slots
         )
 
     @property

@@ -100,7 +100,7 @@ class ModelLog:
         incoming = sum(map(len, encoded))
         if incoming > self.config.segment_bytes:
             raise ModelError("RecordTooLargeError")
-        if self._must_roll(incoming, max(batch.max_timestamp for batch in batches), numbered[-1].offset, now):
+        if self._must_roll(batches, incoming, now):
             self.segments[-1].indexes.add_time_entry()
             self._add_segment(base_offset, now)
         for batch, content in zip(batches, encoded, strict=True):
@@ -164,15 +164,16 @@ class ModelLog:
             size += cost
         yield group
 
-    def _must_roll(self, incoming: int, max_timestamp: int, last_offset: int, now: int) -> bool:
+    def _must_roll(self, batches: list[Batch], incoming: int, now: int) -> bool:
         segment = self.segments[-1]
         if segment.size > self.config.segment_bytes - incoming:
             return True
         if segment.batches:
             first = segment.batches[0][0].max_timestamp
-            waited = max_timestamp - first if first >= 0 else now - segment.created
+            latest = max(batch.max_timestamp for batch in batches)
+            waited = latest - first if first >= 0 else now - segment.created
             if waited > self.config.segment_ms:
                 return True
-        if segment.indexes.is_full(self.config.segment_index_bytes):
+        if segment.indexes.is_full(self.config.segment_index_bytes, len(batches)):
             return True
-        return last_offset - segment.base_offset > 2**31 - 1
+        return batches[-1].last_offset - segment.base_offset > 2**31 - 1
