@@ -86,6 +86,12 @@ CORRUPTIONS: dict[str, bytes] = {
     "negative base offset": patch(0, "q", -1),
     "smallest base offset": patch(0, "q", -(2**63)),
     "offset overflow": patch(0, "q", 2**63 - 1),
+    "offset overflow behind the batch": patch(0, "q", 2**63 - 2),
+    "negative base timestamp": patch(27, "q", -2),
+    "smallest base timestamp": patch(27, "q", -(2**63)),
+    "timestamps beyond the largest": patch(35, "q", SOME_TIME),
+    "negative max timestamp": patch(35, "q", -2),
+    "control batch of two": patch(21, "h", 0x30),
     # the record's own length
     "record length negative": body(PLAIN_BODY, size=-1),
     "record length smallest": body(PLAIN_BODY, size=-(2**31)),
@@ -103,6 +109,9 @@ CORRUPTIONS: dict[str, bytes] = {
     "trailing record": area((v(len(PLAIN_BODY)) + PLAIN_BODY) * 2),
     "missing record": area(v(len(PLAIN_BODY)) + PLAIN_BODY, count=2),
     # numbers in a record
+    "timestamp below zero": body(b"\0", v(-SOME_TIME - 2), v(0), v(-1), v(-1), v(0)),
+    "timestamp overflows": body(b"\0", v(2**63 - 1), v(0), v(-1), v(-1), v(0)),
+    "timestamp delta smallest": body(b"\0", v(-(2**63)), v(0), v(-1), v(-1), v(0)),
     "timestamp delta endless": body(b"\0", ENDLESS),
     "timestamp delta eleven bytes": body(b"\0", b"\xff" * 10 + b"\x01", v(0), v(-1), v(-1), v(0)),
     "offset delta beyond the batch": body(b"\0", v(0), v(1), v(-1), v(-1), v(0)),
@@ -137,6 +146,11 @@ CORRUPTIONS: dict[str, bytes] = {
     "header value -2": body(START, v(-1), v(-1), v(1), v(1), b"h", v(-2)),
     "header value beyond the record": body(START, v(-1), v(-1), v(1), v(1), b"h", v(9), b"x"),
     "header value largest": body(START, v(-1), v(-1), v(1), v(1), b"h", v(2**31 - 1), b"x"),
+    "horizon below all timestamps": seal(
+        replace(PLAIN, last_offset=0, attributes=0x40, base_timestamp=-(2**63)),
+        v(15) + b"\0" + v(-(2**63)) + v(0) + v(-1) + v(-1) + v(0),
+        count=1,
+    ),
     # two records
     "offsets not rising": area(
         b"".join(v(len(b_)) + b_ for b_ in (b"\0" + v(0) + v(1) + v(-1) + v(-1) + v(0),) * 2), count=2
@@ -248,8 +262,8 @@ def test_I13_random_lies_are_judged_as_the_reference_judges_them(folder: Path, s
             expected: Batch | None = decode_batch(encoded)[0]
         except FormatError as problem:
             expected = None
-            if "compressed" in str(problem):
-                continue
+            if "compressed" in str(problem) or "UTF-8" in str(problem):
+                continue  # refused, if at all, only when the records are asked for
         path = write_foreign_log(folder / f"t-{number}", [encoded])
         [info, *rest] = fastlog.scan_segment(path)
         assert not rest

@@ -186,6 +186,8 @@ def read_record(data: bytes, position: int, batch: Batch) -> tuple[Record, int]:
     timestamp = batch.base_timestamp + timestamp_delta
     if batch.attributes & LOG_APPEND_TIME:
         timestamp = batch.max_timestamp
+    if not -1 <= timestamp <= batch.max_timestamp:
+        raise FormatError(f"timestamp {timestamp} in a batch whose largest is {batch.max_timestamp}")
     return Record(batch.base_offset + offset_delta, timestamp, key, value, tuple(headers)), position
 
 
@@ -198,8 +200,12 @@ def check_header(encoded: bytes, magic: int, crc: int, count: int, batch: Batch)
         raise FormatError(f"unknown attributes of a batch: {batch.attributes:#x}")
     if batch.attributes & CODEC_MASK:
         raise FormatError("a compressed batch")
-    if not 0 <= batch.base_offset <= batch.last_offset < 2**63:
+    if batch.attributes & CONTROL and count > 1:
+        raise FormatError(f"a control batch of {count} records")
+    if not 0 <= batch.base_offset <= batch.last_offset < 2**63 - 1:
         raise FormatError(f"offsets from {batch.base_offset} to {batch.last_offset}")
+    if batch.max_timestamp < -1 or batch.base_timestamp < -1:
+        raise FormatError(f"timestamps from {batch.base_timestamp} to {batch.max_timestamp}")
     if not 0 <= count <= batch.last_offset - batch.base_offset + 1:
         raise FormatError(f"{count} records in {batch.last_offset - batch.base_offset + 1} offsets")
 
