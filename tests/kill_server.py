@@ -28,7 +28,7 @@ from typing import Any
 import fastlog
 
 SOME_TIME = 1_700_000_000_000
-CONFIG = {"segment_bytes": 24_000, "index_interval_bytes": 500, "max_message_bytes": 4_000}
+CONFIG: dict[str, Any] = {"segment_bytes": 24_000, "index_interval_bytes": 500, "max_message_bytes": 4_000}
 KEPT_RECORDS = 1500
 
 

@@ -31,7 +31,7 @@ from tests.reference.batch import Record
 from tests.strategies import SOME_TIME
 
 OpenLog = Callable[..., Any]
-CONFIG = {"segment_bytes": 20_000, "index_interval_bytes": 100, "max_message_bytes": 15_000}
+CONFIG: dict[str, Any] = {"segment_bytes": 20_000, "index_interval_bytes": 100, "max_message_bytes": 15_000}
 WRITES = ("pwrite", "pwritev", "ftruncate")
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 SWEEP = (

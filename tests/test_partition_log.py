@@ -21,7 +21,7 @@ from tests.foreign import read_all
 from tests.strategies import SOME_TIME
 
 OpenLog = Callable[..., Any]
-SMALL = {"segment_bytes": 2000, "max_message_bytes": 1500, "index_interval_bytes": 100}
+SMALL: dict[str, Any] = {"segment_bytes": 2000, "max_message_bytes": 1500, "index_interval_bytes": 100}
 
 
 # --- opening and closing -----------------------------------------------------------------------------------------------
