@@ -332,10 +332,12 @@ def repair(output: Output, path: Path, yes: bool) -> None:
     log must not be open anywhere. Records in damaged batches are gone from the log; the side files keep their bytes.
     """
     plan = _examine(path)
-    if plan.ok and plan.recovery is None:
+    if plan.ok:
         if output.as_json:
             output.object({"path": str(path), "plan": plan.as_fields(path), "repaired": False, "report": None})
         else:
+            for sentence in plan.recoveries():
+                output.line(f"  note     {sentence}")
             output.verdict(True, f"{path}: nothing to repair")
         return
     if not output.as_json:
