@@ -249,8 +249,9 @@ def test_i7_index_problems_exit_1_and_are_repaired(folder: Path) -> None:
     path = make_log(folder / "events-0", index_interval_bytes=1)
     flip_byte(path / f"{0:020d}.index", 7)
     result = run("log", "verify", path)
-    if result.exit_code == 1:
-        assert f"{0:020d}.index" in result.stdout
+    assert result.exit_code == 1
+    assert f"{0:020d}.index" in result.stdout
+    assert "indexes are hints" in result.stdout
     assert run("log", "repair", path, "--yes").exit_code == 0
     assert run("log", "verify", path).exit_code == 0
 
@@ -331,8 +332,8 @@ def test_repair_of_a_log_in_use_is_refused(folder: Path) -> None:
     with fastlog.PartitionLog.open(folder / "events-0", durability="os") as log:
         log.append([b"a"])
         result = run_process("log", "repair", folder / "events-0", "--yes")
-    assert result.returncode in (0, 3)
-    assert ("nothing to repair" in result.stdout) or str(os.getpid()) in result.stderr
+    assert result.returncode == 3
+    assert str(os.getpid()) in result.stderr
 
 
 def test_an_interrupt_is_exit_code_130(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -357,8 +357,8 @@ def repair(output: Output, path: Path, yes: bool) -> None:
     output.line()
     for side_file in report.side_files:
         output.line(f"  kept the damaged bytes in {side_file}")
-    for index in report.rebuilt_indexes:
-        output.line(f"  rebuilt {index}")
+    if report.rebuilt_indexes:
+        output.line(f"  rebuilt {text.plural(len(report.rebuilt_indexes), 'index file')}")
     output.verdict(True, f"{path}: repaired")
 
 
