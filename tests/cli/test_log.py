@@ -12,7 +12,16 @@ from pathlib import Path
 import pytest
 
 import fastlog
-from tests.cli.support import RECORDS, RECORDS_PER_BATCH, contents, flip_byte, make_log, run, run_process
+from tests.cli.support import (
+    RECORDS,
+    RECORDS_PER_BATCH,
+    contents,
+    flip_byte,
+    make_log,
+    run,
+    run_on_terminal,
+    run_process,
+)
 
 FIRST_SEGMENT = f"{0:020d}.log"
 
@@ -237,6 +246,19 @@ def test_i6_damage_is_named_and_only_a_confirmed_repair_changes_anything(path: P
     assert "nothing to repair" in run("log", "repair", path).stdout
 
 
+def test_repair_asks_on_a_terminal(path: Path) -> None:
+    damage_second_batch(path)
+    damaged = contents(path)
+    code, shown = run_on_terminal("log", "repair", path, answer="n")
+    assert code == 1
+    assert "Go ahead? [y/N]" in shown
+    assert contents(path) == damaged
+    code, shown = run_on_terminal("log", "repair", path, answer="y")
+    assert code == 0
+    assert "kept the damaged bytes in" in shown
+    assert run("log", "verify", path).exit_code == 0
+
+
 def test_repair_prints_what_it_kept(path: Path) -> None:
     damage_second_batch(path)
     result = run("log", "repair", path, "--yes")
@@ -351,6 +373,16 @@ def test_a_pipe_gets_plain_text(path: Path) -> None:
     for verb in ("dump", "verify", "stats", "repair"):
         result = run_process("log", verb, path, env={**os.environ, "FORCE_COLOR": ""})
         assert "\x1b" not in result.stdout + result.stderr
+
+
+def test_a_terminal_gets_colours_unless_they_are_not_wanted(path: Path) -> None:
+    _, shown = run_on_terminal("log", "verify", path)
+    assert "\x1b[32mok" in shown
+    _, shown = run_on_terminal("log", "verify", path, NO_COLOR="1")
+    assert "\x1b[3" not in shown
+    code, shown = run_on_terminal("log", "stats", path)
+    assert code == 0
+    assert FIRST_SEGMENT in shown
 
 
 def test_version_and_help() -> None:
