@@ -74,8 +74,8 @@ def test_dump_of_records_equals_the_log(path: Path) -> None:
                 "offset": record.offset,
                 "timestamp": record.timestamp,
                 "timestamp_type": "create",
-                "key": None if record.key is None else bytes(record.key).decode(),
-                "value": bytes(record.value or b"").decode(),
+                "key": None if record.key is None else record.key.decode(),
+                "value": (record.value or b"").decode(),
                 "headers": [["source", "test"]],
             }
             for record in log.records()

@@ -273,7 +273,7 @@ class _Job:
             expected.append(_first_at_or_after(times, int(landmark.instant.timestamp() * 1000)))
             description = "behind the last record"
             if offset is not None:
-                description = self.dataset.describe(bytes(log.read(offset)[0].value or b""))
+                description = self.dataset.describe(log.read(offset)[0].value or b"")
             self.lookups.append(Lookup(landmark.label, landmark.instant, offset, description))
         agreed = sum(left == right for left, right in zip(found, expected, strict=True))
         self.check(
