@@ -19,8 +19,6 @@ if sys.platform == "win32":
 SOURCE = Path("src")
 DIRECTIVES = {
     "language_level": 3,
-    "boundscheck": False,
-    "wraparound": False,
     "initializedcheck": False,
     "cdivision": True,
     "embedsignature": False,
