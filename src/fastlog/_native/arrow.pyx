@@ -204,7 +204,9 @@ cdef int _build_schema(ArrowSchema* schema, Layouts layouts) noexcept nogil:
     return ENOMEM
 
 
-cdef int _describe(ArrowSchema* schema, const char* format, const char* name, int64_t flags, int64_t children) noexcept nogil:
+cdef int _describe(
+    ArrowSchema* schema, const char* format, const char* name, int64_t flags, int64_t children
+) noexcept nogil:
     """Fill in one node; its children live in one block behind its pointers to them, and may be moved out."""
     cdef ArrowSchema* storage
     cdef int64_t i
@@ -772,7 +774,11 @@ cdef int _keep_error(Stream* stream, object error) except -1:
     stream.error = NULL
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    cdef bytes text = f"{name}: {error}".encode("utf-8", "backslashreplace")
+    try:
+        message = f"{name}: {error}"
+    except BaseException:  # an exception that cannot even say what it is
+        message = name
+    cdef bytes text = message.encode("utf-8", "backslashreplace")
     stream.error = <char*>malloc(<size_t>len(text) + 1)
     if stream.error != NULL:
         memcpy(stream.error, <const char*>text, <size_t>len(text) + 1)
