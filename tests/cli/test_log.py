@@ -246,6 +246,37 @@ def test_i6_damage_is_named_and_only_a_confirmed_repair_changes_anything(path: P
     assert "nothing to repair" in run("log", "repair", path).stdout
 
 
+def test_i6_a_log_that_cannot_be_opened_is_a_problem_that_repair_solves(folder: Path) -> None:
+    path = make_log(folder / "events-0", segment_bytes=600)
+    last = sorted(path.glob("*.log"))[-1]
+    last.unlink()
+    found = run("log", "verify", path)
+    assert found.exit_code == 1
+    assert "PROBLEM" in found.stdout
+    assert str(path) in found.stdout
+    report = json.loads(run("log", "verify", path, "--json").stdout)
+    assert report["ok"] is False
+    assert report["obstacle"]
+    assert run("log", "repair", path).exit_code == 1
+    assert not last.exists()
+    assert run("log", "repair", path, "--yes").exit_code == 0
+    assert run("log", "verify", path).exit_code == 0
+    statistics = json.loads(run("log", "stats", path, "--json").stdout)
+    assert statistics["gaps"] == [{"offset": 20, "next_offset": 30}]
+    assert statistics["end_offset"] == RECORDS
+
+
+def test_a_torn_tail_is_no_damage(folder: Path) -> None:
+    path = make_log(folder / "events-0")
+    (path / ".fastlog-clean").unlink()
+    with open(path / FIRST_SEGMENT, "ab") as segment:
+        segment.write(b"torn")
+    for verb in ("verify", "repair"):
+        result = run("log", verb, path)
+        assert result.exit_code == 0
+        assert "a torn tail of 4 bytes" in result.stdout
+
+
 def test_repair_asks_on_a_terminal(path: Path) -> None:
     damage_second_batch(path)
     damaged = contents(path)

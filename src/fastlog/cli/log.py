@@ -267,14 +267,14 @@ def _examine(path: Path) -> _Findings:
 
 
 def _damage_sentence(damage: fastlog.Damage) -> str:
+    if not damage.size:
+        return damage.reason
     if damage.next_offset is None:
         offsets = f"offset {damage.first_offset} and all behind it in this file"
     elif damage.next_offset <= damage.first_offset + 1:
         offsets = f"offset {damage.first_offset}"
     else:
         offsets = f"offsets {damage.first_offset} to {damage.next_offset - 1}"
-    if not damage.size:
-        return f"{offsets} missing: {damage.reason}"
     return f"{text.plural(damage.size, 'byte')} damaged ({offsets}): {damage.reason}"
 
 
@@ -385,6 +385,7 @@ class _Statistics:
         batches, records, base = self.batches, self.records, int(path.stem)
         if self.start_offset is None:
             self.start_offset = self.end_offset = base
+        self.go_on_at(base)
         largest = -1
         for batch in fastlog.scan_segment(path):
             self.add_batch(batch)
@@ -413,12 +414,17 @@ class _Statistics:
         self.batches += 1
         self.records += batch.record_count
         self.codecs[batch.codec] += 1
-        if batch.base_offset > self.end_offset:
-            self.gaps.append((self.end_offset, batch.base_offset))
+        self.go_on_at(batch.base_offset)
         self.end_offset = batch.last_offset + 1
         if batch.base_timestamp >= 0 and (self.first_timestamp < 0 or batch.base_timestamp < self.first_timestamp):
             self.first_timestamp = batch.base_timestamp
         self.largest_timestamp = max(self.largest_timestamp, batch.max_timestamp)
+
+    def go_on_at(self, offset: int) -> None:
+        """The next batch or segment begins here; what lies between is a gap."""
+        if offset > self.end_offset:
+            self.gaps.append((self.end_offset, offset))
+            self.end_offset = offset
 
     def as_fields(self, path: Path) -> dict[str, Any]:
         return {
