@@ -308,12 +308,11 @@ def _print_findings(output: Output, path: Path, found: _Findings) -> None:
         output.verdict(False, sentence)
     if found.ok:
         output.verdict(True, "every batch and every index entry checks out")
-    elif report is None or report.damages:
+    elif report is not None and report.damages:
         output.line()
-        if report is not None:
-            output.line("The rest of the log stays readable.")
+        output.line("The rest of the log stays readable.")
         output.line(f"To move the damaged bytes aside: fastlog log repair {path}")
-    else:
+    elif report is not None:
         output.line()
         output.line("The records are fine; indexes are hints and are rebuilt when they are next used.")
 
