@@ -1,0 +1,96 @@
+"""fastlog: durable event streaming inside a Python process, in Apache Kafka's own log format.
+
+    import fastlog
+
+    with fastlog.PartitionLog.open("events", durability="batch") as log:
+        log.append([b"created", b"paid"], keys=[b"order-1", b"order-1"])
+        for record in log.records():
+            print(record.offset, record.key, record.value)
+"""
+
+import logging
+
+from fastlog._core import (
+    BinaryColumn,
+    HeadersColumn,
+    PartitionLog,
+    Record,
+    RecordBatch,
+    RecordBatches,
+    read_batch,
+    scan_index,
+    scan_segment,
+)
+from fastlog.config import LogConfig
+from fastlog.errors import (
+    ClosedError,
+    ConfigError,
+    CorruptLogError,
+    CorruptRecordError,
+    Error,
+    InvalidRecordError,
+    LockedError,
+    NotSupportedError,
+    OffsetOutOfRangeError,
+    RecordTooLargeError,
+    StorageError,
+    StorageFullError,
+    UnsupportedFormatError,
+)
+from fastlog.records import Headers, RecordMetadata, TopicPartition
+from fastlog.reports import (
+    BatchInfo,
+    CutTail,
+    Damage,
+    IndexEntry,
+    IndexProblem,
+    RecoveryReport,
+    RepairReport,
+    SegmentInfo,
+    TimeIndexEntry,
+    VerifyReport,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BatchInfo",
+    "BinaryColumn",
+    "ClosedError",
+    "ConfigError",
+    "CorruptLogError",
+    "CorruptRecordError",
+    "CutTail",
+    "Damage",
+    "Error",
+    "Headers",
+    "HeadersColumn",
+    "IndexEntry",
+    "IndexProblem",
+    "InvalidRecordError",
+    "LockedError",
+    "LogConfig",
+    "NotSupportedError",
+    "OffsetOutOfRangeError",
+    "PartitionLog",
+    "Record",
+    "RecordBatch",
+    "RecordBatches",
+    "RecordMetadata",
+    "RecordTooLargeError",
+    "RecoveryReport",
+    "RepairReport",
+    "SegmentInfo",
+    "StorageError",
+    "StorageFullError",
+    "TimeIndexEntry",
+    "TopicPartition",
+    "UnsupportedFormatError",
+    "VerifyReport",
+    "__version__",
+    "read_batch",
+    "scan_index",
+    "scan_segment",
+]
+
+logging.getLogger("fastlog").addHandler(logging.NullHandler())

@@ -10,8 +10,8 @@
     ├── StorageError                the operating system refused a read, write or sync
     │   └── StorageFullError        no space, quota or file-size limit left                  retriable
     ├── UnsupportedFormatError      the files are newer, older or somebody else's
-    ├── CorruptLogError             bytes that were once durable no longer check out
-    ├── CorruptRecordError          an encoded batch or record breaks the format             kafka 2
+    ├── CorruptLogError             stored bytes no longer check out                         kafka 2
+    │   └── CorruptRecordError      the checksum holds, but the format is broken             kafka 2
     ├── InvalidRecordError          what was passed to append cannot become records          kafka 87
     ├── RecordTooLargeError         a record or an append exceeds its limit                  kafka 10
     └── OffsetOutOfRangeError       the offset is below the start or beyond the end          kafka 1
@@ -131,10 +131,8 @@ class CorruptLogError(Error):
         self.next_offset = next_offset
 
 
-class CorruptRecordError(Error):
-    """An encoded batch or record breaks Kafka's record format v2."""
-
-    kafka_code = 2
+class CorruptRecordError(CorruptLogError):
+    """An encoded batch breaks Kafka's record format v2 although its checksum holds: it was written that way."""
 
 
 class InvalidRecordError(Error):

@@ -1,5 +1,6 @@
 # What a caller passes to append, seen as columns of byte strings that the encoder reads without the GIL.
 
+cimport cython
 from libc.stdint cimport int32_t, int64_t, uint8_t
 
 
@@ -33,21 +34,32 @@ cdef struct ColumnData:
     const uint8_t** buffers # BINARY_VIEW: variadic buffers
 
 
+cdef enum:
+    SMALL_SPANS = 8                 # up to so many entries need no allocation of their own
+
+
+@cython.final
+@cython.no_gc                       # lives inside one append, where no cycle can reach it
 cdef class Column:
     """A column and everything that keeps its bytes alive."""
     cdef ColumnData data
-    cdef object owner               # what must stay alive: objects, Py_buffer holders, Arrow capsules
-    cdef Span* own_spans            # malloc'd, freed with the column
-    cdef uint8_t* own_bytes         # malloc'd copies of mutable buffers, freed with the column
+    cdef object owner               # what must stay alive: objects, NumPy arrays, imported Arrow arrays
+    cdef Span* own_spans            # malloc'd, freed with the column; NULL while small_spans do
+    cdef uint8_t* own_bytes         # malloc'd copies of mutable buffers and encoded headers, freed with the column
+    cdef size_t own_used
+    cdef size_t own_capacity
+    cdef Span[SMALL_SPANS] small_spans
 
 
+@cython.final
+@cython.no_gc
 cdef class Timestamps:
-    """Milliseconds per record: one constant, or an int64 array."""
+    """Milliseconds per record, -1 = none: one constant, or an int64 array."""
     cdef int64_t constant
     cdef const int64_t* values      # NULL = constant
     cdef int64_t length
-    cdef int64_t largest
-    cdef object owner
+    cdef int64_t largest            # -1 when there is no entry
+    cdef object owner               # what values points into: nobody else has it
 
 
 cdef Column make_column(object values, str role)                           # role: "values" or "keys", for messages

@@ -1,0 +1,269 @@
+"""The encoder of record batches, version 2.
+
+An append that fits into one batch is encoded once, outside every lock, into the buffer of an ``Encoder``. A larger one
+is planned first (sizes only), so that its total is known before the first byte is written, and then encoded batch by
+batch through the same buffer: a buffer that stays in the cache beats one as large as the append.
+
+The base offset and the leader epoch are stamped last; the CRC does not cover them.
+"""
+
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint8_t
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memcpy
+
+from fastlog._native.checksum cimport crc32c_extend
+from fastlog._native.columns cimport ColumnData, Span, span_at
+from fastlog._native.layout cimport (
+    ATTRIBUTES_AT, BASE_OFFSET_AT, BASE_SEQUENCE_AT, BASE_TIMESTAMP_AT, BATCH_HEADER_SIZE, BATCH_LENGTH_AT, CRC_AT,
+    CRC_COVERS_FROM, LAST_OFFSET_DELTA_AT, LEADER_EPOCH_AT, LOG_OVERHEAD, MAGIC_AT, MAGIC_V2, MAX_TIMESTAMP_AT,
+    PRODUCER_EPOCH_AT, PRODUCER_ID_AT, RECORDS_COUNT_AT, store_int16, store_int32, store_int64, store_uint32,
+)
+from fastlog._native.varint cimport varint_size, write_varint
+
+cdef enum:
+    RECORD_OVERHEAD = 64        # more than the varints of one record can take
+
+
+cdef inline int64_t record_body_size(Span key, Span value, Span headers, int64_t timestamp_delta, int64_t offset_delta) noexcept nogil:
+    cdef int64_t size = 1 + varint_size(timestamp_delta) + varint_size(offset_delta)
+    size += 1 if key.data == NULL else varint_size(key.size) + key.size
+    size += 1 if value.data == NULL else varint_size(value.size) + value.size
+    size += 1 if headers.data == NULL else headers.size
+    return size
+
+
+cdef inline Span null_span() noexcept nogil:
+    cdef Span span
+    span.data = NULL
+    span.size = -1
+    return span
+
+
+cdef int64_t plan_batches(const RecordSource* source, int64_t limit, BatchShape** shapes, int64_t* total, int64_t* failed) noexcept nogil:
+    """Split `source` into batches of at most `limit` bytes: their number, with `shapes` (to be freed) and `total` bytes.
+
+    RECORD_TOO_LARGE names the record in `failed` and its batch's size in `total`.
+    """
+    cdef int64_t planned = 0, capacity = 0, i, body, record = 0, base_timestamp = 0, timestamp
+    cdef BatchShape* plan = NULL
+    cdef BatchShape* larger
+    cdef BatchShape current
+    cdef Span key = null_span(), value, headers = null_span()
+    total[0] = 0
+    current.first = 0
+    current.count = 0
+    current.size = BATCH_HEADER_SIZE
+    for i in range(source.count + 1):
+        if i < source.count:
+            value = span_at(source.values, i)
+            if source.keys != NULL:
+                key = span_at(source.keys, i)
+            if source.headers != NULL:
+                headers = span_at(source.headers, i)
+            timestamp = source.timestamps[i] if source.timestamps != NULL else source.timestamp
+            if current.count == 0:
+                base_timestamp = timestamp
+            body = record_body_size(key, value, headers, timestamp - base_timestamp, current.count)
+            record = varint_size(body) + body
+            if current.size + record <= limit:
+                current.count += 1
+                current.size += record
+                continue
+        if current.count == 0:
+            if i == source.count:
+                break
+            failed[0] = i
+            total[0] = current.size + record
+            free(plan)
+            return RECORD_TOO_LARGE
+        if planned == capacity:
+            capacity = capacity * 2 if capacity else 16
+            larger = <BatchShape*>realloc(plan, capacity * sizeof(BatchShape))
+            if larger == NULL:
+                free(plan)
+                return OUT_OF_MEMORY
+            plan = larger
+        plan[planned] = current
+        planned += 1
+        total[0] += current.size
+        current.first = i
+        current.count = 0
+        current.size = BATCH_HEADER_SIZE
+        if i == source.count:
+            break
+        base_timestamp = timestamp
+        body = record_body_size(key, value, headers, 0, 0)
+        record = varint_size(body) + body
+        if current.size + record > limit:
+            failed[0] = i
+            total[0] = current.size + record
+            free(plan)
+            return RECORD_TOO_LARGE
+        current.count = 1
+        current.size += record
+    shapes[0] = plan
+    return planned
+
+
+cdef class Encoder:
+    def __cinit__(self):
+        self.buffer = NULL
+        self.capacity = 0
+        self.vectors = NULL
+        self.vector_capacity = 0
+        self.vector_count = 0
+
+    def __dealloc__(self):
+        free(self.buffer)
+        free(self.vectors)
+
+    cdef int64_t encode(self, const RecordSource* source, int64_t first, int64_t limit) noexcept nogil:
+        """Encode one batch of at most `limit` bytes from record `first` on; the number of records, or a failure.
+
+        RECORD_TOO_LARGE: record `first` alone exceeds the limit; `size` says what it would have taken.
+        """
+        cdef int64_t count = 0, size = BATCH_HEADER_SIZE, body, record = 0, timestamp = source.timestamp, delta = 0
+        cdef int64_t base_timestamp = 0, max_timestamp = -1
+        cdef const ColumnData* values = source.values
+        cdef const ColumnData* keys = source.keys
+        cdef const ColumnData* header_column = source.headers
+        cdef Span key = null_span(), value, headers = null_span()
+        cdef uint8_t* at
+        cdef uint8_t* piece             # start of the bytes not yet in a vector
+        cdef bint in_place = values.is_stable
+        cdef int64_t index = first
+        cdef int64_t inline_size = BATCH_HEADER_SIZE
+        cdef int64_t used, pending
+        cdef uint32_t crc
+        cdef int i
+
+        self.vector_count = 0
+        if self.reserve(min(limit, 1 << 16), 0) < 0:
+            return OUT_OF_MEMORY
+        at = self.buffer + BATCH_HEADER_SIZE
+        piece = self.buffer
+        while index < source.count:
+            value = span_at(values, index)
+            if keys != NULL:
+                key = span_at(keys, index)
+            if header_column != NULL:
+                headers = span_at(header_column, index)
+            if source.timestamps != NULL:
+                timestamp = source.timestamps[index]
+            if count == 0:
+                base_timestamp = timestamp
+            delta = timestamp - base_timestamp
+            body = record_body_size(key, value, headers, delta, count)
+            record = varint_size(body) + body
+            if size + record > limit:
+                break
+            inline_size = (at - self.buffer) + RECORD_OVERHEAD
+            inline_size += max(key.size, 0) + max(headers.size, 0)
+            if not in_place or value.size < IN_PLACE_SIZE:
+                inline_size += max(value.size, 0)
+            if inline_size > self.capacity:
+                # a larger buffer moves: `at` and `piece` follow
+                used = at - self.buffer
+                pending = at - piece
+                if self.reserve(max(inline_size, min(2 * self.capacity, limit + RECORD_OVERHEAD)), used) < 0:
+                    return OUT_OF_MEMORY
+                at = self.buffer + used
+                piece = at - pending
+            at = write_varint(at, body)
+            at[0] = 0
+            at = write_varint(at + 1, delta)
+            at = write_varint(at, count)
+            if key.data == NULL:
+                at[0] = 1
+                at += 1
+            else:
+                at = write_varint(at, key.size)
+                memcpy(at, key.data, key.size)
+                at += key.size
+            if value.data == NULL:
+                at[0] = 1
+                at += 1
+            else:
+                at = write_varint(at, value.size)
+                if in_place and value.size >= IN_PLACE_SIZE:
+                    if self.add_vector(piece, at - piece) < 0 or self.add_vector(value.data, value.size) < 0:
+                        return OUT_OF_MEMORY
+                    piece = at
+                else:
+                    memcpy(at, value.data, value.size)
+                    at += value.size
+            if headers.data == NULL:
+                at[0] = 0
+                at += 1
+            else:
+                memcpy(at, headers.data, headers.size)
+                at += headers.size
+            if timestamp > max_timestamp:
+                max_timestamp = timestamp
+            size += record
+            count += 1
+            index += 1
+        if count == 0:
+            self.size = size + record
+            return RECORD_TOO_LARGE
+        if at > piece and self.add_vector(piece, at - piece) < 0:
+            return OUT_OF_MEMORY
+
+        store_int64(self.buffer + BASE_OFFSET_AT, 0)
+        store_int32(self.buffer + BATCH_LENGTH_AT, <int32_t>(size - LOG_OVERHEAD))
+        store_int32(self.buffer + LEADER_EPOCH_AT, -1)
+        self.buffer[MAGIC_AT] = MAGIC_V2
+        store_int16(self.buffer + ATTRIBUTES_AT, 0)
+        store_int32(self.buffer + LAST_OFFSET_DELTA_AT, <int32_t>(count - 1))
+        store_int64(self.buffer + BASE_TIMESTAMP_AT, base_timestamp)
+        store_int64(self.buffer + MAX_TIMESTAMP_AT, max_timestamp)
+        store_int64(self.buffer + PRODUCER_ID_AT, -1)
+        store_int16(self.buffer + PRODUCER_EPOCH_AT, -1)
+        store_int32(self.buffer + BASE_SEQUENCE_AT, -1)
+        store_int32(self.buffer + RECORDS_COUNT_AT, <int32_t>count)
+        crc = crc32c_extend(0, <uint8_t*>self.vectors[0].iov_base + CRC_COVERS_FROM, self.vectors[0].iov_len - CRC_COVERS_FROM)
+        for i in range(1, self.vector_count):
+            crc = crc32c_extend(crc, <uint8_t*>self.vectors[i].iov_base, self.vectors[i].iov_len)
+        store_uint32(self.buffer + CRC_AT, crc)
+        self.size = size
+        self.count = count
+        self.max_timestamp = max_timestamp
+        return count
+
+    cdef void stamp(self, int64_t base_offset, int32_t leader_epoch) noexcept nogil:
+        store_int64(self.buffer + BASE_OFFSET_AT, base_offset)
+        store_int32(self.buffer + LEADER_EPOCH_AT, leader_epoch)
+
+    cdef int reserve(self, int64_t capacity, int64_t used) noexcept nogil:
+        """Make room for `capacity` bytes, keeping the first `used` ones and the vectors that point into them."""
+        cdef uint8_t* larger
+        cdef int i
+        if capacity <= self.capacity:
+            return 0
+        larger = <uint8_t*>malloc(capacity)
+        if larger == NULL:
+            return -1
+        if used > 0:
+            memcpy(larger, self.buffer, used)
+        for i in range(self.vector_count):
+            if self.buffer <= <uint8_t*>self.vectors[i].iov_base < self.buffer + self.capacity:
+                self.vectors[i].iov_base = larger + (<uint8_t*>self.vectors[i].iov_base - self.buffer)
+        free(self.buffer)
+        self.buffer = larger
+        self.capacity = capacity
+        return 0
+
+    cdef int add_vector(self, const uint8_t* data, int64_t size) noexcept nogil:
+        cdef iovec* larger
+        cdef int capacity
+        if self.vector_count == self.vector_capacity:
+            capacity = max(16, 2 * self.vector_capacity)
+            larger = <iovec*>realloc(self.vectors, capacity * sizeof(iovec))
+            if larger == NULL:
+                return -1
+            self.vectors = larger
+            self.vector_capacity = capacity
+        self.vectors[self.vector_count].iov_base = <void*>data
+        self.vectors[self.vector_count].iov_len = size
+        self.vector_count += 1
+        return 0

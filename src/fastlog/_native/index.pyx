@@ -1,0 +1,238 @@
+"""Index files, read through mmap and written by ``pwrite``; byte for byte what Kafka 4.1 writes.
+
+An offset index entry is (last offset of a batch - segment base, position of the batch); a time index entry is (largest
+timestamp of the segment so far, last offset of the batch that brought it - segment base). Both rise strictly in their
+first number. A batch gets an entry when more than ``index.interval.bytes`` lie between it and the batch of the last
+entry; the first batch of a segment never does. One time entry is forced when a segment is closed.
+
+Indexes are hints (invariant I7): a lookup checks the batch it lands on, and a damaged or missing file is rebuilt from
+the segment. Entries that cannot be written (full disk) wait in memory; lookups only get slower.
+"""
+
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint8_t
+from libc.stdlib cimport free, realloc
+from libc.string cimport memcpy
+
+from fastlog._native cimport oscalls as os_c
+from fastlog._native import oscalls
+from fastlog._native.checksum cimport crc32c_extend
+from fastlog._native.layout cimport INDEX_ENTRY_SIZE, TIME_INDEX_ENTRY_SIZE, load_int32, load_int64, store_int32, store_int64
+from fastlog._native.memory cimport Block, block_adopt_mapping, block_allocate, block_release
+
+
+cdef class IndexFile:
+    def __cinit__(self):
+        self.block = NULL
+        self.pending = NULL
+        self.fd = -1
+
+    def __init__(self, path: str, is_time_index: bool, index_bytes: int):
+        self.path = path
+        self.entry_size = TIME_INDEX_ENTRY_SIZE if is_time_index else INDEX_ENTRY_SIZE
+        self.limit = index_bytes // self.entry_size
+        self.count = 0
+        self.pending_count = 0
+        self.pending_capacity = 0
+        self.last_key = -1
+        self.lost = False
+
+    def __dealloc__(self):
+        block_release(self.block)
+        free(self.pending)
+        if self.fd >= 0:
+            oscalls.close_file(self.fd)
+
+    cdef int64_t total(self) noexcept nogil:
+        """Entries readable and pending."""
+        return self.count + self.pending_count
+
+    cdef const uint8_t* entry(self, int64_t i) noexcept nogil:
+        return self.block.data + i * self.entry_size
+
+    cdef OffsetEntry offset_entry(self, int64_t i) noexcept nogil:
+        cdef OffsetEntry found
+        cdef const uint8_t* at = self.entry(i)
+        found.relative_offset = load_int32(at)
+        found.position = load_int32(at + 4)
+        return found
+
+    cdef TimeEntry time_entry(self, int64_t i) noexcept nogil:
+        cdef TimeEntry found
+        cdef const uint8_t* at = self.entry(i)
+        found.timestamp = load_int64(at)
+        found.relative_offset = load_int32(at + 8)
+        return found
+
+    cdef int64_t floor(self, int64_t key) noexcept nogil:
+        """Number of the last readable entry whose key is <= `key`, or -1."""
+        cdef int64_t low = 0, high = self.count, middle, found
+        while low < high:
+            middle = (low + high) >> 1
+            if self.entry_size == INDEX_ENTRY_SIZE:
+                found = load_int32(self.entry(middle))
+            else:
+                found = load_int64(self.entry(middle))
+            if found <= key:
+                low = middle + 1
+            else:
+                high = middle
+        return low - 1
+
+    cdef void add(self, int64_t key, int32_t second) noexcept nogil:
+        """Append an entry: (relative offset, position), or (timestamp, relative offset)."""
+        cdef uint8_t* larger
+        cdef int64_t capacity
+        if self.pending_count == self.pending_capacity:
+            capacity = max(64, 2 * self.pending_capacity)
+            larger = <uint8_t*>realloc(self.pending, capacity * self.entry_size)
+            if larger == NULL:
+                self.lost = True
+                return
+            self.pending = larger
+            self.pending_capacity = capacity
+        cdef uint8_t* at = self.pending + self.pending_count * self.entry_size
+        if self.entry_size == INDEX_ENTRY_SIZE:
+            store_int32(at, <int32_t>key)
+            store_int32(at + 4, second)
+        else:
+            store_int64(at, key)
+            store_int32(at + 8, second)
+        self.pending_count += 1
+        self.last_key = key
+
+    cdef int64_t write_pending(self) noexcept nogil:
+        """Write the pending entries behind the readable ones; -errno leaves them pending."""
+        cdef int64_t size = self.pending_count * self.entry_size, result
+        if self.pending_count == 0 or self.fd < 0:
+            return 0
+        result = os_c.os_pwrite(self.fd, self.pending, size, self.count * self.entry_size)
+        if result < 0:
+            return result
+        if not self.block.is_mapping:
+            memcpy(self.block.data + self.count * self.entry_size, self.pending, size)
+        self.count += self.pending_count
+        self.pending_count = 0
+        return 0
+
+    cdef uint32_t checksum(self) noexcept nogil:
+        if self.block == NULL:
+            return 0
+        return crc32c_extend(0, self.block.data, self.count * self.entry_size)
+
+    cdef int load(self, int64_t size, bint map_file) except -1:
+        """Make the `size` bytes of a finished file readable."""
+        cdef void* address = NULL
+        cdef int64_t result
+        cdef Block* block
+        if size == 0:
+            self.replace_block(NULL, 0)
+            return 0
+        cdef int fd = oscalls.open_file(self.path)
+        try:
+            if map_file:
+                result = os_c.os_map(fd, size, &address)
+                if result < 0:
+                    raise os_c.storage_error("map", self.path, result)
+                block = block_adopt_mapping(address, size)
+            else:
+                block = block_allocate(size)
+                if block == NULL:
+                    raise MemoryError()
+                result = os_c.os_pread(fd, block.data, size, 0)
+                if result != size:
+                    block_release(block)
+                    raise os_c.storage_error("read", self.path, result if result < 0 else -5)
+        finally:
+            oscalls.close_file(fd)
+        self.replace_block(block, size // self.entry_size)
+        return 0
+
+    cdef int keep_pending(self) except -1:
+        """Turn rebuilt entries into readable ones, in memory only."""
+        cdef Block* block = NULL
+        cdef int64_t count = self.pending_count
+        if count:
+            block = block_allocate(count * self.entry_size)
+            if block == NULL:
+                raise MemoryError()
+            memcpy(block.data, self.pending, count * self.entry_size)
+        self.pending_count = 0
+        self.replace_block(block, count)
+        return 0
+
+    cdef int replace_block(self, Block* block, int64_t count) except -1:
+        cdef int64_t key
+        block_release(self.block)
+        self.block = block
+        self.count = count
+        self.last_key = -1
+        if count:
+            self.last_key = load_int32(self.entry(count - 1)) if self.entry_size == INDEX_ENTRY_SIZE else load_int64(self.entry(count - 1))
+        return 0
+
+    cdef int begin_appending(self, bint map_file) except -1:
+        """Open the file for entries behind the readable ones; what the file holds beyond them is cut."""
+        cdef void* address = NULL
+        cdef int64_t room = self.limit * self.entry_size, result
+        cdef int64_t count = self.count
+        cdef Block* block
+        self.fd = oscalls.open_file(self.path, writable=True, create=True)
+        if os_c.os_file_size(self.fd) != count * self.entry_size:
+            oscalls.truncate(self.fd, count * self.entry_size, self.path)
+        if self.block != NULL and not self.block.is_mapping:
+            # entries that were rebuilt in memory: the file may hold anything
+            oscalls.write_at(self.fd, self.block.data[:count * self.entry_size], 0, self.path)
+        if map_file:
+            result = os_c.os_map(self.fd, room, &address)
+            if result < 0:
+                raise os_c.storage_error("map", self.path, result)
+            block = block_adopt_mapping(address, room)
+        else:
+            block = block_allocate(room)
+            if block == NULL:
+                raise MemoryError()
+            if count:
+                memcpy(block.data, self.block.data, count * self.entry_size)
+        self.replace_block(block, count)
+        return 0
+
+    cdef int end_appending(self) except -1:
+        """Write what is pending and close the file; raises when that cannot be done."""
+        cdef int64_t result = self.write_pending()
+        if result < 0:
+            raise os_c.storage_error("write", self.path, result)
+        if self.fd >= 0:
+            oscalls.close_file(self.fd)
+            self.fd = -1
+        return 0
+
+
+cdef class IndexTracker:
+    def __init__(self, IndexFile offsets, IndexFile times, base_offset: int, interval: int):
+        self.offsets = offsets
+        self.times = times
+        self.base_offset = base_offset
+        self.interval = interval
+        self.bytes_since_entry = 0
+        self.max_timestamp = -1
+        self.offset_of_max = -1
+
+    cdef void track(self, int64_t position, int64_t size, int64_t last_offset, int64_t max_timestamp) noexcept nogil:
+        if max_timestamp > self.max_timestamp:
+            self.max_timestamp = max_timestamp
+            self.offset_of_max = last_offset
+        if self.bytes_since_entry > self.interval:
+            self.offsets.add(last_offset - self.base_offset, <int32_t>position)
+            if self.max_timestamp > self.times.last_key:
+                self.times.add(self.max_timestamp, <int32_t>(self.offset_of_max - self.base_offset))
+            self.bytes_since_entry = 0
+        self.bytes_since_entry += size
+
+    cdef void finish(self) noexcept nogil:
+        """The time entry that closing a segment forces."""
+        if self.max_timestamp > self.times.last_key:
+            self.times.add(self.max_timestamp, <int32_t>(self.offset_of_max - self.base_offset))
+
+    cdef bint lacks_room(self, int64_t batches) noexcept nogil:
+        """Whether `batches` more batches could overfill an index; one time entry is reserved for closing."""
+        return self.offsets.total() + batches > self.offsets.limit or self.times.total() + batches > self.times.limit - 1

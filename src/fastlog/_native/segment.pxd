@@ -1,0 +1,44 @@
+# One segment: a `.log` file, its two indexes, and how to find a batch in it.
+
+from libc.stdint cimport int32_t, int64_t, uint8_t
+
+from fastlog._native.decoder cimport BatchHeader, Problem
+from fastlog._native.index cimport IndexTracker
+from fastlog._native.memory cimport BatchColumns, Block
+
+cdef struct Place:                  # where to start decoding for an offset
+    int64_t position
+    int64_t expected_offset         # base offset that the batch there must have (or exceed, where gaps are legal)
+
+
+cdef class Segment:
+    cdef readonly int64_t base_offset
+    cdef readonly str path
+    cdef readonly str index_path
+    cdef readonly str time_index_path
+    cdef public int64_t size                # published bytes
+    cdef readonly bint gaps                 # compacted, foreign or repaired: offsets may skip
+    cdef readonly int64_t created           # wall clock, ms: stands in where records have no timestamps
+    cdef public object index_checksums      # (offset index, time index) as recorded by a clean close, or None
+    cdef public bint is_durable             # its bytes, and its name in the directory, were synced
+    cdef readonly int fd                    # open for appending, or -1
+    cdef int64_t room                       # bytes to map: growth included
+    cdef int64_t index_bytes
+    cdef int64_t interval
+    cdef int32_t epoch
+    cdef bint maps
+    cdef Block* block
+    cdef IndexTracker tracker               # None until the indexes are needed
+    cdef int64_t first_timestamp            # largest of the first batch; -2 = not looked up yet
+
+    cdef int map_log(self) except -1
+    cdef Block* fetch(self, int64_t position, int64_t size, int64_t* shift) except NULL
+    cdef Problem peek(self, int64_t position, int64_t end, BatchHeader* header) except *
+    cdef int locate(self, int64_t offset, int64_t end, Place* place) except -1
+    cdef Place landing(self, int64_t offset, int64_t end) except *
+    cdef int64_t find_time(self, int64_t timestamp, int64_t start_offset, int64_t end) except -2
+    cdef object damage(self, Problem problem, int64_t position, int64_t first_offset, int64_t end)
+    cdef int64_t largest_timestamp(self) except -2
+    cdef int check_length(self, int64_t actual) except -1
+    cpdef IndexTracker load_indexes(self)
+    cpdef rebuild_indexes(self, int64_t end)

@@ -1,0 +1,449 @@
+"""Segments: files, mapping, indexes and look-ups.
+
+A closed segment never changes. The active one grows; only the part below the published end, which the caller passes as
+``end``, is ever looked at. A segment is mapped once, with room to grow, and its mapping is shared by every view.
+"""
+
+from libc.stdint cimport int32_t, int64_t, uint8_t
+
+from fastlog._native cimport oscalls as os_c
+from fastlog._native import oscalls
+from fastlog._native.decoder cimport (
+    BAD_BASE_OFFSET, BAD_CRC, BAD_EPOCH, BAD_RECORD_LENGTH, BatchHeader, COMPRESSED, FINE, NO_MEMORY, Problem, TRANSACTIONAL,
+    TRAILING_BYTES, check_order, crc_matches, describe, find_timestamp, parse_header,
+)
+from fastlog._native.index cimport IndexFile, IndexTracker, OffsetEntry, TimeEntry
+from fastlog._native.layout cimport BATCH_HEADER_SIZE
+from fastlog._native.memory cimport Block, block_adopt_mapping, block_allocate, block_release, block_retain
+from fastlog._native.scanner cimport BatchReader
+from fastlog._native.scanner import scan
+
+import logging
+
+from fastlog.errors import CorruptLogError, CorruptRecordError, NotSupportedError, StorageError
+
+logger = logging.getLogger("fastlog.segment")
+
+
+cdef class Segment:
+    def __cinit__(self):
+        self.block = NULL
+        self.fd = -1
+
+    def __init__(
+        self, path: str, size: int, *, segment_bytes: int, index_bytes: int, interval: int, epoch: int, gaps: bool,
+        maps: bool, index_checksums: tuple | None = None,
+    ):
+        stem = path.removesuffix(".log")
+        self.path = path
+        self.index_path = stem + ".index"
+        self.time_index_path = stem + ".timeindex"
+        self.base_offset = int(stem[-20:])
+        self.size = size
+        self.room = max(<int64_t>size, <int64_t>segment_bytes)
+        self.index_bytes = index_bytes
+        self.interval = interval
+        self.epoch = epoch
+        self.gaps = gaps
+        self.maps = maps
+        self.index_checksums = index_checksums
+        self.created = oscalls.wall_clock()
+        self.tracker = None
+        self.first_timestamp = -2
+        self.is_durable = False
+
+    def __dealloc__(self):
+        block_release(self.block)
+        if self.fd >= 0:
+            oscalls.close_file(self.fd)
+
+    # --- bytes -------------------------------------------------------------------------------------------------------
+
+    cdef int map_log(self) except -1:
+        """Map the file once. A file that is shorter than published is damage, found here and not by a signal."""
+        cdef void* address = NULL
+        cdef int64_t result, actual
+        cdef int fd = self.fd
+        if fd < 0:
+            fd = oscalls.open_file(self.path)
+        try:
+            actual = os_c.os_file_size(fd)
+            if actual < 0:
+                raise os_c.storage_error("examine", self.path, actual)
+            self.check_length(actual)
+            result = os_c.os_map(fd, self.room if self.fd >= 0 else max(self.size, 1), &address)
+            if result < 0:
+                raise os_c.storage_error("map", self.path, result)
+        finally:
+            if fd != self.fd:
+                oscalls.close_file(fd)
+        self.block = block_adopt_mapping(address, self.room if self.fd >= 0 else max(self.size, 1))
+        return 0
+
+    cdef int check_length(self, int64_t actual) except -1:
+        if actual < self.size:
+            raise CorruptLogError(
+                f"{self.path} has {actual} bytes where {self.size} were written: its end was cut off by somebody else. "
+                f"Records before the cut stay readable after `fastlog log repair`",
+                self.path, actual, None, None,
+            )
+        return 0
+
+    cdef Block* fetch(self, int64_t position, int64_t size, int64_t* shift) except NULL:
+        """A reference to a block that holds [position, position + size); `shift` is the file position of its byte 0."""
+        cdef Block* block
+        cdef int64_t result
+        cdef int fd
+        if self.maps:
+            if self.block == NULL:
+                self.map_log()
+            shift[0] = 0
+            block_retain(self.block)
+            return self.block
+        block = block_allocate(size)
+        if block == NULL:
+            raise MemoryError()
+        fd = self.fd if self.fd >= 0 else oscalls.open_file(self.path)
+        try:
+            with nogil:
+                result = os_c.os_pread(fd, block.data, size, position)
+        finally:
+            if fd != self.fd:
+                oscalls.close_file(fd)
+        if result != size:
+            block_release(block)
+            if result < 0:
+                raise os_c.storage_error("read", self.path, result)
+            self.check_length(position + result)
+            raise StorageError(f"could not read {size} bytes at {position} of {self.path}: it ended after {result}")
+        shift[0] = position
+        return block
+
+    cdef Problem peek(self, int64_t position, int64_t end, BatchHeader* header) except *:
+        """The batch header at `position`, checked against `end`."""
+        cdef uint8_t[BATCH_HEADER_SIZE] scratch
+        cdef int64_t shift, size = min(<int64_t>BATCH_HEADER_SIZE, end - position)
+        cdef Block* block
+        if self.maps:
+            if self.block == NULL:
+                self.map_log()
+            return parse_header(self.block.data, position, end, header)
+        block = self.fetch(position, max(size, 0), &shift)
+        problem = parse_header(block.data - shift, position, end if size == BATCH_HEADER_SIZE else position + size, header)
+        block_release(block)
+        return problem
+
+    # --- looking up --------------------------------------------------------------------------------------------------
+
+    cdef Place landing(self, int64_t offset, int64_t end) except *:
+        """The batch that the offset index names for `offset`, verified; the start of the segment when it names none."""
+        cdef Place place
+        cdef BatchHeader header
+        cdef OffsetEntry entry
+        cdef IndexFile offsets
+        cdef int64_t i
+        cdef int attempt
+        for attempt in range(2):
+            offsets = self.load_indexes().offsets
+            i = offsets.floor(offset - self.base_offset)
+            while i >= 0:
+                entry = offsets.offset_entry(i)
+                if entry.position < end:
+                    break
+                i -= 1      # the index may be ahead of what this reader may see
+            if i < 0:
+                break
+            if (
+                0 <= entry.position
+                and self.peek(entry.position, end, &header) == FINE
+                and header.last_offset == self.base_offset + entry.relative_offset
+                and header.base_offset >= self.base_offset
+            ):
+                place.position = entry.position
+                place.expected_offset = header.base_offset
+                return place
+            if attempt == 0:
+                logger.warning("%s does not match its segment and is rebuilt", self.index_path)
+                self.rebuild_indexes(end)
+        place.position = 0
+        place.expected_offset = self.base_offset
+        return place
+
+    cdef int locate(self, int64_t offset, int64_t end, Place* place) except -1:
+        """Find the batch that holds `offset`, or the first one behind it where gaps are legal.
+
+        1: found. 0: it lies behind the last batch, and `place` is the end. Damage on the way is stepped over when a valid
+        batch with a smaller offset follows it, else it is a CorruptLogError.
+        """
+        cdef BatchHeader header
+        cdef Problem problem
+        cdef BatchReader reader
+        place[0] = self.landing(offset, end)
+        while place.position < end:
+            problem = self.peek(place.position, end, &header)
+            if problem == FINE:
+                problem = check_order(&header, place.expected_offset, self.gaps, -1)
+            if problem != FINE:
+                reader = BatchReader(self.path, place.position, end)
+                if reader.resynchronise(place.position + 1, place.expected_offset, &header) < 0 or header.base_offset > offset:
+                    raise self.damage(problem, place.position, place.expected_offset, end)
+                place.position = header.position
+                place.expected_offset = header.base_offset
+            if header.last_offset >= offset:
+                return 1
+            place.position += header.size
+            place.expected_offset = header.last_offset + 1
+        return 0
+
+    def end_offset(self) -> int:
+        """Offset behind the last batch of the (closed) segment; damage is stepped over."""
+        cdef Place place
+        cdef int64_t far = self.base_offset + 0x7FFFFFFF
+        try:
+            self.locate(far, self.size, &place)
+        except CorruptLogError as error:
+            return error.first_offset
+        return place.expected_offset
+
+    cdef int64_t find_time(self, int64_t timestamp, int64_t start_offset, int64_t end) except -2:
+        """First offset >= `start_offset` whose timestamp is >= `timestamp`, or -1. Every batch on the way is checked."""
+        cdef IndexTracker tracker = self.load_indexes()
+        cdef Place place
+        cdef BatchHeader header
+        cdef Problem problem
+        cdef Block* block
+        cdef int64_t i, shift, found = -1
+        if tracker.max_timestamp < timestamp:
+            return -1
+        # everything up to the entry's batch is older than `timestamp`: the index was verified when it was loaded
+        i = tracker.times.floor(timestamp - 1)
+        place.position = 0
+        place.expected_offset = self.base_offset
+        if i >= 0:
+            place = self.landing(self.base_offset + tracker.times.time_entry(i).relative_offset, end)
+        while place.position < end:
+            problem = self.peek(place.position, end, &header)
+            if problem != FINE:
+                raise self.damage(problem, place.position, place.expected_offset, end)
+            block = self.fetch(header.position, header.size, &shift)
+            try:
+                with nogil:
+                    problem = check_order(&header, place.expected_offset, self.gaps, self.epoch)
+                    if problem == FINE and not crc_matches(block.data - shift, &header):
+                        problem = BAD_CRC
+                    if problem == FINE and header.max_timestamp >= timestamp and header.last_offset >= start_offset:
+                        problem = find_timestamp(block.data - shift, &header, timestamp, start_offset, &found)
+            finally:
+                block_release(block)
+            if problem != FINE:
+                raise self.damage(problem, place.position, place.expected_offset, end)
+            if found >= 0:
+                return found
+            place.position += header.size
+            place.expected_offset = header.last_offset + 1
+        return -1
+
+    cdef int64_t largest_timestamp(self) except -2:
+        """Largest timestamp of the segment, -1 when no record has one."""
+        return self.load_indexes().max_timestamp
+
+    @property
+    def max_timestamp(self) -> int:
+        return self.largest_timestamp()
+
+    @property
+    def index_entries(self) -> int:
+        return self.load_indexes().offsets.total()
+
+    @property
+    def time_index_entries(self) -> int:
+        return self.load_indexes().times.total()
+
+    @property
+    def end_of_first_batch_time(self) -> int:
+        """Largest timestamp of the first batch: what Kafka measures ``segment.ms`` from. -1 = none."""
+        cdef BatchHeader header
+        if self.first_timestamp == -2:
+            if self.size == 0 or self.peek(0, self.size, &header) != FINE:
+                return -1
+            self.first_timestamp = header.max_timestamp
+        return self.first_timestamp
+
+    # --- errors ------------------------------------------------------------------------------------------------------
+
+    cdef object damage(self, Problem problem, int64_t position, int64_t first_offset, int64_t end):
+        """The exception for a problem at `position`; it names where reading can go on."""
+        cdef BatchReader reader
+        cdef BatchHeader header
+        cdef int64_t resumed
+        reason = describe(problem)
+        if problem == NO_MEMORY:
+            return MemoryError(f"no memory left to read {self.path}")
+        if problem == COMPRESSED or problem == TRANSACTIONAL:
+            return NotSupportedError(f"{self.path}, position {position}, offset {first_offset}: {reason}")
+        reader = BatchReader(self.path, position, end)
+        resumed = reader.resynchronise(position + 1, first_offset + 1, &header)
+        next_offset = header.base_offset if resumed >= 0 else None
+        until = f"reading can go on at offset {next_offset}" if resumed >= 0 else "no valid batch follows in this segment"
+        kind = CorruptRecordError if BAD_RECORD_LENGTH <= problem <= TRAILING_BYTES else CorruptLogError
+        return kind(
+            f"{self.path}, position {position}, offset {first_offset}: {reason}; {until}. "
+            f"`fastlog log verify` lists all damage, `fastlog log repair` moves it to a side file",
+            self.path, position, first_offset, next_offset,
+        )
+
+    # --- indexes -----------------------------------------------------------------------------------------------------
+
+    def new_tracker(self) -> IndexTracker:
+        """An empty pair of indexes for this segment, in memory."""
+        return IndexTracker(
+            IndexFile(self.index_path, False, self.index_bytes), IndexFile(self.time_index_path, True, self.index_bytes),
+            self.base_offset, self.interval,
+        )
+
+    cpdef IndexTracker load_indexes(self):
+        """The indexes: from their files when a clean close vouches for them, else rebuilt from the segment."""
+        cdef IndexTracker tracker
+        cdef int64_t entries
+        cdef TimeEntry last
+        if self.tracker is not None:
+            return self.tracker
+        if self.index_checksums is not None:
+            tracker = self.new_tracker()
+            if load_checked(tracker.offsets, self.maps, self.index_checksums[0]) and load_checked(
+                tracker.times, self.maps, self.index_checksums[1]
+            ):
+                if tracker.times.count:
+                    last = tracker.times.time_entry(tracker.times.count - 1)
+                    tracker.max_timestamp = last.timestamp
+                    tracker.offset_of_max = self.base_offset + last.relative_offset
+                entries = tracker.offsets.count
+                tracker.bytes_since_entry = self.size - (tracker.offsets.offset_entry(entries - 1).position if entries else 0)
+                self.tracker = tracker
+                return tracker
+            logger.warning("%s or its time index is damaged or missing, and is rebuilt", self.index_path)
+        self.rebuild_indexes(self.size)
+        return self.tracker
+
+    cpdef rebuild_indexes(self, int64_t end):
+        """Read the segment up to ``end`` and make its indexes anew, in memory; damaged stretches are stepped over."""
+        cdef IndexTracker tracker = self.new_tracker()
+        cdef int64_t position = 0, offset = self.base_offset
+        cdef bint was_appending = self.tracker is not None and self.tracker.offsets.fd >= 0
+        while True:
+            result = scan(self.path, position, end, offset, self.gaps, self.epoch, False, tracker)
+            if result.resumes_at < 0:
+                break
+            position = result.resumes_at
+            offset = result.resume_offset
+        self.adopt_indexes(tracker)
+        if was_appending:
+            tracker.offsets.begin_appending(self.maps)
+            tracker.times.begin_appending(self.maps)
+
+    def adopt_indexes(self, IndexTracker tracker not None):
+        """Make entries that a scan collected the indexes of this segment."""
+        tracker.offsets.keep_pending()
+        tracker.times.keep_pending()
+        self.tracker = tracker
+        self.index_checksums = None
+
+    @property
+    def epoch_checked(self) -> int:
+        """Leader epoch that every batch must have; -1 = any."""
+        return self.epoch
+
+    def force_last_time_entry(self) -> None:
+        """Add the time entry that closing a segment forces, to rebuilt indexes."""
+        cdef IndexTracker tracker = self.load_indexes()
+        cdef IndexTracker fresh
+        cdef int64_t i
+        if tracker.max_timestamp <= tracker.times.last_key:
+            return
+        fresh = self.new_tracker()
+        for i in range(tracker.times.count):
+            entry = tracker.times.time_entry(i)
+            fresh.times.add(entry.timestamp, <int32_t>entry.relative_offset)
+        fresh.times.add(tracker.max_timestamp, <int32_t>(tracker.offset_of_max - self.base_offset))
+        fresh.times.keep_pending()
+        tracker.times = fresh.times
+
+    def store_indexes(self) -> None:
+        """Write both index files as a whole; the segment must be closed."""
+        cdef IndexFile index
+        cdef IndexTracker tracker = self.load_indexes()
+        for index in (tracker.offsets, tracker.times):
+            content = b"" if index.count == 0 else <bytes>index.block.data[:index.count * index.entry_size]
+            oscalls.replace_file(index.path, content)
+
+    def compute_checksums(self) -> tuple:
+        """Checksums of both index files, for the clean marker; forces the final time entry's presence beforehand."""
+        cdef IndexTracker tracker = self.load_indexes()
+        return (tracker.offsets.checksum(), tracker.times.checksum())
+
+    # --- life of the active segment ----------------------------------------------------------------------------------
+
+    def begin_appending(self) -> None:
+        """Open the files for appending behind ``size``; what lies beyond is cut."""
+        cdef IndexTracker tracker
+        cdef int64_t actual
+        fd = oscalls.open_file(self.path, writable=True, create=True)
+        actual = os_c.os_file_size(fd)
+        if actual > self.size:
+            oscalls.truncate(fd, self.size, self.path)
+        tracker = self.load_indexes()
+        tracker.offsets.begin_appending(self.maps)
+        tracker.times.begin_appending(self.maps)
+        self.fd = fd
+        block_release(self.block)       # mapped without room to grow
+        self.block = NULL
+
+    def finish_indexes(self) -> None:
+        """Force the final time entry and complete both index files; raises StorageError when that cannot be done."""
+        cdef IndexTracker tracker = self.tracker
+        tracker.finish()
+        if tracker.offsets.lost or tracker.times.lost:
+            tracker.offsets.end_appending()
+            tracker.times.end_appending()
+            self.rebuild_indexes(self.size)
+            self.tracker.finish()
+            self.tracker.offsets.keep_pending()
+            self.store_indexes()
+            return
+        tracker.offsets.end_appending()
+        tracker.times.end_appending()
+
+    def sync(self) -> None:
+        """Make the segment's bytes durable."""
+        if self.fd >= 0:
+            oscalls.sync_data(self.fd, self.path)
+            return
+        fd = oscalls.open_file(self.path)
+        try:
+            oscalls.sync_data(fd, self.path)
+        finally:
+            oscalls.close_file(fd)
+
+    def sync_indexes(self) -> None:
+        """Make both (finished) index files durable."""
+        for path in (self.index_path, self.time_index_path):
+            fd = oscalls.open_file(path)
+            try:
+                oscalls.sync_data(fd, path)
+            finally:
+                oscalls.close_file(fd)
+
+    def end_appending(self) -> None:
+        """Close the file; the mapping stays."""
+        if self.fd >= 0:
+            oscalls.close_file(self.fd)
+            self.fd = -1
+
+
+cdef bint load_checked(IndexFile index, bint maps, expected) except *:
+    """Load an index file whose checksum is known; False when it is missing or differs."""
+    size = oscalls.file_size(index.path)
+    if size is None or size % index.entry_size or size > index.limit * index.entry_size:
+        return False
+    index.load(size, maps)
+    return index.checksum() == expected

@@ -1,0 +1,157 @@
+"""Every option of a partition, once: its unit, default, limits and meaning.
+
+Names are Kafka's own, with underscores for dots; Kafka's dotted form is accepted by ``LogConfig.from_options``. Sizes are
+integers in bytes or strings such as ``"64MiB"``. Durations are ``timedelta`` or strings such as ``"5s"``; a bare number
+is seconds — except for options whose Kafka name ends in ``.ms``, where it is milliseconds, as in Kafka.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final
+
+from fastlog.errors import ConfigError
+
+__all__ = ["DURABILITY_LEVELS", "LogConfig", "parse_duration_ms", "parse_size"]
+
+DURABILITY_LEVELS: Final = ("os", "batch")
+DEFAULT_DURABILITY: Final = "batch"
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+SECOND_MS: Final = 1000
+HOUR_MS: Final = 3600 * SECOND_MS
+DAY_MS: Final = 24 * HOUR_MS
+
+_SIZE_UNITS: Final = {
+    "": 1, "b": 1, "kib": KIB, "mib": MIB, "gib": GIB, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "k": KIB, "m": MIB, "g": GIB,
+}  # fmt: skip
+_DURATION_UNITS: Final = {"ms": 1, "s": SECOND_MS, "m": 60 * SECOND_MS, "h": HOUR_MS, "d": DAY_MS, "w": 7 * DAY_MS}
+_QUANTITY: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
+
+
+def parse_size(value: int | str, name: str) -> int:
+    """Bytes from an integer or a string such as ``"64MiB"``. Raises ConfigError."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    match = _QUANTITY.fullmatch(value) if isinstance(value, str) else None
+    unit = _SIZE_UNITS.get(match[2].lower()) if match else None
+    if match is None or unit is None:
+        raise ConfigError(f'{name}={value!r} is not a size: expected an integer in bytes, or a string such as "64MiB"')
+    return int(float(match[1]) * unit)
+
+
+def parse_duration_ms(value: float | str | timedelta, name: str) -> int:
+    """Milliseconds from a timedelta, a string such as ``"5s"``, or a number.
+
+    A bare number is milliseconds when ``name`` ends in ``_ms`` and seconds otherwise. Raises ConfigError.
+    """
+    if isinstance(value, timedelta):
+        return round(value / timedelta(milliseconds=1))
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return int(value) if name.endswith("_ms") else round(value * SECOND_MS)
+    match = _QUANTITY.fullmatch(value) if isinstance(value, str) else None
+    unit = _DURATION_UNITS.get(match[2].lower()) if match else None
+    if match is None or unit is None:
+        raise ConfigError(f'{name}={value!r} is not a duration: expected a timedelta or a string such as "5s" or "7d"')
+    return round(float(match[1]) * unit)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogConfig:
+    """Options of a partition. ``None`` means: as stored with the partition, else the default.
+
+    The first three shape the files. They are stored when the partition is created, and opening it later with another
+    value is a ConfigError; the others hold for the handle that was opened with them.
+
+    Attributes:
+        segment_bytes: roll to a new segment before one grows beyond this. Default 1 GiB; 256 B to 2 GiB - 1.
+        segment_index_bytes: size at which an index is full, and its segment rolls. Default 10 MiB; 24 B to 1 GiB.
+        index_interval_bytes: bytes of batches between two index entries. Default 4096; from 0.
+        segment_ms: roll when a record is so much younger than the first batch of the segment. Default 7 days; from 1.
+        max_message_bytes: largest encoded batch, and so largest record. Default 1,048,588; 100 B to 1 GiB.
+        message_timestamp_after_max_ms: refuse timestamps so far in the future. Default 1 hour; from 0.
+        mmap: read through memory maps (default). False reads by ``pread`` into memory of our own: slower, but safe where
+            somebody else may truncate the files while they are open.
+    """
+
+    segment_bytes: int | str | None = None
+    segment_index_bytes: int | str | None = None
+    index_interval_bytes: int | str | None = None
+    segment_ms: int | str | timedelta | None = None
+    max_message_bytes: int | str | None = None
+    message_timestamp_after_max_ms: int | str | timedelta | None = None
+    mmap: bool | None = None
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> LogConfig:
+        """Build a LogConfig from names as Kafka spells them (``segment.bytes``) or as we do (``segment_bytes``).
+
+        Raises ConfigError for an unknown name, and names the nearest one.
+        """
+        known = list(cls.__slots__)
+        arguments: dict[str, Any] = {}
+        for name, value in options.items():
+            plain = name.replace(".", "_").replace("-", "_")
+            if plain not in known:
+                near = difflib.get_close_matches(plain, known, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ConfigError(f"unknown option {name!r}{hint} Known options: {', '.join(known)}")
+            arguments[plain] = value
+        return cls(**arguments)
+
+    def resolve(self, stored: Mapping[str, int] | None = None) -> ResolvedConfig:
+        """Fill in stored values and defaults, and check every limit. Raises ConfigError."""
+        values: dict[str, Any] = {}
+        for name, (default, low, high) in _LIMITS.items():
+            given = getattr(self, name)
+            if given is not None:
+                parse = parse_duration_ms if name.endswith("_ms") else parse_size
+                value = parse(given, name)
+                if not low <= value <= high:
+                    raise ConfigError(f"{name}={given!r} is out of range: expected {low} to {high}")
+                if stored is not None and name in stored and stored[name] != value:
+                    raise ConfigError(
+                        f"{name}={given!r} differs from the {stored[name]} that this partition was created with: "
+                        f"leave the option out to use the stored value"
+                    )
+            else:
+                value = stored[name] if stored is not None and name in stored else default
+            values[name] = value
+        if self.mmap is not None and not isinstance(self.mmap, bool):
+            raise ConfigError(f"mmap={self.mmap!r}: expected True or False")
+        return ResolvedConfig(mmap=self.mmap is not False, **values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedConfig:
+    """A LogConfig with every value known: bytes and milliseconds."""
+
+    segment_bytes: int
+    segment_index_bytes: int
+    index_interval_bytes: int
+    segment_ms: int
+    max_message_bytes: int
+    message_timestamp_after_max_ms: int
+    mmap: bool
+
+    def layout(self) -> dict[str, int]:
+        """The options that are stored with the partition."""
+        return {name: getattr(self, name) for name in _LAYOUT}
+
+
+_LAYOUT: Final = ("segment_bytes", "segment_index_bytes", "index_interval_bytes")
+_LIMITS: Final = {
+    # name: (default, least, most)
+    "segment_bytes": (GIB, 256, 2 * GIB - 1),
+    "segment_index_bytes": (10 * MIB, 24, GIB),
+    "index_interval_bytes": (4096, 0, 2 * GIB - 1),
+    "segment_ms": (7 * DAY_MS, 1, 2**63 - 1),
+    "max_message_bytes": (1_048_588, 100, GIB),
+    "message_timestamp_after_max_ms": (HOUR_MS, 0, 2**63 - 1),
+}

@@ -1,0 +1,264 @@
+"""The files of a partition's folder: their names, and the small state files beside the segments.
+
+========================  ==============================================================================================
+``<20 digits>.log``       a segment, named by its base offset; ``.index`` and ``.timeindex`` beside it (Kafka's format)
+``leader-epoch-checkpoint``  Kafka's list of leader epochs; our own logs have epoch 0 from their first offset
+``.fastlog-meta``         format version, layout options, recovery point, start offset; two slots, each with a checksum,
+                          overwritten in place one after the other: it works on a full disk, and one slot is always whole
+``.fastlog-clean``        written by a clean close: end offset and size of every segment. Removed, and the directory
+                          synced, before the first change of the next session
+``.fastlog-indexes``      checksums of finished index files; an index without one is rebuilt when it is first needed
+``.fastlog-control``      who has the partition open; only ever believed for messages
+``.fastlog-poisoned``     a sync failed: what is on disk must be read again before it is believed
+``*.torn-<position>``     bytes that recovery or repair cut from a segment at that position
+========================  ==============================================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from fastlog._native import oscalls
+from fastlog._native.checksum import crc32c
+from fastlog.errors import CorruptLogError, UnsupportedFormatError
+
+FORMAT_VERSION: Final = 1
+META: Final = ".fastlog-meta"
+CLEAN: Final = ".fastlog-clean"
+INDEXES: Final = ".fastlog-indexes"
+CONTROL: Final = ".fastlog-control"
+POISONED: Final = ".fastlog-poisoned"
+EPOCHS: Final = "leader-epoch-checkpoint"
+SLOT_BYTES: Final = 4096
+MOST_GAP_RANGES: Final = 100
+
+SEGMENT_NAME: Final = re.compile(r"(\d{20})\.log")
+
+
+def segment_path(folder: str, base_offset: int) -> str:
+    """Path of the ``.log`` file of the segment with this base offset."""
+    return f"{folder}/{base_offset:020d}.log"
+
+
+def index_paths(log_path: str) -> tuple[str, str]:
+    """Paths of the offset index and the time index beside a ``.log`` file."""
+    stem = log_path.removesuffix(".log")
+    return stem + ".index", stem + ".timeindex"
+
+
+def segment_bases(names: Iterable[str]) -> list[int]:
+    """Base offsets of the segments among the names of a folder, rising."""
+    return sorted(int(match[1]) for match in map(SEGMENT_NAME.fullmatch, names) if match)
+
+
+def sealed(payload: dict[str, Any]) -> bytes:
+    """One line: checksum, then JSON."""
+    text = json.dumps(payload, separators=(",", ":"), sort_keys=True).encode()
+    return b"%08x %s\n" % (crc32c(text), text)
+
+
+def unsealed(line: bytes) -> dict[str, Any] | None:
+    """The payload of a sealed line, or None when it does not check out to the last byte."""
+    line = line.rstrip(b" ")
+    if len(line) < 11 or line[8:9] != b" " or line[-1:] != b"\n":
+        return None
+    text = line[9:-1]
+    if line[:8] != b"%08x" % crc32c(text):
+        return None
+    payload = json.loads(text)
+    return payload if isinstance(payload, dict) else None
+
+
+def check_version(path: str, payload: dict[str, Any]) -> None:
+    """Refuse files of a newer format. Raises UnsupportedFormatError."""
+    version = payload.get("format")
+    if version != FORMAT_VERSION:
+        raise UnsupportedFormatError(
+            f"{path} has format {version}, this fastlog reads up to {FORMAT_VERSION}: nothing was touched; "
+            f"upgrade with `pip install --upgrade fastlog-engine`"
+        )
+
+
+@dataclass(slots=True)
+class Meta:
+    """What a partition must remember to be opened: the content of ``.fastlog-meta``.
+
+    ``recovery_point`` is an offset below which everything is durable; it lies at ``recovery_position`` of the segment
+    ``recovery_segment``. ``gap_ranges`` are pairs (first, last) of segment base offsets where offsets may skip:
+    compacted, repaired, or written by somebody else.
+    """
+
+    layout: dict[str, int]
+    start_offset: int = 0
+    recovery_point: int = 0
+    recovery_segment: int = 0
+    recovery_position: int = 0
+    epoch: int = 0
+    gap_ranges: list[list[int]] = field(default_factory=list)
+
+    def allows_gaps(self, base_offset: int) -> bool:
+        """Whether offsets may skip in the segment with this base offset."""
+        return any(first <= base_offset <= last for first, last in self.gap_ranges)
+
+    def allow_gaps(self, first: int, last: int) -> None:
+        """Let offsets skip in segments with base offsets from ``first`` to ``last``."""
+        ranges = sorted([*self.gap_ranges, [first, last]])
+        merged: list[list[int]] = []
+        for low, high in ranges:
+            if merged and low <= merged[-1][1]:
+                merged[-1][1] = max(merged[-1][1], high)
+            else:
+                merged.append([low, high])
+        while len(merged) > MOST_GAP_RANGES:
+            # the slot has a fixed size: join the two oldest
+            merged[:2] = [[merged[0][0], merged[1][1]]]
+        self.gap_ranges = merged
+
+    def to_payload(self) -> dict[str, Any]:
+        """As written to the file."""
+        return {
+            "format": FORMAT_VERSION,
+            "layout": self.layout,
+            "start_offset": self.start_offset,
+            "recovery_point": self.recovery_point,
+            "recovery_segment": self.recovery_segment,
+            "recovery_position": self.recovery_position,
+            "epoch": self.epoch,
+            "gap_ranges": self.gap_ranges,
+        }
+
+    @classmethod
+    def from_payload(cls, path: str, payload: dict[str, Any]) -> Meta:
+        """From the file's content; refuses a newer format."""
+        check_version(path, payload)
+        known = {name: payload[name] for name in cls.__slots__ if name in payload}
+        return cls(**known)
+
+
+def read_meta(folder: str) -> Meta | None:
+    """The partition's meta file; None when there is none.
+
+    Raises UnsupportedFormatError for a newer format, CorruptLogError when neither slot checks out.
+    """
+    path = f"{folder}/{META}"
+    content = oscalls.read_file(path)
+    if content is None:
+        return None
+    for start in (0, SLOT_BYTES):
+        payload = unsealed(content[start : start + SLOT_BYTES])
+        if payload is not None:
+            return Meta.from_payload(path, payload)
+    raise CorruptLogError(
+        f"{path}: neither of its two copies checks out ({len(content)} bytes found, {2 * SLOT_BYTES} expected). "
+        f"Nothing was touched. `fastlog log repair {folder}` moves it aside and rebuilds it from the segments",
+        path,
+        0,
+    )
+
+
+class MetaFile:
+    """The open ``.fastlog-meta`` of a writer."""
+
+    def __init__(self, folder: str) -> None:
+        self.path = f"{folder}/{META}"
+        self._fd = oscalls.open_file(self.path, writable=True, create=True)
+
+    def write(self, meta: Meta) -> None:
+        """Write both slots, one after the other, each synced: one of them is whole at every instant."""
+        line = sealed(meta.to_payload())
+        slot = line[:-1] + b"\n" + b" " * (SLOT_BYTES - len(line))
+        for start in (0, SLOT_BYTES):
+            oscalls.write_at(self._fd, slot, start, self.path)
+            oscalls.sync_data(self._fd, self.path)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._fd >= 0:
+            oscalls.close_file(self._fd)
+            self._fd = -1
+
+
+@dataclass(slots=True)
+class CleanMarker:
+    """What a clean close vouches for: the content of ``.fastlog-clean``."""
+
+    meta: Meta
+    end_offset: int
+    files: dict[str, int]
+
+
+def read_clean_marker(folder: str) -> CleanMarker | None:
+    """The clean marker, or None when there is none or it does not check out."""
+    path = f"{folder}/{CLEAN}"
+    content = oscalls.read_file(path)
+    payload = unsealed(content) if content is not None else None
+    if payload is None:
+        return None
+    return CleanMarker(Meta.from_payload(path, payload["meta"]), payload["end_offset"], payload["files"])
+
+
+def write_clean_marker(folder: str, marker: CleanMarker) -> None:
+    """Write the clean marker atomically and durably."""
+    payload = {"meta": marker.meta.to_payload(), "end_offset": marker.end_offset, "files": marker.files}
+    oscalls.replace_file(f"{folder}/{CLEAN}", sealed(payload))
+
+
+def read_index_checksums(folder: str) -> dict[int, tuple[int, int]]:
+    """Segment base offset → checksums of its offset index and time index; empty when they cannot be told."""
+    content = oscalls.read_file(f"{folder}/{INDEXES}")
+    payload = unsealed(content) if content is not None else None
+    if payload is None:
+        return {}
+    return {int(base): (pair[0], pair[1]) for base, pair in payload.items()}
+
+
+def write_index_checksums(folder: str, checksums: dict[int, tuple[int, int]]) -> None:
+    """Write ``.fastlog-indexes`` atomically."""
+    oscalls.replace_file(f"{folder}/{INDEXES}", sealed({str(base): list(pair) for base, pair in checksums.items()}))
+
+
+def read_epochs(folder: str) -> list[tuple[int, int]] | None:
+    """Pairs (epoch, start offset) of ``leader-epoch-checkpoint``; None when it is missing or malformed."""
+    content = oscalls.read_file(f"{folder}/{EPOCHS}")
+    if content is None:
+        return None
+    try:
+        lines = content.decode("ascii").split("\n")
+        if lines[0] != "0" or lines[-1] != "" or len(lines) != int(lines[1]) + 3:
+            return None
+        entries = [(int(epoch), int(start)) for epoch, start in (line.split(" ") for line in lines[2:-1])]
+    except (ValueError, IndexError, UnicodeDecodeError):
+        return None
+    return entries
+
+
+def write_epochs(folder: str, entries: list[tuple[int, int]]) -> None:
+    """Write ``leader-epoch-checkpoint`` as Kafka does: version, count, one line per epoch."""
+    lines = ["0", str(len(entries)), *(f"{epoch} {start}" for epoch, start in entries), ""]
+    oscalls.replace_file(f"{folder}/{EPOCHS}", "\n".join(lines).encode())
+
+
+def write_control(folder: str) -> None:
+    """Note who has the partition open."""
+    path = f"{folder}/{CONTROL}"
+    fd = oscalls.open_file(path, writable=True, create=True)
+    try:
+        line = sealed({"pid": oscalls.process_id(), "opened": oscalls.wall_clock()})
+        oscalls.write_at(fd, line, 0, path)
+        oscalls.truncate(fd, len(line), path)
+    finally:
+        oscalls.close_file(fd)
+
+
+def read_holder(folder: str) -> int | None:
+    """Process id of who has, or last had, the partition open for writing; None when it cannot be told."""
+    content = oscalls.read_file(f"{folder}/{CONTROL}")
+    payload = unsealed(content) if content is not None else None
+    if payload is None or not isinstance(payload.get("pid"), int):
+        return None
+    pid: int = payload["pid"]
+    return pid if oscalls.process_is_alive(pid) else None

@@ -1,0 +1,338 @@
+"""From the files of a folder to a partition that can be used: the way in after a clean close, and after everything else.
+
+Clean close: ``.fastlog-clean`` names every segment and its size; when they agree nothing is read.
+
+Otherwise the segments are scanned from the recovery point on: lengths, magic, CRC, leader epoch, base offsets rising
+without holes. The log ends where that stops holding. What follows was never acknowledged as durable: it is cut, but the
+bytes are kept in a side file, later segments are moved aside, and everything is reported. Bytes *below* the recovery
+point are never cut (invariant I6): missing ones refuse the opening, damaged ones are a CorruptLogError when read.
+
+A folder without ``.fastlog-meta`` was written by somebody else (Kafka). It has no recovery point, so it is scanned as a
+whole, and only a torn tail at its very end is cut.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+from fastlog._native import oscalls
+from fastlog._native.scanner import ScanResult, scan
+from fastlog._native.segment import Segment
+from fastlog.config import LogConfig, ResolvedConfig
+from fastlog.errors import CorruptLogError, StorageError, UnsupportedFormatError
+from fastlog.partition import files
+from fastlog.partition.files import Meta
+from fastlog.reports import CutTail, RecoveryReport
+
+logger = logging.getLogger("fastlog.recovery")
+
+ANY_EPOCH = -1
+KNOWN_SUFFIXES = (".log", ".index", ".timeindex", ".txnindex", ".snapshot", ".tmp", ".deleted")
+KNOWN_NAMES = (files.META, files.CLEAN, files.INDEXES, files.CONTROL, files.POISONED, files.EPOCHS, "partition.metadata")
+
+
+@dataclass(slots=True)
+class OpenedPartition:
+    """A partition ready for use: ``segments`` rise by base offset, the last one is the active one."""
+
+    folder: str
+    meta: Meta
+    config: ResolvedConfig
+    segments: list[Segment]
+    end_offset: int
+    is_clean: bool
+    report: RecoveryReport | None
+
+
+@dataclass(slots=True)
+class _Findings:
+    """What a recovery did, as it goes."""
+
+    scanned_bytes: int = 0
+    scanned_batches: int = 0
+    cut: list[CutTail] = field(default_factory=list)
+    moved_aside: list[str] = field(default_factory=list)
+
+
+def new_segment(folder: str, base_offset: int, size: int, meta: Meta, config: ResolvedConfig, **options: object) -> Segment:
+    """A Segment object for a file of this partition; opens nothing."""
+    gaps = meta.allows_gaps(base_offset)
+    return Segment(
+        files.segment_path(folder, base_offset),
+        size,
+        segment_bytes=config.segment_bytes,
+        index_bytes=config.segment_index_bytes,
+        interval=config.index_interval_bytes,
+        epoch=ANY_EPOCH if gaps else meta.epoch,
+        gaps=gaps,
+        maps=config.mmap,
+        **options,
+    )
+
+
+def open_partition(folder: str, config: LogConfig, *, read_only: bool) -> OpenedPartition:
+    """Open the files of a locked folder; a read-only opening changes nothing on disk.
+
+    Raises CorruptLogError, UnsupportedFormatError, ConfigError or StorageError; nothing was changed then.
+    """
+    names = oscalls.list_directory(folder)
+    bases = files.segment_bases(names)
+    marker = files.read_clean_marker(folder)
+    try:
+        meta = files.read_meta(folder)
+    except CorruptLogError:
+        # before its first segment exists a log has nothing to lose: its creation was interrupted
+        if marker is None and bases:
+            raise
+        logger.warning("%s/%s is damaged: its copy in %s is used", folder, files.META, files.CLEAN)
+        meta = None
+    if meta is None and marker is not None:
+        meta = marker.meta
+    if meta is None:
+        refuse_foreign(folder, names, bases)
+    resolved = config.resolve(meta.layout if meta is not None else None)
+    if not bases and (meta is None or meta.recovery_point == meta.recovery_position == 0):
+        return create(folder, resolved, read_only=read_only)
+    sizes = {base: oscalls.file_size(files.segment_path(folder, base)) or 0 for base in bases}
+    if meta is not None and marker is not None and files.POISONED not in names:
+        by_name = {f"{base:020d}.log": size for base, size in sizes.items()}
+        if by_name == marker.files and marker.meta.recovery_point == marker.end_offset:
+            checksums = files.read_index_checksums(folder)
+            segments = [
+                new_segment(folder, base, size, meta, resolved, index_checksums=checksums.get(base))
+                for base, size in sizes.items()
+            ]
+            for segment in segments:
+                segment.is_durable = True
+            return OpenedPartition(folder, meta, resolved, segments, marker.end_offset, True, None)
+    return recover(folder, names, meta, sizes, resolved, read_only=read_only)
+
+
+def refuse_foreign(folder: str, names: list[str], bases: list[int]) -> None:
+    """Raise UnsupportedFormatError for a folder that holds something else than a log."""
+    strangers = [name for name in names if name not in KNOWN_NAMES and not name.endswith(KNOWN_SUFFIXES)]
+    if not bases and strangers:
+        raise UnsupportedFormatError(
+            f"{folder} is not a log: it has no segment (<20 digits>.log) but holds {min(strangers)!r}; "
+            f"nothing was touched — name an empty or a new folder"
+        )
+    unfinished = [name for name in names if name.endswith((".swap", ".cleaned"))]
+    if unfinished:
+        raise UnsupportedFormatError(
+            f"{folder} holds an unfinished compaction ({min(unfinished)}): let Kafka finish it, then open it again"
+        )
+
+
+def create(folder: str, config: ResolvedConfig, *, read_only: bool) -> OpenedPartition:
+    """A new, empty partition."""
+    if read_only:
+        raise StorageError(f"{folder} holds no log yet: open it for writing once, or check the path")
+    meta = Meta(layout=config.layout())
+    segment = new_segment(folder, 0, 0, meta, config)
+    files.write_epochs(folder, [(meta.epoch, 0)])
+    files.MetaFile(folder).write(meta)
+    segment.begin_appending()
+    oscalls.sync_directory(folder)
+    return OpenedPartition(folder, meta, config, [segment], 0, False, None)
+
+
+def recover(
+    folder: str, names: list[str], meta: Meta | None, sizes: dict[int, int], config: ResolvedConfig, *, read_only: bool
+) -> OpenedPartition:
+    """Find the end of a log that was not closed cleanly, and put everything behind it aside."""
+    is_foreign = meta is None
+    bases = list(sizes)
+    if meta is None:
+        epochs = files.read_epochs(folder)
+        meta = Meta(
+            layout=config.layout(),
+            start_offset=bases[0],
+            recovery_point=bases[0],
+            recovery_segment=bases[0],
+            epoch=epochs[-1][0] if epochs else 0,
+        )
+        meta.allow_gaps(bases[0], bases[-1])
+    check_durable_bytes(folder, meta, sizes)
+    if files.POISONED in names:
+        for base in bases:
+            oscalls.drop_cache(files.segment_path(folder, base))
+    findings = _Findings()
+    kept: dict[int, int] = {base: size for base, size in sizes.items() if base < meta.recovery_segment}
+    end_offset = meta.recovery_point
+    position = meta.recovery_position
+    remaining = [base for base in bases if base >= meta.recovery_segment]
+    while remaining:
+        base = remaining.pop(0)
+        path = files.segment_path(folder, base)
+        gaps = meta.allows_gaps(base)
+        if base != meta.recovery_segment:
+            if base != end_offset and not (gaps and base > end_offset):
+                # a hole or an overlap between segments: the log ends before it
+                move_aside([base, *remaining], folder, findings, read_only=read_only)
+                break
+            end_offset = base
+        result = scan(path, position, sizes[base], end_offset, gaps, ANY_EPOCH if gaps else meta.epoch, False)
+        findings.scanned_bytes += result.position - position
+        findings.scanned_batches += result.batches
+        end_offset = result.next_offset
+        kept[base] = result.position
+        position = 0
+        if result.problem is not None:
+            if is_foreign:
+                refuse_damage(path, base, result, [later for later in remaining if sizes[later]])
+            cut_tail(path, result, sizes[base], findings, read_only=read_only)
+            move_aside(remaining, folder, findings, read_only=read_only)
+            break
+    checksums = files.read_index_checksums(folder)
+    active = max(kept)
+    segments = [
+        new_segment(folder, base, size, meta, config, index_checksums=checksums.get(base) if base != active else None)
+        for base, size in kept.items()
+    ]
+    for segment in segments:
+        segment.is_durable = segment.base_offset < meta.recovery_segment
+    recovery_point = meta.recovery_point
+    if not read_only:
+        settle(folder, names, meta, segments, end_offset)
+    report = RecoveryReport(
+        recovery_point,
+        end_offset,
+        findings.scanned_bytes,
+        findings.scanned_batches,
+        tuple(findings.cut),
+        tuple(findings.moved_aside),
+        (segments[-1].index_path, segments[-1].time_index_path),
+    )
+    for tail in report.cut:
+        kept_in = f"kept in {tail.side_file}" if tail.side_file else "all of them zero"
+        logger.warning("cut %d bytes at %d of %s (%s), %s", tail.size, tail.position, tail.path, tail.reason, kept_in)
+    for path in report.moved_aside:
+        logger.warning("moved a segment beyond the end of the log aside: %s", path)
+    return OpenedPartition(folder, meta, config, segments, end_offset, False, report)
+
+
+def check_durable_bytes(folder: str, meta: Meta, sizes: dict[int, int]) -> None:
+    """Raise CorruptLogError when bytes below the recovery point are missing."""
+    path = files.segment_path(folder, meta.recovery_segment)
+    found = sizes.get(meta.recovery_segment)
+    if found is None or found < meta.recovery_position:
+        state = "is missing" if found is None else f"has only {found} bytes"
+        raise CorruptLogError(
+            f"{path} {state}, but {meta.recovery_position} bytes of it (records up to offset {meta.recovery_point}) were "
+            f"durable: nothing was touched. Bring the file back, or give those records up with `fastlog log repair {folder}`",
+            path,
+            found or 0,
+            None,
+            None,
+        )
+
+
+def refuse_damage(path: str, base: int, result: ScanResult, later: list[int]) -> None:
+    """In a log without a recovery point only a torn tail may be cut; anything else is somebody's data."""
+    if result.is_old_format:
+        raise UnsupportedFormatError(
+            f"{path}, position {result.position}: message format 0 or 1 (before Kafka 0.11), expected record batches v2; "
+            f"nothing was touched — let Kafka 3 or older rewrite the topic first"
+        )
+    if result.position == 0 and result.resumes_at < 0 and not result.is_all_zero:
+        raise UnsupportedFormatError(f"{path} is no Kafka log: {result.problem} at position 0; nothing was touched")
+    if result.resumes_at >= 0 or later:
+        raise CorruptLogError(
+            f"{path}, position {result.position}, offset {result.next_offset}: {result.problem}, and valid batches follow; "
+            f"nothing was touched. `fastlog log repair` moves the damaged bytes to a side file",
+            path,
+            result.position,
+            result.next_offset,
+            result.resume_offset if result.resumes_at >= 0 else later[0],
+        )
+
+
+def side_file(path: str, position: int) -> str:
+    """A free name for bytes cut from ``path`` at ``position``."""
+    name = candidate = f"{path}.torn-{position}"
+    number = 1
+    while oscalls.file_size(candidate) is not None:
+        number += 1
+        candidate = f"{name}.{number}"
+    return candidate
+
+
+def copy_range(path: str, position: int, size: int, target: str) -> None:
+    """Copy bytes of a file into a new, durable one."""
+    source = oscalls.open_file(path)
+    try:
+        copy = oscalls.open_file(target, writable=True, create=True)
+        try:
+            done = 0
+            while done < size:
+                piece = oscalls.read_bytes(source, position + done, min(size - done, 1 << 24))
+                if not piece:
+                    break
+                oscalls.write_at(copy, piece, done, target)
+                done += len(piece)
+            oscalls.sync_data(copy, target)
+        finally:
+            oscalls.close_file(copy)
+    finally:
+        oscalls.close_file(source)
+
+
+def cut_tail(path: str, result: ScanResult, size: int, findings: _Findings, *, read_only: bool) -> None:
+    """Cut a segment behind its last good batch; the bytes go to a side file unless they are all zero."""
+    kept_in = None
+    if not read_only:
+        if not result.is_all_zero:
+            kept_in = side_file(path, result.position)
+            copy_range(path, result.position, size - result.position, kept_in)
+            oscalls.sync_directory(path.rpartition("/")[0])
+        fd = oscalls.open_file(path, writable=True)
+        try:
+            oscalls.truncate(fd, result.position, path)
+            oscalls.sync_data(fd, path)
+        finally:
+            oscalls.close_file(fd)
+    findings.cut.append(CutTail(path, result.position, size - result.position, result.problem or "", kept_in))
+
+
+def move_aside(bases: list[int], folder: str, findings: _Findings, *, read_only: bool) -> None:
+    """Rename segments beyond the end of the log; their indexes, which can be rebuilt, go."""
+    for base in bases:
+        path = files.segment_path(folder, base)
+        if read_only:
+            findings.moved_aside.append(path)
+            continue
+        target = side_file(path, 0)
+        oscalls.rename(path, target)
+        for index in files.index_paths(path):
+            oscalls.remove(index)
+        findings.moved_aside.append(target)
+
+
+def settle(folder: str, names: list[str], meta: Meta, segments: list[Segment], end_offset: int) -> None:
+    """Make what recovery found the durable truth, so that it need not be found again."""
+    active = segments[-1]
+    active.begin_appending()
+    for segment in segments:
+        if not segment.is_durable:
+            segment.sync()
+            segment.is_durable = True
+    oscalls.sync_directory(folder)
+    if files.read_epochs(folder) is None:
+        files.write_epochs(folder, [(meta.epoch, meta.start_offset)])
+    advance_recovery_point(meta, active, end_offset)
+    meta_file = files.MetaFile(folder)
+    try:
+        meta_file.write(meta)
+    finally:
+        meta_file.close()
+    if files.POISONED in names:
+        oscalls.remove(f"{folder}/{files.POISONED}")
+        oscalls.sync_directory(folder)
+
+
+def advance_recovery_point(meta: Meta, active: Segment, end_offset: int) -> None:
+    """Move the recovery point to the published end of the active segment."""
+    meta.recovery_point = end_offset
+    meta.recovery_segment = active.base_offset
+    meta.recovery_position = active.size

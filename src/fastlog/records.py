@@ -1,0 +1,95 @@
+"""Plain values around a record: headers, topic partitions, delivery metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple, overload
+
+from fastlog.errors import InvalidRecordError
+
+__all__ = ["Headers", "RecordMetadata", "TopicPartition"]
+
+
+class TopicPartition(NamedTuple):
+    """A topic's name and the number of one of its partitions."""
+
+    topic: str
+    partition: int
+
+
+class RecordMetadata(NamedTuple):
+    """Where a record was stored. ``timestamp`` is in milliseconds since the epoch."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+
+
+class Headers:
+    """The headers of a record: ordered pairs of a string and bytes (or None). Immutable; duplicates are kept.
+
+    ``headers["k"]`` is the value of the last pair with that key (KeyError when there is none), ``get_all("k")`` all of
+    them, and iterating yields the pairs. Built from a mapping or from pairs.
+    """
+
+    __slots__ = ("_pairs",)
+
+    def __init__(self, pairs: Mapping[str, bytes | None] | Iterable[tuple[str, bytes | None]] = ()) -> None:
+        items = pairs.items() if isinstance(pairs, Mapping) else pairs
+        checked = []
+        for pair in items:
+            if not isinstance(pair, tuple) or len(pair) != 2:
+                raise InvalidRecordError(f"a header is a pair (str, bytes | None), found {pair!r}")
+            key, value = pair
+            if not isinstance(key, str):
+                raise InvalidRecordError(f"a header's key is a str, found {type(key).__name__}")
+            if value is not None and not isinstance(value, bytes):
+                value = bytes(memoryview(value))
+            checked.append((key, value))
+        self._pairs: tuple[tuple[str, bytes | None], ...] = tuple(checked)
+
+    def __getitem__(self, key: str) -> bytes | None:
+        for name, value in reversed(self._pairs):
+            if name == key:
+                return value
+        raise KeyError(key)
+
+    @overload
+    def get(self, key: str) -> bytes | None: ...
+    @overload
+    def get(self, key: str, default: bytes) -> bytes: ...
+    def get(self, key: str, default: bytes | None = None) -> bytes | None:
+        """Value of the last header named ``key``, or ``default`` when there is none."""
+        return self[key] if key in self else default
+
+    def get_all(self, key: str) -> tuple[bytes | None, ...]:
+        """Values of every header named ``key``, in order."""
+        return tuple(value for name, value in self._pairs if name == key)
+
+    def keys(self) -> tuple[str, ...]:
+        """Keys in order, duplicates included."""
+        return tuple(name for name, _ in self._pairs)
+
+    def __contains__(self, key: object) -> bool:
+        return any(name == key for name, _ in self._pairs)
+
+    def __iter__(self) -> Iterator[tuple[str, bytes | None]]:
+        return iter(self._pairs)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Headers):
+            return self._pairs == other._pairs
+        return NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._pairs)
+
+    def __repr__(self) -> str:
+        return f"Headers({list(self._pairs)!r})"
+
+    def __reduce__(self) -> tuple[type[Headers], tuple[tuple[tuple[str, bytes | None], ...]]]:
+        return Headers, (self._pairs,)
