@@ -258,7 +258,7 @@ def test_I9_a_full_file_system(folder: Path) -> None:
     try:
         fill_and_go_on(mounted / "events-0", spare=mounted / "spare")
     finally:
-        subprocess.run(["umount", str(mounted)], check=True)
+        subprocess.run(["umount", "--lazy", str(mounted)], check=True)
 
 
 def fill_and_go_on(path: Path, spare: Path) -> None:
@@ -571,6 +571,7 @@ def test_row25_a_copy_made_while_somebody_appends_is_a_prefix(live_log: Any, fol
         while not stop.is_set():
             live_log.append([b"value %d" % (number + i) for i in range(20)], timestamps=SOME_TIME)
             number += 20
+            time.sleep(0.001)
 
     writer = threading.Thread(target=append)
     writer.start()
