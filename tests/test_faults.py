@@ -258,7 +258,7 @@ def test_I9_a_full_file_system(folder: Path) -> None:
     try:
         fill_and_go_on(mounted / "events-0", spare=mounted / "spare")
     finally:
-        subprocess.run(["umount", str(mounted)], check=True)
+        subprocess.run(["umount", "-l", str(mounted)], check=True)
 
 
 def fill_and_go_on(path: Path, spare: Path) -> None:
