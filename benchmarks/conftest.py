@@ -72,7 +72,7 @@ def work_directory(sizes: Sizes) -> Iterator[Path]:
     if free < wanted:
         directory.rmdir()
         pytest.exit(
-            f"{free >> 30} GiB are free where the benchmarks work, {wanted >> 30} may be needed: set FASTLOG_BENCH_DIR to a "
+            f"the benchmarks may need {wanted >> 30} GiB of disk and {free >> 30} are free: set FASTLOG_BENCH_DIR to a "
             f"folder elsewhere, or FASTLOG_BENCH_LOG_BYTES to a smaller size of the large log",
             returncode=2,
         )
