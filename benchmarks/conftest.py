@@ -68,7 +68,7 @@ def work_directory(sizes: Sizes) -> Iterator[Path]:
     directory = _work_root() / f"run-{os.getpid()}"
     directory.mkdir(parents=True)
     _remove_leftovers(directory)
-    free, wanted = shutil.disk_usage(directory).free, sizes.large_log_bytes * 2 + (2 << 30)
+    free, wanted = shutil.disk_usage(directory).free, sizes.large_log_bytes * 11 // 10 + (4 << 30)
     if free < wanted:
         directory.rmdir()
         pytest.exit(
