@@ -92,7 +92,7 @@ $(DONE)/venv:
 	@$(PIP) $$($(RUN) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])')
 	@mkdir -p $(DONE) && touch $@
 
-$(DONE)/installed: $(DONE)/venv pyproject.toml
+$(DONE)/installed: $(DONE)/venv pyproject.toml src/fastlog/__init__.py
 	$(SAY) "fetching what fastlog stands on: numpy, crc32c, click"
 	@FASTLOG_INPLACE=1 $(PIP) --no-build-isolation --editable .
 	@touch $@
