@@ -102,7 +102,7 @@ $(DONE)/built: $(DONE)/installed $(SOURCES)
 	@$(RUN) setup.py --quiet build_ext --inplace
 	@touch $@
 
-$(DONE)/extra-%: $(DONE)/installed
+$(DONE)/extra-%: $(DONE)/venv pyproject.toml | $(DONE)/installed
 	$(SAY) "fetching the packages of extra [$*] (the first time up to a minute or two)"
 	@FASTLOG_INPLACE=1 $(PIP) --no-build-isolation --editable ".[$*]"
 	@touch $@
