@@ -18,7 +18,7 @@ from tests.house.sources import ROOT, line_of, module_name, place, read, source_
 ROWS: tuple[tuple[str, ...], ...] = (
     ("fastlog.errors", "fastlog._native"),
     ("fastlog.config", "fastlog.records", "fastlog.reports"),
-    ("fastlog._native.layout", "fastlog._native.varint", "fastlog._native.arrow_abi"),
+    ("fastlog._native.layout", "fastlog._native.varint", "fastlog._native.arrow_abi", "fastlog._native.published"),
     ("fastlog._native.checksum", "fastlog._native.memory", "fastlog._native.oscalls", "fastlog._native.arrow_import"),
     ("fastlog._native.columns",),
     ("fastlog._native.decoder", "fastlog._native.encoder", "fastlog._native.index"),

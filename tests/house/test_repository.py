@@ -13,9 +13,9 @@ from tests.house.sources import ROOT, place, read, repository_files
 MACHINE_PATHS = "|".join(re.escape("/" + start) for start in ("work" + "/", "root" + "/", "tmp/" + "v/"))
 REGISTRY_HOSTS = [
     *("py" + "pi.org", "python" + "hosted.org", "crates" + ".io", "golang" + ".org", "npm" + "js.org"),
-    *("maven" + ".org", "maven." + "apache.org", "debian" + ".org"),
+    *("maven" + ".org", "maven." + "apache.org", "debian" + ".org"),  # the name space of a pom.xml is no host
 ]
-PATTERN = re.compile(rf"(?<![\w.\-])(?:{MACHINE_PATHS})|{'|'.join(map(re.escape, REGISTRY_HOSTS))}")
+PATTERN = re.compile(rf"(?<![\w.\-])(?:{MACHINE_PATHS})|(?:{'|'.join(map(re.escape, REGISTRY_HOSTS))})(?!/POM/|/xsd/)")
 BINARY = {".png", ".log", ".index", ".timeindex", ".zip", ".gz", ".parquet", ".bin"}
 
 
