@@ -10,7 +10,17 @@
 
 import logging
 
-from fastlog._core import BinaryColumn, HeadersColumn, PartitionLog, Record, RecordBatch, RecordBatches, scan_segment
+from fastlog._core import (
+    BinaryColumn,
+    HeadersColumn,
+    PartitionLog,
+    Record,
+    RecordBatch,
+    RecordBatches,
+    read_batch,
+    scan_index,
+    scan_segment,
+)
 from fastlog.config import LogConfig
 from fastlog.errors import (
     ClosedError,
@@ -32,10 +42,12 @@ from fastlog.reports import (
     BatchInfo,
     CutTail,
     Damage,
+    IndexEntry,
     IndexProblem,
     RecoveryReport,
     RepairReport,
     SegmentInfo,
+    TimeIndexEntry,
     VerifyReport,
 )
 
@@ -53,6 +65,7 @@ __all__ = [
     "Error",
     "Headers",
     "HeadersColumn",
+    "IndexEntry",
     "IndexProblem",
     "InvalidRecordError",
     "LockedError",
@@ -70,10 +83,13 @@ __all__ = [
     "SegmentInfo",
     "StorageError",
     "StorageFullError",
+    "TimeIndexEntry",
     "TopicPartition",
     "UnsupportedFormatError",
     "VerifyReport",
     "__version__",
+    "read_batch",
+    "scan_index",
     "scan_segment",
 ]
 

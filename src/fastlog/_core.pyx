@@ -37,7 +37,7 @@ from fastlog._native.segment cimport Place, Segment
 
 from fastlog._native import oscalls
 from fastlog._native import batch as batch_room
-from fastlog._native.scanner import scan_segment
+from fastlog._native.inspect import read_batch, scan_index, scan_segment
 from fastlog.config import DEFAULT_DURABILITY, DURABILITY_LEVELS, LogConfig
 from fastlog.errors import (
     ClosedError, ConfigError, CorruptLogError, InvalidRecordError, LockedError, NotSupportedError, OffsetOutOfRangeError,
@@ -48,7 +48,17 @@ from fastlog.partition.repair import repair as repair_folder
 from fastlog.partition.verify import verify as verify_segments
 from fastlog.reports import SegmentInfo
 
-__all__ = ["BinaryColumn", "HeadersColumn", "PartitionLog", "Record", "RecordBatch", "RecordBatches", "scan_segment"]
+__all__ = [
+    "BinaryColumn",
+    "HeadersColumn",
+    "PartitionLog",
+    "Record",
+    "RecordBatch",
+    "RecordBatches",
+    "read_batch",
+    "scan_index",
+    "scan_segment",
+]
 
 # a cimported class is a C name only: this is where Python finds it
 globals().update({name: getattr(batch_room, name) for name in ("BinaryColumn", "HeadersColumn", "Record", "RecordBatch")})

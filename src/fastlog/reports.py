@@ -11,10 +11,12 @@ __all__ = [
     "BatchInfo",
     "CutTail",
     "Damage",
+    "IndexEntry",
     "IndexProblem",
     "RecoveryReport",
     "RepairReport",
     "SegmentInfo",
+    "TimeIndexEntry",
     "VerifyReport",
 ]
 
@@ -142,3 +144,19 @@ class SegmentInfo:
     index_entries: int
     time_index_entries: int
     max_timestamp: int
+
+
+@dataclass(frozen=True, slots=True)
+class IndexEntry:
+    """An entry of an offset index: the batch whose last offset this is begins at ``position``."""
+
+    offset: int
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class TimeIndexEntry:
+    """An entry of a time index: no record up to ``offset`` is younger than ``timestamp`` (milliseconds)."""
+
+    timestamp: int
+    offset: int

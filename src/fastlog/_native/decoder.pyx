@@ -6,7 +6,7 @@ from libc.string cimport memset
 from fastlog._native.checksum cimport crc32c_extend
 from fastlog._native.layout cimport (
     ATTRIBUTES_AT, BASE_OFFSET_AT, BASE_SEQUENCE_AT, BASE_TIMESTAMP_AT, BATCH_HEADER_SIZE, BATCH_LENGTH_AT, CODEC_MASK,
-    CONTROL_BIT, CRC_AT, CRC_COVERS_FROM, DELETE_HORIZON_BIT, LAST_OFFSET_DELTA_AT, LEADER_EPOCH_AT, LOG_OVERHEAD, MAGIC_AT,
+    CONTROL_BIT, CRC_AT, CRC_COVERS_FROM, LAST_OFFSET_DELTA_AT, LEADER_EPOCH_AT, LOG_OVERHEAD, MAGIC_AT,
     MAGIC_V2, MAX_TIMESTAMP_AT, MIN_RECORD_SIZE, PRODUCER_EPOCH_AT, PRODUCER_ID_AT, RECORDS_COUNT_AT,
     TIMESTAMP_TYPE_BIT, TRANSACTIONAL_BIT, UNUSED_ATTRIBUTES, load_int16, load_int32, load_int64, load_uint32,
 )
@@ -88,7 +88,9 @@ cdef Problem parse_header(const uint8_t* bytes_, int64_t position, int64_t end, 
         return BAD_COUNT
     if not header.attributes & CODEC_MASK and header.count > (header.size - BATCH_HEADER_SIZE) // MIN_RECORD_SIZE:
         return BAD_COUNT
-    if header.max_timestamp < -1 or (header.base_timestamp < -1 and not header.attributes & DELETE_HORIZON_BIT):
+    if header.count == 0 and header.size != BATCH_HEADER_SIZE:
+        return BAD_COUNT
+    if header.max_timestamp < -1 or header.base_timestamp < -1:
         return BAD_TIMESTAMP
     return FINE
 

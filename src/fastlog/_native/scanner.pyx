@@ -1,4 +1,4 @@
-"""Sequential reading of segment files, and what is built on it: ``scan`` and ``scan_segment``.
+"""Sequential reading of segment files, and what recovery, verification and repair build on it.
 
 Nothing here maps a file. Nothing here changes one.
 """
@@ -17,7 +17,6 @@ from fastlog._native.index cimport IndexTracker
 from fastlog._native.layout cimport (
     BATCH_HEADER_SIZE, INDEX_ENTRY_SIZE, MAGIC_AT, MAGIC_V2, TIME_INDEX_ENTRY_SIZE, load_int32, load_int64,
 )
-from fastlog.reports import BatchInfo
 
 cdef enum:
     READ_AHEAD = 1 << 20
@@ -221,51 +220,6 @@ cdef bint is_zero(BatchReader reader, int64_t position) except -1:
                 return False
         position += got
     return True
-
-
-def scan_segment(path: str):
-    """Headers of the batches in a ``.log`` file, as ``BatchInfo`` values, checked down to every record.
-
-    Opens no partition and takes no lock. A stretch that does not check out is one BatchInfo with ``is_valid`` False and
-    the reason in ``problem``; the scan goes on at the next valid batch.
-    """
-    import os.path
-    name = os.path.basename(path)
-    cdef int64_t expected = int(name[:20]) if name[:20].isdigit() else 0
-    cdef BatchReader reader = BatchReader(path)
-    cdef BatchHeader header
-    cdef Problem problem
-    cdef int64_t failure, start, resumed
-    while True:
-        start = reader.position
-        problem = reader.next(&header, True, &failure)
-        if failure < 0:
-            raise os_c.storage_error("read", path, failure)
-        if problem == END_OF_BYTES:
-            return
-        if problem == FINE:
-            problem = check_order(&header, expected, True, -1)
-            if problem == FINE:
-                problem = check_records(reader.base(), &header)
-        if problem == FINE:
-            expected = header.last_offset + 1
-            yield batch_info(&header, header.size, None)
-            continue
-        resumed = reader.resynchronise(start + 1, expected, &header)
-        if resumed < 0:
-            reader.position = reader.end
-        yield BatchInfo(
-            start, reader.position - start, expected, (header.base_offset if resumed >= 0 else expected) - 1, 0, -1, 0, 0,
-            -1, -1, -1, -1, -1, False, describe(problem),
-        )
-
-
-cdef object batch_info(const BatchHeader* header, int64_t size, problem):
-    return BatchInfo(
-        header.position, size, header.base_offset, header.last_offset, header.count, header.leader_epoch, header.crc,
-        header.attributes, header.base_timestamp, header.max_timestamp, header.producer_id, header.producer_epoch,
-        header.base_sequence, problem is None, problem,
-    )
 
 
 cdef class IndexChecker:

@@ -1,0 +1,1 @@
+"""Measurements of fastlog beside the embedded stores a Python program could use instead; ``python -m benchmarks``."""

@@ -1,0 +1,165 @@
+"""pytest's side of the measurements: turns, rounds, work folder, progress. The rules are in ``contest.py``."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+
+from benchmarks import machine
+from benchmarks.contest import Contest, Contestant, Work
+from benchmarks.workload import MEBIBYTE, Datasets, Sizes, Stage
+
+_NEEDED = {"fastlog": "make, or pip install -e .", "lmdb": "pip install lmdb", "rocksdict": "pip install rocksdict",
+           "pyarrow": "pip install pyarrow"}  # fmt: skip
+_PRETOUCHED_BYTES = 512 * MEBIBYTE
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="smaller sizes: a look, not figures to publish")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "contest(contest): the work that a bench function measures")
+    for module, remedy in _NEEDED.items():
+        if importlib.util.find_spec(module) is None:
+            raise pytest.UsageError(f"the benchmarks need {module}, which is not installed: {remedy}")
+
+
+def _sizes(config: pytest.Config) -> Sizes:
+    return Sizes.quick() if config.getoption("--quick") else Sizes.full()
+
+
+def _contest_of(definition: Any) -> Contest:
+    found: Contest = definition.get_closest_marker("contest").args[0]
+    return found
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    contest = _contest_of(metafunc.definition)
+    plays = [
+        pytest.param(turn, contestant, id=f"turn {turn}: {contestant.name}")
+        for turn in range(1, contest.turns(_sizes(metafunc.config)) + 1)
+        for contestant in contest.contestants
+    ]
+    metafunc.parametrize(("turn", "contestant"), plays)
+
+
+@pytest.fixture(scope="session")
+def sizes(pytestconfig: pytest.Config) -> Sizes:
+    return _sizes(pytestconfig)
+
+
+def _work_root() -> Path:
+    return Path(os.environ.get("FASTLOG_BENCH_DIR", Path(__file__).parent / ".work"))
+
+
+@pytest.fixture(scope="session")
+def work_directory() -> Iterator[Path]:
+    """A folder of this run, on the disk to be measured, deleted at the end."""
+    directory = _work_root() / f"run-{os.getpid()}"
+    directory.mkdir(parents=True)
+    try:
+        _pretouch(directory / "pretouch")
+        yield directory
+    finally:
+        shutil.rmtree(directory)
+
+
+def _pretouch(path: Path) -> None:
+    """Have memory for the page cache handed to this machine now: on a virtual one, the first touch is slow."""
+    block = bytes(MEBIBYTE)
+    with path.open("wb", buffering=0) as file:
+        for _ in range(_PRETOUCHED_BYTES // len(block)):
+            file.write(block)
+    path.unlink()
+
+
+@pytest.fixture(scope="session")
+def datasets(work_directory: Path) -> Datasets:
+    return Datasets(work_directory / "datasets")
+
+
+@pytest.fixture
+def play(
+    benchmark: Any,
+    request: pytest.FixtureRequest,
+    contestant: Contestant,
+    turn: int,
+    sizes: Sizes,
+    datasets: Datasets,
+    work_directory: Path,
+) -> Iterator[Callable[[], None]]:
+    """One turn of one contestant."""
+    contest = _contest_of(request.node)
+    directory = work_directory / "round"
+    details: dict[str, float] = {}
+    with ExitStack() as last_round:
+
+        def set_up() -> tuple[tuple[Work], dict[str, Any]]:
+            directory.mkdir()
+            last_round.callback(shutil.rmtree, directory)
+            work = last_round.enter_context(contestant.prepare(Stage(sizes, directory, datasets, details)))
+            gc.collect()
+            return (work,), {}
+
+        def tear_down(work: Work) -> None:
+            last_round.close()
+
+        def run() -> None:
+            benchmark.group = contest.title
+            units = benchmark.pedantic(
+                lambda work: work(),
+                setup=set_up,
+                teardown=tear_down,
+                rounds=contest.rounds_per_turn(sizes),
+                warmup_rounds=contest.warm_up_rounds,
+            )
+            benchmark.extra_info.update(
+                contest=contest.name,
+                title=contest.title,
+                unit=contest.unit,
+                contestant=contestant.name,
+                builds=contestant.builds,
+                turn=turn,
+                units=units,
+                details=details,
+            )
+            if benchmark.enabled:
+                seconds = median(benchmark.stats.stats.sorted_data)
+                request.node.user_properties.append(("rate", _rate(units / seconds, contest.unit, seconds)))
+
+        yield run
+
+
+def _rate(per_second: float, unit: str, seconds: float) -> str:
+    if per_second < 1000:
+        return f"{seconds * 1000:.2f} ms"
+    return f"{per_second / 1e6:.3f} M {unit}/s"
+
+
+def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
+    """Show the rate of each play beside its name (with -v)."""
+    rate = dict(report.user_properties).get("rate")
+    if report.when != "call" or not report.passed or rate is None:
+        return None
+    return "passed", ".", str(rate)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, object]) -> None:
+    """Replace what pytest-benchmark collects: it holds the name of the host."""
+    root = _work_root()
+    root.mkdir(parents=True, exist_ok=True)
+    machine_info.clear()
+    machine_info.update(machine.describe(root))
+    machine_info["sizes"] = {name: getattr(_sizes(config), name) for name in Sizes.__slots__}
+    machine_info["quick"] = bool(config.getoption("--quick"))

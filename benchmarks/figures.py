@@ -1,0 +1,126 @@
+"""The figures of a run: rounds of all turns put together, medians, goals judged. Pure functions over parsed JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+from benchmarks.goals import Goal, Kind, goals
+
+
+@dataclass(slots=True)
+class Figure:
+    """What one contestant did in one contest. ``seconds`` holds every timed round, in the order they ran."""
+
+    contest: str
+    title: str
+    unit: str
+    contestant: str
+    builds: str
+    units: int
+    seconds: list[float] = field(default_factory=list)
+    details: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def median_seconds(self) -> float:
+        return median(self.seconds)
+
+    @property
+    def rate(self) -> float:
+        """Units per second at the median."""
+        return self.units / self.median_seconds
+
+    @property
+    def spread(self) -> float:
+        """Distance from the fastest to the slowest round, as a share of the median."""
+        return (max(self.seconds) - min(self.seconds)) / self.median_seconds
+
+
+Figures = dict[str, dict[str, Figure]]
+
+
+def collect(raw: Mapping[str, Any]) -> Figures:
+    """From pytest-benchmark's JSON to contest -> contestant -> figure."""
+    figures: Figures = {}
+    for entry in sorted(raw["benchmarks"], key=lambda entry: int(entry["extra_info"]["turn"])):
+        info = entry["extra_info"]
+        contestants = figures.setdefault(info["contest"], {})
+        figure = contestants.get(info["contestant"])
+        if figure is None:
+            names = ("contest", "title", "unit", "contestant", "builds", "units")
+            figure = contestants[info["contestant"]] = Figure(*(info[name] for name in names))
+        figure.seconds += entry["stats"]["data"]
+        figure.details |= info["details"]
+    return figures
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A goal beside what was measured. ``found`` has the unit of the goal's kind."""
+
+    goal: Goal
+    peer: str
+    found: float
+
+    @property
+    def falls_short(self) -> bool:
+        if self.goal.bound is None:
+            return False
+        return self.found < self.goal.bound if self.goal.is_least else self.found > self.goal.bound
+
+    @property
+    def verdict(self) -> str:
+        if self.goal.bound is None:
+            return "shown apart"
+        return "falls short" if self.falls_short else "reached"
+
+    @property
+    def text(self) -> str:
+        return _text(self.found, self.goal.kind)
+
+    @property
+    def bound_text(self) -> str:
+        if self.goal.bound is None:
+            return ""
+        sign = "≥" if self.goal.is_least else "≤"
+        return f"{sign} {_text(self.goal.bound, self.goal.kind)}"
+
+
+def _text(number: float, kind: Kind) -> str:
+    match kind:
+        case Kind.RATE | Kind.COST:
+            return f"{number:.3g}x" if number < 0.095 else f"{number:.2f}x"
+        case Kind.PEAK_MEBIBYTES:
+            return f"{number:.1f} MiB"
+        case _:
+            return f"{number:.1f} ms"
+
+
+def judge(figures: Figures) -> list[Judgement]:
+    """One judgement per goal whose contestants were all measured."""
+    judgements = []
+    for goal in goals():
+        contestants = figures.get(goal.contest, {})
+        if goal.ours not in contestants or not all(name in contestants for name in goal.against):
+            continue
+        ours = contestants[goal.ours]
+        peer = max((contestants[name] for name in goal.against), key=lambda figure: figure.rate, default=None)
+        judgements.append(Judgement(goal, peer.contestant if peer else "", _found(goal.kind, ours, peer)))
+    return judgements
+
+
+def _found(kind: Kind, ours: Figure, peer: Figure | None) -> float:
+    match kind, peer:
+        case Kind.RATE, Figure():
+            return ours.rate / peer.rate
+        case Kind.COST, Figure():
+            return peer.rate / ours.rate
+        case Kind.EXTRA_MILLISECONDS, Figure():
+            return (ours.median_seconds - peer.median_seconds) * 1000
+        case Kind.MILLISECONDS, None:
+            return ours.median_seconds * 1000
+        case Kind.PEAK_MEBIBYTES, None:
+            return ours.details["peak_bytes"] / (1 << 20)
+    raise ValueError(f"a goal of the kind {kind.name} with peer {peer}")

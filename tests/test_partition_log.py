@@ -1,0 +1,836 @@
+"""The contract of ``PartitionLog``, ``RecordBatch``, ``Record`` and ``Headers``, method by method."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastlog
+from fastlog._native import oscalls
+from tests.foreign import read_all
+from tests.strategies import SOME_TIME
+
+OpenLog = Callable[..., Any]
+SMALL: dict[str, Any] = {"segment_bytes": 2000, "max_message_bytes": 1500, "index_interval_bytes": 100}
+
+
+# --- opening and closing -----------------------------------------------------------------------------------------------
+
+
+def test_open_creates_the_folder(folder: Path) -> None:
+    path = folder / "deep" / "orders-7"
+    with fastlog.PartitionLog.open(path) as log:
+        assert Path(log.path) == path
+        assert log.durability == "batch"
+        assert not log.read_only
+        assert not log.closed
+        assert (log.topic, log.partition) == ("orders", 7)
+        assert (log.start_offset, log.end_offset, log.durable_offset, log.readable_offset) == (0, 0, 0, 0)
+        assert log.recovery is None
+        assert log.verify().ok
+    assert log.closed
+    assert {file.name for file in path.iterdir()} >= {f"{0:020}.log", ".fastlog-meta", ".fastlog-clean"}
+
+
+def test_topic_and_partition_come_from_the_last_dash(folder: Path, checked_log: OpenLog) -> None:
+    log = checked_log(folder / "a-b.c-12")
+    log.append([b"v"])
+    [record] = log.records()
+    assert (log.topic, log.partition) == ("a-b.c", 12)
+    assert (record.topic, record.partition) == ("a-b.c", 12)
+
+
+def test_any_name_will_do_for_a_folder(folder: Path, checked_log: OpenLog) -> None:
+    log = checked_log(folder / "wal")
+    assert (log.topic, log.partition) == ("wal", 0)
+
+
+@pytest.mark.parametrize("path_type", [str, Path, os.fsencode])
+def test_paths_of_every_kind(folder: Path, path_type: Callable[[Path], Any]) -> None:
+    with fastlog.PartitionLog.open(path_type(folder / "wal-0")) as log:
+        log.append([b"v"])
+
+
+def test_config_shows_every_value(checked_log: OpenLog) -> None:
+    log = checked_log(
+        config=fastlog.LogConfig(segment_bytes="64MiB", segment_ms="2h", message_timestamp_after_max_ms=5)
+    )
+    assert log.config.segment_bytes == 64 << 20
+    assert log.config.segment_ms == 2 * 3600 * 1000
+    assert log.config.message_timestamp_after_max_ms == 5
+    assert log.config.segment_index_bytes == 10 << 20
+    assert log.config.index_interval_bytes == 4096
+    assert log.config.max_message_bytes == 1_048_588
+    assert log.config.mmap is True
+
+
+def test_stored_options_come_back_and_others_are_refused(folder: Path) -> None:
+    path = folder / "events-0"
+    with fastlog.PartitionLog.open(path, config=fastlog.LogConfig(segment_bytes=5000)) as log:
+        log.append([b"v"])
+    with fastlog.PartitionLog.open(path) as log:
+        assert log.config.segment_bytes == 5000
+    with pytest.raises(fastlog.ConfigError, match="segment_bytes.*6000.*5000"):
+        fastlog.PartitionLog.open(path, config=fastlog.LogConfig(segment_bytes=6000))
+    with fastlog.PartitionLog.open(path, config=fastlog.LogConfig(max_message_bytes=777)) as log:
+        assert log.config.max_message_bytes == 777
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"segment_bytes": 10}, "segment_bytes=10"),
+        ({"segment_bytes": "1 parsec"}, "parsec"),
+        ({"segment_bytes": 1 << 31}, "out of range"),
+        ({"segment_ms": "soon"}, "soon"),
+        ({"segment_ms": 0}, "segment_ms"),
+        ({"max_message_bytes": 1}, "max_message_bytes"),
+        ({"index_interval_bytes": -1}, "index_interval_bytes"),
+        ({"segment_index_bytes": 1}, "segment_index_bytes"),
+        ({"mmap": "yes"}, "mmap"),
+    ],
+)
+def test_bad_options_are_named(folder: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(fastlog.ConfigError, match=message):
+        fastlog.PartitionLog.open(folder / "wal-0", config=fastlog.LogConfig(**options))
+    assert not (folder / "wal-0").exists()
+
+
+@pytest.mark.parametrize("durability", ["none", "OS", "", None, 1])
+def test_unknown_durability_is_named(folder: Path, durability: Any) -> None:
+    with pytest.raises(fastlog.ConfigError, match="durability"):
+        fastlog.PartitionLog.open(folder / "wal-0", durability=durability)
+    assert not (folder / "wal-0").exists()
+
+
+def test_close_twice_and_use_afterwards(folder: Path) -> None:
+    log = fastlog.PartitionLog.open(folder / "events-0")
+    log.append([b"v"])
+    iterator = log.records()
+    log.close()
+    log.close()
+    assert log.closed
+    for action in (
+        lambda: log.append([b"v"]), lambda: log.read(0), log.flush, log.verify, log.segments,
+        lambda: log.offset_for_time(0), lambda: log.delete_records(before=0), lambda: list(log.records()),
+        lambda: list(log.batches()), lambda: log.end_offset, lambda: list(iterator), log.__enter__,
+    ):  # fmt: skip
+        with pytest.raises(fastlog.ClosedError):
+            action()
+
+
+def test_an_unclosed_log_is_closed_by_the_garbage_collector(folder: Path) -> None:
+    log = fastlog.PartitionLog.open(folder / "events-0")
+    log.append([b"v"])
+    del log
+    gc.collect()
+    with fastlog.PartitionLog.open(folder / "events-0") as again:
+        assert again.end_offset == 1
+
+
+def test_LockedError_for_a_second_handle_of_the_same_process(folder: Path, checked_log: OpenLog) -> None:
+    log = checked_log()
+    with pytest.raises(fastlog.LockedError, match=str(os.getpid())) as caught:
+        fastlog.PartitionLog.open(log.path)
+    assert caught.value.pid == os.getpid()
+    assert caught.value.retriable
+    link = folder / "link-0"
+    link.symlink_to(log.path)
+    with pytest.raises(fastlog.LockedError):
+        fastlog.PartitionLog.open(link)
+    assert log.append([b"still mine"]) == 0
+
+
+def test_LockedError_names_the_process_that_holds_the_log(folder: Path) -> None:
+    script = (
+        "import sys, fastlog\n"
+        "log = fastlog.PartitionLog.open(sys.argv[1])\n"
+        "log.append([b'theirs'])\n"
+        "print('ready', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(folder / "events-0")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
+    ) as holder:  # fmt: skip
+        assert holder.stdout and holder.stdin
+        assert holder.stdout.readline() == b"ready\n"
+        with pytest.raises(fastlog.LockedError, match=str(holder.pid)) as caught:
+            fastlog.PartitionLog.open(folder / "events-0")
+        assert caught.value.pid == holder.pid
+        with pytest.raises(fastlog.LockedError):
+            fastlog.PartitionLog.repair(folder / "events-0")
+        holder.kill()
+        holder.wait()
+    with fastlog.PartitionLog.open(folder / "events-0") as log:
+        assert log.end_offset == 1, "a lock dies with its owner"
+
+
+# --- append ------------------------------------------------------------------------------------------------------------
+
+
+def test_append_returns_base_offsets(checked_log: OpenLog) -> None:
+    log = checked_log()
+    assert log.append([b"a", b"b"]) == 0
+    assert log.append([b"c"]) == 2
+    assert log.append((b"d", None)) == 3
+    assert log.end_offset == 5
+    assert log.read(0).values.to_list() == [b"a", b"b", b"c", b"d", None]
+
+
+def test_an_empty_append_writes_nothing(checked_log: OpenLog) -> None:
+    log = checked_log()
+    assert log.append([]) == 0
+    log.append([b"v"])
+    size = sum(file.stat().st_size for file in Path(log.path).glob("*.log"))
+    for empty in ([], (), np.array([], dtype="S3"), np.array([], dtype=object)):
+        assert log.append(empty) == 1
+    assert sum(file.stat().st_size for file in Path(log.path).glob("*.log")) == size
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"bytes", bytearray(b"bytes"), memoryview(b"bytes"), memoryview(b"xbytesx")[1:6], np.frombuffer(b"bytes", "u1")],
+)
+def test_append_takes_bytes_like_values_and_keys(checked_log: OpenLog, value: Any) -> None:
+    log = checked_log()
+    log.append([value], keys=[value])
+    assert log.read(0).values.to_list() == [b"bytes"]
+    assert log.read(0).keys.to_list() == [b"bytes"]
+
+
+def test_null_and_empty_are_different_everywhere(checked_log: OpenLog) -> None:
+    log = checked_log()
+    log.append([None, b"", None], keys=[b"", None, None], headers=[{"h": None}, {"h": b""}, None])
+    batch = log.read(0)
+    assert batch.values.to_list() == [None, b"", None]
+    assert batch.keys.to_list() == [b"", None, None]
+    assert batch.values.sizes.tolist() == [-1, 0, -1]
+    assert batch.values[0] is None
+    assert bytes(batch.values[1]) == b""
+    assert [tuple(headers) for headers in batch.headers] == [(("h", None),), (("h", b""),), ()]
+
+
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        (np.array([b"a", b"bcd", b""], dtype="S5"), [b"a", b"bcd", b""]),
+        (np.array([b"ab\0\0", b"\0c\0\0"], dtype="V4"), [b"ab\0\0", b"\0c\0\0"]),
+        (np.array([b"a", None, bytearray(b"b")], dtype=object), [b"a", None, b"b"]),
+        (np.array([b"a", b"b", b"c", b"d"], dtype="S1")[::2], [b"a", b"c"]),
+    ],
+)
+def test_append_takes_numpy_arrays(checked_log: OpenLog, array: Any, expected: list[bytes | None]) -> None:
+    log = checked_log()
+    assert log.append(array, keys=array) == 0
+    assert log.read(0).values.to_list() == expected
+    assert log.read(0).keys.to_list() == expected
+
+
+@pytest.mark.parametrize("values", [["text"], [b"fine", "text"], [1], [b"a", 1.5], [[b"a"]], [object()]])
+def test_values_of_the_wrong_type_are_refused(checked_log: OpenLog, values: Any) -> None:
+    log = checked_log()
+    with pytest.raises(fastlog.InvalidRecordError, match=type(values[-1]).__name__):
+        log.append(values)
+    with pytest.raises(fastlog.InvalidRecordError):
+        log.append([b"v"] * len(values), keys=values)
+    assert log.end_offset == 0
+
+
+@pytest.mark.parametrize("values", ["text", b"one value", 5, None, {b"a": 1}, np.array([1, 2, 3]), np.array([["a"]])])
+def test_what_is_no_sequence_of_bytes_is_refused(checked_log: OpenLog, values: Any) -> None:
+    log = checked_log()
+    with pytest.raises(fastlog.InvalidRecordError):
+        log.append(values)
+    assert log.end_offset == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"keys": [b"k"]},
+        {"keys": [b"k"] * 3},
+        {"keys": []},
+        {"timestamps": [1]},
+        {"timestamps": np.array([1, 2, 3])},
+        {"headers": [{"a": b""}]},
+        {"headers": [None, None, None]},
+        {"keys": np.array([b"k"], dtype="S1")},
+    ],
+)
+def test_unequal_lengths_are_refused(checked_log: OpenLog, arguments: dict[str, Any]) -> None:
+    log = checked_log()
+    with pytest.raises(fastlog.InvalidRecordError, match="2"):
+        log.append([b"a", b"b"], **arguments)
+    assert log.end_offset == 0
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {1: b"x"},
+        {"h": "text"},
+        {"h": 1},
+        [("h",)],
+        [("h", b"x", b"y")],
+        "h",
+        5,
+        [[("h", "text")]],
+        {b"h": b"x"},
+        {"\ud800": b""},
+    ],
+)
+def test_malformed_headers_are_refused(checked_log: OpenLog, headers: Any) -> None:
+    log = checked_log()
+    with pytest.raises(fastlog.InvalidRecordError):
+        log.append([b"v"], headers=headers)
+    assert log.end_offset == 0
+
+
+def test_headers_for_all_and_for_each(checked_log: OpenLog) -> None:
+    log = checked_log()
+    log.append([b"a", b"b"], headers={"shared": b"1"})
+    log.append([b"c", b"d"], headers=[("x", b"1"), ("x", None)])
+    log.append([b"e", b"f", b"g"], headers=[{"own": b"e"}, None, [("y", b""), ("y", b"2")]])
+    log.append([b"h"], headers=[fastlog.Headers([("z", b"3")])])
+    found = [tuple(record.headers) for record in log.records()]
+    assert found == [
+        (("shared", b"1"),), (("shared", b"1"),), (("x", b"1"), ("x", None)), (("x", b"1"), ("x", None)),
+        (("own", b"e"),), (), (("y", b""), ("y", b"2")), (("z", b"3"),),
+    ]  # fmt: skip
+
+
+def test_timestamps_of_every_kind(checked_log: OpenLog) -> None:
+    oscalls.set_clock(SOME_TIME)
+    log = checked_log()
+    log.append([b"a"])
+    log.append([b"b", b"c"], timestamps=SOME_TIME - 1)
+    log.append([b"d", b"e"], timestamps=[SOME_TIME - 2, SOME_TIME + 5])
+    log.append([b"f", b"g"], timestamps=np.array([1, 2], dtype=np.int64))
+    log.append([b"h", b"i"], timestamps=np.array([3, 4], dtype=np.int32))
+    moments = np.array(["2023-11-14T22:13:20", "1970-01-01T00:00:00.007"], dtype="datetime64[ms]")
+    log.append([b"j", b"k"], timestamps=moments)
+    log.append([b"l"], timestamps=np.array(["2023-11-14T22:13:20"], dtype="datetime64[s]"))
+    expected = [
+        SOME_TIME,
+        SOME_TIME - 1,
+        SOME_TIME - 1,
+        SOME_TIME - 2,
+        SOME_TIME + 5,
+        1,
+        2,
+        3,
+        4,
+        SOME_TIME,
+        7,
+        SOME_TIME,
+    ]
+    assert log.read(0).timestamps.tolist() == expected
+    assert {record.timestamp_type for record in log.records()} == {"create"}
+
+
+@pytest.mark.parametrize("timestamps", [1.5, "now", [1.5], ["x"], np.array([1.5]), -2, [-2], 2**63, [None], [2**63]])
+def test_timestamps_of_the_wrong_kind_are_refused(checked_log: OpenLog, timestamps: Any) -> None:
+    log = checked_log()
+    with pytest.raises(fastlog.InvalidRecordError):
+        log.append([b"v"], timestamps=timestamps)
+    assert log.end_offset == 0
+
+
+def test_timestamps_more_than_an_hour_ahead_are_refused(checked_log: OpenLog) -> None:
+    oscalls.set_clock(SOME_TIME)
+    log = checked_log()
+    hour = 3_600_000
+    assert log.append([b"v"], timestamps=SOME_TIME + hour) == 0
+    for timestamps in (SOME_TIME + hour + 1, [SOME_TIME, SOME_TIME + hour + 1]):
+        with pytest.raises(fastlog.InvalidRecordError, match=str(SOME_TIME + hour + 1)):
+            log.append([b"v"] * (2 if isinstance(timestamps, list) else 1), timestamps=timestamps)
+    assert log.end_offset == 1
+
+
+def test_one_reading_of_the_clock_per_append(checked_log: OpenLog) -> None:
+    log = checked_log()
+    before = time.time_ns() // 1_000_000
+    log.append([b"v"] * 5000)
+    after = time.time_ns() // 1_000_000
+    assert len(set(log.read(0).timestamps.tolist())) == 1
+    assert before <= log.read(0).timestamps[0] <= after
+
+
+def test_codecs_are_not_there_yet(checked_log: OpenLog) -> None:
+    log = checked_log()
+    for codec in ("gzip", "snappy", "lz4", "zstd"):
+        with pytest.raises(fastlog.NotSupportedError, match=codec):
+            log.append([b"v"], compression=codec)
+    with pytest.raises(fastlog.ConfigError, match="brotli"):
+        log.append([b"v"], compression="brotli")
+    assert log.append([b"v"], compression="none") == 0
+
+
+def test_large_values_take_the_path_without_copies(checked_log: OpenLog) -> None:
+    log = checked_log()
+    values = [bytes([i]) * size for i, size in enumerate([4095, 4096, 10_000, 100, 70_000, 0, 4096])]
+    for _ in range(3):
+        log.append([*values, None], keys=[*values, None])
+    assert [r.value for r in read_all(log)] == [*values, None] * 3
+    assert oscalls.call_counts()["pwritev"] > 0
+
+
+def test_mutable_values_may_change_after_the_append(checked_log: OpenLog) -> None:
+    log = checked_log()
+    value = bytearray(b"a" * 10_000)
+    log.append([value])
+    value[:] = b"b" * 10_000
+    assert log.read(0).values.to_list() == [b"a" * 10_000]
+
+
+def test_batches_are_split_at_max_message_bytes(checked_log: OpenLog) -> None:
+    log = checked_log(config=fastlog.LogConfig(max_message_bytes=1000))
+    log.append([b"v" * 100] * 50, timestamps=SOME_TIME)
+    [path] = Path(log.path).glob("*.log")
+    infos = list(fastlog.scan_segment(path))
+    assert len(infos) > 5
+    assert all(900 < info.size <= 1000 for info in infos[:-1])
+    assert sum(info.record_count for info in infos) == 50
+
+
+def test_a_record_over_the_limit_is_refused(checked_log: OpenLog) -> None:
+    log = checked_log(config=fastlog.LogConfig(max_message_bytes=1000))
+    assert log.append([b"v" * 900]) == 0
+    for values in ([b"v" * 1000], [b"fine", b"v" * 1000, b"fine"], [b"fine"] * 100 + [b"v" * 5000]):
+        with pytest.raises(fastlog.RecordTooLargeError, match="max_message_bytes"):
+            log.append(values)
+    with pytest.raises(fastlog.RecordTooLargeError, match="max_message_bytes"):
+        log.append([b"v"], keys=[b"k" * 1000])
+    with pytest.raises(fastlog.RecordTooLargeError, match="max_message_bytes"):
+        log.append([b"v"], headers={"h": b"x" * 1000})
+    assert log.end_offset == 1
+    assert log.append([b"next"]) == 1
+
+
+def test_an_append_larger_than_a_segment_is_refused(checked_log: OpenLog) -> None:
+    log = checked_log(config=fastlog.LogConfig(**SMALL))
+    with pytest.raises(fastlog.RecordTooLargeError, match="segment_bytes"):
+        log.append([b"v" * 100] * 30)
+    assert log.end_offset == 0
+    assert log.append([b"v" * 100] * 10) == 0
+
+
+def test_I1_one_append_never_straddles_two_segments(checked_log: OpenLog) -> None:
+    log = checked_log(config=fastlog.LogConfig(segment_bytes=2000, max_message_bytes=400))
+    bases = [log.append([b"v" * 90] * count, timestamps=SOME_TIME) for count in (12, 3, 12, 9, 1, 1, 12)]
+    starts = {segment.base_offset for segment in log.segments()}
+    assert len(starts) > 2
+    assert starts <= set(bases)
+
+
+# --- reading -----------------------------------------------------------------------------------------------------------
+
+
+def test_read_starts_exactly_at_the_offset(checked_log: OpenLog) -> None:
+    log = checked_log()
+    log.append([b"%d" % i for i in range(10)], keys=[b"k%d" % i for i in range(10)])
+    log.append([b"10", b"11"])
+    batch = log.read(7)
+    assert batch.offsets.tolist() == [7, 8, 9, 10, 11]
+    assert (batch.base_offset, batch.next_offset, len(batch)) == (7, 12, 5)
+    assert batch.keys.to_list() == [b"k7", b"k8", b"k9", None, None]
+    only = log.read(7, max_bytes=1)
+    assert only.offsets.tolist() == [7, 8, 9], "at least one whole batch"
+    assert only.next_offset == 10
+
+
+def test_read_at_the_end_is_empty(checked_log: OpenLog) -> None:
+    log = checked_log()
+    for end in (0, 2):
+        batch = log.read(end)
+        assert (len(batch), batch.next_offset, batch.base_offset) == (0, end, end)
+        assert batch.offsets.tolist() == batch.timestamps.tolist() == list(batch) == []
+        assert batch.keys.to_list() == batch.values.to_list() == []
+        log.append([b"v", b"w"])
+
+
+@pytest.mark.parametrize("offset", [-1, 4, 2**62, -(2**62)])
+def test_read_outside_says_what_there_is(checked_log: OpenLog, offset: int) -> None:
+    log = checked_log()
+    log.append([b"v"] * 3)
+    with pytest.raises(fastlog.OffsetOutOfRangeError, match=str(offset)) as caught:
+        log.read(offset)
+    error = caught.value
+    assert (error.offset, error.start_offset, error.end_offset) == (offset, 0, 3)
+
+
+def test_read_refuses_what_is_no_offset(checked_log: OpenLog) -> None:
+    log = checked_log()
+    for offset in ("0", 1.5, None):
+        with pytest.raises((TypeError, fastlog.Error)):
+            log.read(offset)
+    for max_bytes in (0, -1):
+        with pytest.raises(fastlog.ConfigError, match="max_bytes"):
+            log.read(0, max_bytes)
+
+
+def test_read_only_columns_cannot_be_written(checked_log: OpenLog) -> None:
+    log = checked_log()
+    log.append([b"value"], keys=[b"key"])
+    batch = log.read(0)
+    assert batch.offsets.dtype == batch.timestamps.dtype == np.int64
+    assert batch.values.sizes.dtype == np.int32
+    for array in (batch.offsets, batch.timestamps, batch.values.sizes):
+        assert not array.flags.writeable
+    assert batch.values[0].readonly
+    with pytest.raises(TypeError):
+        batch.values[0][0] = 1
+
+
+def test_columns_are_sequences(checked_log: OpenLog) -> None:
+    log = checked_log()
+    log.append([b"a", None, b"ccc"], headers=[{"h": b"1"}, None, None])
+    batch = log.read(0)
+    assert len(batch.values) == len(batch.keys) == len(batch.headers) == 3
+    assert [None if v is None else bytes(v) for v in batch.values] == [b"a", None, b"ccc"]
+    assert bytes(batch.values[-1]) == b"ccc"
+    assert batch[-1].offset == 2
+    assert batch.headers[0]["h"] == b"1"
+    for column in (batch.values, batch.keys, batch.headers, batch):
+        for index in (3, -4):
+            with pytest.raises(IndexError):
+                column[index]
+
+
+def test_nbytes_counts_what_was_read(checked_log: OpenLog) -> None:
+    log = checked_log()
+    log.append([b"v" * 100] * 100)
+    [path] = Path(log.path).glob("*.log")
+    assert log.read(0).nbytes == path.stat().st_size
+    assert log.read(100).nbytes == 0
+
+
+def test_records_carry_everything(checked_log: OpenLog) -> None:
+    log = checked_log()
+    log.append([b"value", None], keys=[b"key", None], timestamps=[SOME_TIME, SOME_TIME + 1], headers={"h": b"x"})
+    first, second = log.records()
+    assert (first.offset, first.timestamp, first.key, first.value) == (0, SOME_TIME, b"key", b"value")
+    assert isinstance(first.key, bytes)
+    assert isinstance(first.value, bytes)
+    assert first.datetime == datetime.fromtimestamp(SOME_TIME / 1000, UTC)
+    assert first.datetime.tzinfo is not None
+    assert first.headers["h"] == b"x"
+    assert first.timestamp_type == "create"
+    assert (second.key, second.value) == (None, None)
+    assert "offset=0" in repr(first)
+
+
+def test_records_and_batches_keep_to_their_bounds(checked_log: OpenLog) -> None:
+    log = checked_log(config=fastlog.LogConfig(**SMALL))
+    for i in range(40):
+        log.append([b"%d" % (2 * i), b"%d" % (2 * i + 1)], timestamps=SOME_TIME)
+    assert len(log.segments()) > 1
+    for start, stop in ((None, None), (0, 80), (3, 77), (5, 5), (79, None), (80, None), (None, 1), (10, 1000)):
+        expected = list(range(80))[slice(start, stop)]
+        assert [record.offset for record in log.records(start, stop)] == expected
+        for max_bytes in (1, 500, 1 << 20):
+            batches = list(log.batches(start, stop, max_bytes=max_bytes))
+            assert [int(offset) for batch in batches for offset in batch.offsets] == expected
+            assert all(len(batch) for batch in batches)
+    for iterate in (log.records, lambda start: list(log.batches(start))):
+        with pytest.raises(fastlog.OffsetOutOfRangeError):
+            list(iterate(81))
+
+
+def test_iteration_ends_at_the_end_that_it_started_with_or_later(checked_log: OpenLog) -> None:
+    log = checked_log()
+    log.append([b"a", b"b"])
+    iterator = log.records()
+    assert next(iterator).offset == 0
+    assert [record.offset for record in iterator] == [1]
+    batches = log.batches()
+    assert [len(batch) for batch in batches] == [2]
+    assert [len(batch) for batch in batches] == [2], "batches may be iterated again"
+
+
+def test_offset_for_time_finds_the_first_record_not_older(checked_log: OpenLog) -> None:
+    log = checked_log(config=fastlog.LogConfig(**SMALL))
+    for i in range(100):
+        log.append([b"v" * 20], timestamps=SOME_TIME + 10 * i)
+    assert len(log.segments()) > 2
+    for i in range(100):
+        assert log.offset_for_time(SOME_TIME + 10 * i) == i
+        assert log.offset_for_time(SOME_TIME + 10 * i - 9) == i
+    assert log.offset_for_time(0) == 0
+    assert log.offset_for_time(-1) == 0
+    assert log.offset_for_time(SOME_TIME + 991) is None
+    moment = datetime.fromtimestamp(SOME_TIME / 1000, UTC) + timedelta(milliseconds=500)
+    assert log.offset_for_time(moment) == 50
+    with pytest.raises(fastlog.Error, match="(?i)aware|time zone|timezone"):
+        log.offset_for_time(moment.replace(tzinfo=None))
+
+
+def test_offset_for_time_on_unordered_timestamps(checked_log: OpenLog) -> None:
+    log = checked_log(config=fastlog.LogConfig(**SMALL))
+    times = [SOME_TIME + (i * 37) % 101 for i in range(300)]
+    for i in range(0, 300, 3):
+        log.append([b"v"] * 3, timestamps=times[i : i + 3])
+    for wanted in range(SOME_TIME - 1, SOME_TIME + 103):
+        assert log.offset_for_time(wanted) == next((i for i, t in enumerate(times) if t >= wanted), None)
+
+
+# --- durability --------------------------------------------------------------------------------------------------------
+
+
+def test_I3_batch_syncs_each_append(folder: Path) -> None:
+    with fastlog.PartitionLog.open(folder / "events-0", durability="batch") as log:
+        for i in range(5):
+            before = oscalls.call_counts()["fdatasync"]
+            log.append([b"v"])
+            assert oscalls.call_counts()["fdatasync"] > before
+            assert log.durable_offset == log.readable_offset == i + 1
+
+
+def test_I3_os_syncs_only_when_asked(folder: Path) -> None:
+    with fastlog.PartitionLog.open(folder / "events-0", durability="os") as log:
+        log.append([b"first"])
+        before = oscalls.call_counts()["fdatasync"]
+        for _ in range(50):
+            log.append([b"v"])
+        assert oscalls.call_counts()["fdatasync"] == before
+        assert log.durable_offset <= 1
+        assert log.readable_offset == 51
+        assert log.flush() == 51
+        assert log.durable_offset == 51
+        assert oscalls.call_counts()["fdatasync"] > before
+
+
+# --- segments and deletion ---------------------------------------------------------------------------------------------
+
+
+def test_segments_describe_the_files(checked_log: OpenLog) -> None:
+    log = checked_log(config=fastlog.LogConfig(**SMALL))
+    for i in range(60):
+        log.append([b"v" * 50], timestamps=SOME_TIME + i)
+    segments = log.segments()
+    assert len(segments) > 2
+    assert [segment.base_offset for segment in segments[1:]] == [segment.end_offset for segment in segments[:-1]]
+    assert (segments[0].base_offset, segments[-1].end_offset) == (0, 60)
+    for segment in segments:
+        path = Path(segment.path)
+        assert path.name == f"{segment.base_offset:020}.log"
+        assert path.stat().st_size == segment.size
+        assert segment.max_timestamp == SOME_TIME + segment.end_offset - 1
+    for segment in segments[:-1]:
+        assert segment.index_entries == Path(segment.path).with_suffix(".index").stat().st_size // 8 > 0
+        assert segment.time_index_entries == Path(segment.path).with_suffix(".timeindex").stat().st_size // 12 > 0
+
+
+@pytest.mark.parametrize("options", [
+    {"segment_bytes": 1000}, {"segment_ms": 5}, {"segment_index_bytes": 80, "index_interval_bytes": 0},
+])  # fmt: skip
+def test_a_segment_is_rolled_for_each_reason(checked_log: OpenLog, options: dict[str, Any]) -> None:
+    log = checked_log(config=fastlog.LogConfig(max_message_bytes=900, **options))
+    for i in range(40):
+        log.append([b"v" * 30], timestamps=SOME_TIME + i)
+    assert 3 < len(log.segments()) < 20
+    assert read_all(log)[39].offset == 39
+
+
+def test_delete_records_raises_the_start(checked_log: OpenLog) -> None:
+    log = checked_log(config=fastlog.LogConfig(**SMALL))
+    for i in range(60):
+        log.append([b"v" * 50], timestamps=SOME_TIME + i)
+    bases = [segment.base_offset for segment in log.segments()]
+    assert log.delete_records(before=bases[1] + 1) == bases[1] + 1
+    assert log.start_offset == bases[1] + 1
+    assert [segment.base_offset for segment in log.segments()] == bases[1:]
+    assert not (Path(log.path) / f"{0:020}.log").exists()
+    assert not (Path(log.path) / f"{0:020}.index").exists()
+    with pytest.raises(fastlog.OffsetOutOfRangeError) as caught:
+        log.read(bases[1])
+    assert caught.value.start_offset == bases[1] + 1
+    assert next(log.records()).offset == bases[1] + 1
+    assert log.offset_for_time(0) == bases[1] + 1
+    assert log.delete_records(before=3) == bases[1] + 1, "the start never goes back"
+    assert log.delete_records(before=60) == 60
+    assert list(log.records()) == []
+    assert log.append([b"next"]) == 60
+    with pytest.raises(fastlog.OffsetOutOfRangeError):
+        log.delete_records(before=62)
+    log.close()
+    with fastlog.PartitionLog.open(log.path, durability="os") as again:
+        assert (again.start_offset, again.end_offset) == (60, 61)
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+def test_I8_views_outlive_close_and_deletion(folder: Path, mmap: bool) -> None:
+    path = folder / "events-0"
+    log = fastlog.PartitionLog.open(path, durability="os", config=fastlog.LogConfig(mmap=mmap, **SMALL))
+    for i in range(60):
+        log.append([b"value %2d" % i * 5], keys=[b"key"], timestamps=SOME_TIME + i, headers={"h": b"%d" % i})
+    first, last = log.read(0), log.read(59)
+    view, offsets = first.values[0], first.offsets
+    expected = first.values.to_list()
+    log.delete_records(before=60)
+    assert first.values.to_list() == expected
+    log.close()
+    del log
+    for file in path.iterdir():
+        file.unlink()
+    gc.collect()
+    assert bytes(view) == b"value  0" * 5
+    assert first.values.to_list() == expected
+    assert first[0].headers["h"] == b"0"
+    assert last[0].value == b"value 59" * 5
+    assert offsets.tolist() == list(range(len(first)))
+    column = first.values
+    del first
+    gc.collect()
+    assert column.to_list() == expected
+    assert bytes(view) == b"value  0" * 5
+
+
+def test_I8_views_see_no_later_append(checked_log: OpenLog) -> None:
+    log = checked_log()
+    log.append([b"a" * 100])
+    batch = log.read(0)
+    empty = log.read(1)
+    log.append([b"b" * 100] * 1000)
+    assert batch.values.to_list() == [b"a" * 100]
+    assert len(empty) == 0
+
+
+# --- read-only ---------------------------------------------------------------------------------------------------------
+
+
+def test_read_only_writes_nothing(folder: Path) -> None:
+    path = folder / "events-0"
+    with fastlog.PartitionLog.open(path, durability="os", config=fastlog.LogConfig(**SMALL)) as log:
+        for i in range(50):
+            log.append([b"v" * 30], timestamps=SOME_TIME + i)
+    before = {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in path.iterdir()}
+    with fastlog.PartitionLog.open(path, read_only=True) as log:
+        assert log.read_only
+        assert log.end_offset == 50
+        assert [record.offset for record in log.records()] == list(range(50))
+        assert log.verify().ok
+        for action in (lambda: log.append([b"v"]), lambda: log.delete_records(before=1), log.flush):
+            with pytest.raises(fastlog.NotSupportedError, match="read_only"):
+                action()
+    assert {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in path.iterdir()} == before
+
+
+def test_read_only_recovers_in_memory(folder: Path) -> None:
+    path = folder / "events-0"
+    with fastlog.PartitionLog.open(path, durability="os") as log:
+        for i in range(5):
+            log.append([b"v" * 30], timestamps=SOME_TIME + i)
+    (path / ".fastlog-clean").unlink()
+    with (path / f"{0:020}.log").open("ab") as file:
+        file.write(b"torn tail")
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    with fastlog.PartitionLog.open(path, read_only=True) as log:
+        assert log.recovery is not None
+        assert [cut.size for cut in log.recovery.cut] == [9]
+        assert [record.offset for record in log.records()] == list(range(5))
+        assert log.offset_for_time(SOME_TIME + 3) == 3
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
+    with fastlog.PartitionLog.open(path) as log:
+        [cut] = log.recovery.cut
+        assert cut.side_file is not None
+        assert (path / Path(cut.side_file).name).read_bytes() == b"torn tail"
+        assert log.verify().ok
+
+
+# --- reports -----------------------------------------------------------------------------------------------------------
+
+
+def test_verify_counts_what_it_read(checked_log: OpenLog) -> None:
+    log = checked_log(config=fastlog.LogConfig(**SMALL))
+    for i in range(50):
+        log.append([b"v" * 30, b"w"], timestamps=SOME_TIME + i)
+    report = log.verify()
+    assert report.ok
+    assert (report.start_offset, report.end_offset, report.records, report.batches) == (0, 100, 100, 50)
+    assert report.segments == len(log.segments())
+    assert report.bytes == sum(segment.size for segment in log.segments())
+    assert Path(report.path) == Path(log.path)
+
+
+def test_I7_indexes_are_rebuilt_when_lost(folder: Path) -> None:
+    path = folder / "events-0"
+    with fastlog.PartitionLog.open(path, durability="os", config=fastlog.LogConfig(**SMALL)) as log:
+        for i in range(100):
+            log.append([b"v" * 30], timestamps=SOME_TIME + i)
+    indexes = {file.name: file.read_bytes() for file in path.glob("*index")}
+    assert len(indexes) > 4
+    for damage in ("delete", "empty", "garbage", "longer"):
+        for name, content in indexes.items():
+            (path / name).unlink()
+            if damage != "delete":
+                (path / name).write_bytes(
+                    {"empty": b"", "garbage": b"\xff" * 33, "longer": content + bytes(24)}[damage]
+                )
+        with fastlog.PartitionLog.open(path, durability="os") as log:
+            assert [log.offset_for_time(SOME_TIME + i) for i in range(100)] == list(range(100))
+            assert [int(log.read(i, 1).offsets[0]) for i in range(100)] == list(range(100))
+            assert log.verify().ok
+        assert {file.name: file.read_bytes() for file in path.glob("*index")} == indexes, damage
+
+
+# --- headers, errors ---------------------------------------------------------------------------------------------------
+
+
+def test_headers_are_ordered_pairs() -> None:
+    headers = fastlog.Headers([("a", b"1"), ("b", None), ("a", b"2")])
+    assert headers["a"] == b"2"
+    assert headers.get_all("a") == (b"1", b"2")
+    assert headers.get("c") is None
+    assert headers.get("c", b"x") == b"x"
+    assert headers.get("b", b"x") is None
+    assert list(headers) == [("a", b"1"), ("b", None), ("a", b"2")]
+    assert len(headers) == 3
+    assert "a" in headers
+    assert "c" not in headers
+    assert headers == fastlog.Headers([("a", b"1"), ("b", None), ("a", b"2")])
+    assert headers != fastlog.Headers([("a", b"2"), ("b", None), ("a", b"1")])
+    assert hash(headers) == hash(fastlog.Headers(tuple(headers)))
+    assert fastlog.Headers({"k": b"v"}) == fastlog.Headers([("k", b"v")])
+    with pytest.raises(KeyError):
+        headers["c"]
+    with pytest.raises((AttributeError, TypeError)):
+        headers["a"] = b"3"  # type: ignore[index]
+    for bad in ([("a", "text")], [(1, b"x")], [("a",)]):
+        with pytest.raises(fastlog.InvalidRecordError):
+            fastlog.Headers(bad)  # type: ignore[arg-type]
+
+
+def test_errors_say_what_a_caller_can_do() -> None:
+    codes = {
+        fastlog.CorruptRecordError: 2, fastlog.CorruptLogError: 2, fastlog.OffsetOutOfRangeError: 1,
+        fastlog.RecordTooLargeError: 10, fastlog.InvalidRecordError: 87, fastlog.StorageError: 56,
+    }  # fmt: skip
+    for kind, code in codes.items():
+        assert issubclass(kind, fastlog.Error)
+        assert kind.kafka_code == code
+        assert kind.retriable is False
+    assert fastlog.LockedError.retriable
+    assert fastlog.StorageFullError.retriable
+    assert issubclass(fastlog.StorageFullError, fastlog.StorageError)
+
+
+def test_two_partitions_do_not_know_each_other(folder: Path, checked_log: OpenLog) -> None:
+    one, two = checked_log(folder / "one-0"), checked_log(folder / "two-0")
+    one.append([b"1"])
+    two.append([b"2", b"3"])
+    assert (one.end_offset, two.end_offset) == (1, 2)
+    one.close()
+    assert two.append([b"4"]) == 2

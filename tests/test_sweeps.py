@@ -1,0 +1,245 @@
+"""I6, I7, I11 (rows 3 to 6 of the failure catalogue): every flipped bit, every cut, every lost or misplaced block.
+
+A small log is damaged in one place at a time, each time in a fresh copy. Acceptable is what ``tests/sweeping.py``
+accepts: the same records, an error of fastlog's, or - above the recovery point of a log that was not closed cleanly -
+a shorter log whose lost bytes are reported and kept. Never other records, a signal, or a hang.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fastlog
+from tests.conftest import MEMORY
+from tests.foreign import copy_folder, read_all
+from tests.strategies import SOME_TIME
+from tests.sweeping import plain
+
+Damage = list[Any]
+SEGMENT_SUFFIXES = (".log", ".index", ".timeindex")
+STATE_FILES = (".fastlog-meta", ".fastlog-clean", ".fastlog-control", "leader-epoch-checkpoint")
+KINDS = ("clean", "crashed")
+
+
+def small_log(path: Path, batches: int) -> Any:
+    """Two segments of a few hundred bytes, every batch but the first indexed."""
+    config = fastlog.LogConfig(segment_bytes=900, index_interval_bytes=1)
+    log = fastlog.PartitionLog.open(path, durability="os", config=config)
+    for number in range(batches):
+        values = [b"first %d" % number, None if number % 3 else b""]
+        headers = [(("h", b"x"), ("h", None)), ()]
+        times = [SOME_TIME + (number * 7) % 5 * 10, SOME_TIME + number]
+        log.append(values, keys=[b"key", None], timestamps=times, headers=headers)
+        if number == batches // 2:
+            log.flush()
+    return log
+
+
+@pytest.fixture(scope="module")
+def pristine() -> Iterator[Callable[[str], Path]]:
+    """The undamaged folders, made once: closed cleanly, and copied while it was open."""
+    with tempfile.TemporaryDirectory(prefix="fastlog-sweep-", dir=MEMORY) as name:
+        root = Path(name)
+        log = small_log(root / "made" / "events-0", 11)
+        records = [plain(record) for record in log.records()]
+        durable = log.durable_offset
+        assert 0 < durable < len(records)
+        copy_folder(root / "made" / "events-0", root / "crashed" / "log")
+        log.close()
+        copy_folder(root / "made" / "events-0", root / "clean" / "log")
+        for kind, safe in (("clean", len(records)), ("crashed", durable)):
+            (root / kind / "expected.json").write_text(json.dumps({"records": records, "durable": safe}))
+        assert (root / "clean" / "log" / ".fastlog-clean").exists()
+        assert not (root / "crashed" / "log" / ".fastlog-clean").exists()
+        yield lambda kind: root / kind
+
+
+def sweep(pristine: Path, kind: str, damages: list[Damage]) -> dict[str, int]:
+    """Run one sweep in a guarded process; return how often each outcome came."""
+    assert damages
+    with tempfile.TemporaryDirectory(prefix="fastlog-sweep-", dir=MEMORY) as scratch:
+        order = {"pristine": str(pristine), "scratch": scratch, "kind": kind, "damages": damages}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        result = subprocess.run(
+            [sys.executable, "-m", "tests.sweeping"],
+            input=json.dumps(order), capture_output=True, text=True, check=False,
+            cwd=Path(__file__).parent.parent, env=environment,
+        )  # fmt: skip
+    assert result.returncode == 0, f"the process died with {result.returncode}:\n{result.stderr[-3000:]}"
+    *bad, last = map(json.loads, result.stdout.splitlines())
+    print(last["outcomes"])
+    assert not bad, "\n".join(map(str, bad))
+    assert last["cases"] == len(damages)
+    outcomes: dict[str, int] = last["outcomes"]
+    return outcomes
+
+
+def sized_files(folder: Path, *suffixes: str) -> list[tuple[str, int]]:
+    files = sorted(file for file in (folder / "log").iterdir() if file.suffix in suffixes or file.name in suffixes)
+    return [(file.name, file.stat().st_size) for file in files]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("suffix", SEGMENT_SUFFIXES)
+def test_I6_every_flipped_bit_of_a_segment(pristine: Callable[[str], Path], kind: str, suffix: str) -> None:
+    folder = pristine(kind)
+    damages = [[name, "flip", bit, 0] for name, size in sized_files(folder, suffix) for bit in range(8 * size)]
+    outcomes = sweep(folder, kind, damages)
+    if suffix != ".log":
+        assert set(outcomes) == {"same"}, "an index is only a hint"
+    elif kind == "clean":
+        assert "cut and reported" not in outcomes
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("suffix", SEGMENT_SUFFIXES)
+def test_I6_every_cut_of_a_segment(pristine: Callable[[str], Path], kind: str, suffix: str) -> None:
+    folder = pristine(kind)
+    damages = [[name, "cut", at, 0] for name, size in sized_files(folder, suffix) for at in range(size)]
+    outcomes = sweep(folder, kind, damages)
+    if suffix != ".log":
+        assert set(outcomes) == {"same"}, "an index is only a hint"
+    elif kind == "clean":
+        assert not {"cut and reported", "same"} & set(outcomes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", STATE_FILES)
+def test_I11_every_flipped_bit_of_a_state_file(pristine: Callable[[str], Path], kind: str, name: str) -> None:
+    folder = pristine(kind)
+    files = sized_files(folder, name)
+    if kind == "crashed" and name == ".fastlog-clean":
+        assert not files
+        return
+    [(_, size)] = files
+    content = (folder / "log" / name).read_bytes()
+    # padding: one bit a byte is enough
+    bits = [bit for bit in range(8 * size) if content[bit // 8] != 0x20 or bit % 64 == 5]
+    outcomes = sweep(folder, kind, [[name, "flip", bit, 0] for bit in bits])
+    if name != "leader-epoch-checkpoint":
+        assert set(outcomes) == {"same"}, "one of two copies is left, or the file can be done without"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", STATE_FILES)
+def test_I11_every_cut_of_a_state_file(pristine: Callable[[str], Path], kind: str, name: str) -> None:
+    folder = pristine(kind)
+    damages = [
+        [file, "cut", at, 0]
+        for file, size in sized_files(folder, name)
+        for at in range(0, size, 1 if size < 2000 else 13)
+    ]
+    if kind == "crashed" and name == ".fastlog-clean":
+        assert not damages
+        return
+    sweep(folder, kind, damages)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_I6_blocks_zeroed_duplicated_and_swapped(pristine: Callable[[str], Path], kind: str) -> None:
+    folder = pristine(kind)
+    damages: list[Damage] = []
+    for name, size in sized_files(folder, *SEGMENT_SUFFIXES, *STATE_FILES):
+        blocks = range(0, size, 512)
+        damages += [[name, "zero", at, min(at + 512, size)] for at in blocks]
+        damages += [[name, "zero", at, size] for at in range(0, size, 64)]
+        damages += [[name, "duplicate", a, b] for a in blocks for b in blocks if a != b and b + 512 <= size]
+        damages += [[name, "swap", a, b] for a in blocks for b in blocks if a < b and b + 512 <= size]
+        damages += [[name, "extend", count, byte] for count in (1, 11, 12, 61, 512, 5000) for byte in (0, 2, 0xFF)]
+    sweep(folder, kind, damages)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_I11_each_file_deleted(pristine: Callable[[str], Path], kind: str) -> None:
+    folder = pristine(kind)
+    hints = sized_files(folder, ".index", ".timeindex", *STATE_FILES)
+    outcomes = sweep(folder, kind, [[name, "delete", 0, 0] for name, _ in hints])
+    assert set(outcomes) == {"same"}, "only the segments are truth"
+    outcomes = sweep(folder, kind, [[name, "delete", 0, 0] for name, _ in sized_files(folder, ".log")])
+    if kind == "clean":
+        assert set(outcomes) == {"open: CorruptLogError"}
+
+
+def test_I6_damage_is_named_and_the_rest_stays_readable(pristine: Callable[[str], Path], folder: Path) -> None:
+    """Break, prove broken, repair, append, read again."""
+    copy_folder(pristine("clean") / "log", folder / "events-0")
+    path = folder / "events-0"
+    segment = min(path.glob("*.log"))
+    infos = list(fastlog.scan_segment(segment))
+    victim = infos[2]
+    data = bytearray(segment.read_bytes())
+    data[victim.position + 70] ^= 0xFF
+    segment.write_bytes(data)
+    with fastlog.PartitionLog.open(path, durability="os") as log:
+        end = log.end_offset
+        with pytest.raises(fastlog.CorruptLogError) as caught:
+            log.read(victim.base_offset)
+        assert caught.value.path == str(segment)
+        assert caught.value.position == victim.position
+        assert caught.value.first_offset == victim.base_offset
+        assert caught.value.next_offset == victim.last_offset + 1
+        assert [record.offset for record in log.read(0, max_bytes=1)] == [0, 1]
+        rest = [record.offset for record in log.records(start=victim.last_offset + 1)]
+        assert rest == list(range(victim.last_offset + 1, end))
+        report = log.verify()
+        assert [(d.position, d.first_offset, d.next_offset) for d in report.damages] == [
+            (victim.position, victim.base_offset, victim.last_offset + 1)
+        ]
+    assert segment.read_bytes() == bytes(data), "damage is never cut away without being asked"
+    repaired = fastlog.PartitionLog.repair(path)
+    assert [(damage.position, damage.first_offset) for damage in repaired.damages] == [
+        (victim.position, victim.base_offset)
+    ]
+    kept = b"".join((path / Path(name).name).read_bytes() for name in repaired.side_files)
+    assert bytes(data[victim.position : victim.position + victim.size]) in kept
+    with fastlog.PartitionLog.open(path, durability="os") as log:
+        assert log.verify().ok
+        assert log.append([b"after"], timestamps=SOME_TIME) == end
+        offsets = [record.offset for record in read_all(log)]
+        assert offsets == [o for o in range(end + 1) if not victim.base_offset <= o <= victim.last_offset]
+        assert log.verify().ok
+
+
+def test_I6_an_all_zero_tail_is_the_end(pristine: Callable[[str], Path], folder: Path) -> None:
+    copy_folder(pristine("crashed") / "log", folder / "events-0")
+    segment = max((folder / "events-0").glob("*.log"))
+    with segment.open("ab") as file:
+        file.write(bytes(5000))
+    with fastlog.PartitionLog.open(folder / "events-0", durability="os") as log:
+        assert log.recovery is not None
+        [cut] = log.recovery.cut
+        assert (cut.size, cut.side_file) == (5000, None)
+        assert log.end_offset == 22
+        assert log.verify().ok
+    assert not list((folder / "events-0").glob("*.torn-*"))
+
+
+def test_I11_both_copies_of_the_meta_file_damaged(pristine: Callable[[str], Path], folder: Path) -> None:
+    for kind in KINDS:
+        path = copy_folder(pristine(kind) / "log", folder / kind / "events-0")
+        content = (path / ".fastlog-meta").read_bytes()
+        (path / ".fastlog-meta").write_bytes(bytes(len(content)))
+        before = {file.name: file.read_bytes() for file in path.glob("*.log")}
+        try:
+            with fastlog.PartitionLog.open(path, durability="os") as log:
+                assert log.end_offset == 22
+        except fastlog.CorruptLogError as error:
+            assert ".fastlog-meta" in str(error)
+            fastlog.PartitionLog.repair(path)
+            with fastlog.PartitionLog.open(path, durability="os") as log:
+                assert log.end_offset == 22
+                assert log.verify().ok
+        assert {file.name: file.read_bytes() for file in path.glob("*.log")} == before
+        shutil.rmtree(path)
