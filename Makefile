@@ -33,7 +33,7 @@ help:  ## show this list
 demo: $(DONE)/built $(DONE)/extra-demo $(DONE)/flights  ## run the main job on real input: 336,776 flights as events
 	@$(RUN) -m fastlog demo $(DEMO_ARGS)
 
-test: $(DONE)/built $(DONE)/extra-test  ## run the tests, Kafka's own tools as oracle where Java 17 and Maven are there
+test: $(DONE)/built $(DONE)/extra-test $(DONE)/flights  ## run the tests, Kafka's own tools as oracle where Java 17 and Maven are there
 	$(SAY) "running the tests"
 	@$(RUN) -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS) $(TESTS)
 
