@@ -147,7 +147,7 @@ cdef int _copy_item(Column column, Span* span, object item, str role, Py_ssize_t
             f"{role}[{index}] is a str, but records hold bytes: encode it first, e.g. value.encode()"
         )
     if not PyObject_CheckBuffer(item) or (not isinstance(item, (bytearray, memoryview)) and _is_numpy_number(item)):
-        raise InvalidRecordError(f"{role}[{index}] is a {_type_name(item)}: pass bytes, another buffer of bytes, or None")
+        raise InvalidRecordError(f"{role}[{index}] is a {_type_name(item)}: pass bytes, another buffer, or None")
     _get_buffer(item, &view, role, index)
     try:
         _append_own_bytes(column, <const uint8_t*>view.buf, <size_t>view.len)
@@ -244,7 +244,7 @@ cdef int _check_numpy(object array, str role) except -1:
         raise InvalidRecordError(f"{role} is a NumPy array of shape {array.shape}: pass one dimension")
     masked = sys.modules.get("numpy.ma")
     if masked is not None and isinstance(array, masked.MaskedArray):
-        raise InvalidRecordError(f"{role} is a masked NumPy array: pass {role}.tolist(), which has None in masked places")
+        raise InvalidRecordError(f"{role} is a masked NumPy array: pass {role}.tolist(), where masked entries are None")
     return 0
 
 
@@ -348,7 +348,9 @@ cdef int _describe_chunk(ColumnData* data, ArrowChunk chunk, str role) except -1
         if data.base == NULL:
             data.base = EMPTY
     if bad >= 0:
-        raise InvalidRecordError(f"{role}: entry {bad} of the Arrow array lies outside its buffers; its producer is broken")
+        raise InvalidRecordError(
+            f"{role}: entry {bad} of the Arrow array lies outside its buffers; its producer is broken"
+        )
     return 0
 
 
@@ -500,7 +502,9 @@ cdef int _encode_header(Column column, object key, object value, int64_t index) 
     try:
         text = PyUnicode_AsUTF8AndSize(key, &size)
     except UnicodeEncodeError as error:
-        raise InvalidRecordError(f"{_entry(index)} has the key {key!r}, which UTF-8 cannot express: {error.reason}") from error
+        raise InvalidRecordError(
+            f"{_entry(index)} has the key {key!r}, which UTF-8 cannot express: {error.reason}"
+        ) from error
     _append_sized(column, <const uint8_t*>text, size, index)
     if value is None:
         _append_varint(column, -1)
@@ -630,7 +634,7 @@ cdef int64_t _milliseconds(object item, int64_t index) except? -2:
 cdef int64_t _milliseconds_of_datetime(object moment, int64_t index) except? -2:
     if moment.utcoffset() is None:
         raise _bad_timestamp(
-            repr(moment), index, " without a time zone, which could be any moment of a day (value.astimezone() sets one)"
+            repr(moment), index, " without a time zone, so it could be any moment (value.astimezone() sets one)"
         )
     elapsed = moment - EPOCH
     if elapsed.days < 0:
@@ -688,6 +692,7 @@ cdef object _numpy_milliseconds(object array, int64_t index):
     return result
 
 
+# NumPy's units that are coarser than a millisecond; years and months at their longest
 COARSE_UNITS_MS = {
     "Y": 366 * 86_400_000, "M": 31 * 86_400_000, "W": 7 * 86_400_000, "D": 86_400_000,
     "h": 3_600_000, "m": 60_000, "s": 1000,
@@ -724,6 +729,7 @@ cdef Timestamps _timestamps_of_arrow(ArrowColumn source, int64_t length):
     return result
 
 
+# what an int64 of each unit is multiplied with, and divided by
 ARROW_UNITS = {b"tss": (1000, 1), b"tsm": (1, 1), b"tsu": (1, 1000), b"tsn": (1, 1_000_000)}
 
 
