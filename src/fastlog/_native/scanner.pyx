@@ -144,6 +144,7 @@ cdef class ScanResult:
     cdef readonly int64_t records
     cdef readonly str problem               # None: the end was reached
     cdef readonly bint is_old_format
+    cdef readonly bint is_torn              # as an interrupted write leaves it: cut off, or a checksum that fails
     cdef readonly bint is_all_zero          # every byte from `position` to the end is zero
     cdef readonly int64_t resumes_at        # position of the next valid batch behind the problem, or -1
     cdef readonly int64_t resume_offset     # its base offset, or -1
@@ -197,6 +198,7 @@ def scan(
         return result
     result.problem = describe(problem)
     result.is_old_format = problem == OLD_MAGIC
+    result.is_torn = problem == CUT_OFF or problem == BAD_CRC
     cdef int64_t bad = result.position
     result.is_all_zero = is_zero(reader, bad)
     if not result.is_all_zero:

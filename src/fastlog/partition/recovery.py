@@ -267,14 +267,15 @@ def refuse_damage(path: str, result: ScanResult) -> None:
         )
     if result.position == 0 and result.resumes_at < 0 and not result.is_all_zero:
         raise UnsupportedFormatError(f"{path} is no Kafka log: {result.problem} at position 0; nothing was touched")
-    if result.resumes_at >= 0:
+    if result.resumes_at >= 0 or not (result.is_torn or result.is_all_zero):
+        why = "valid batches follow" if result.resumes_at >= 0 else "it does not look like an interrupted write"
         raise CorruptLogError(
-            f"{path}, position {result.position}, offset {result.next_offset}: {result.problem}, and valid batches follow; "
+            f"{path}, position {result.position}, offset {result.next_offset}: {result.problem}, and {why}; "
             f"nothing was touched. `fastlog log repair` moves the damaged bytes to a side file",
             path,
             result.position,
             result.next_offset,
-            result.resume_offset,
+            result.resume_offset if result.resumes_at >= 0 else None,
         )
 
 
