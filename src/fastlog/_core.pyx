@@ -1,3 +1,4 @@
+# cython: annotation_typing=False
 """The storage engine's front door: ``PartitionLog``, one durable, append-only partition in Kafka's format.
 
 Rooms: an append goes through columns → encoder → segment; a read through segment → decoder → batch. This file holds what
@@ -10,6 +11,7 @@ lie in one piece of the file anyway, and a buffer that stays in the cache is wor
 
 import logging
 import os
+from errno import ENOENT
 import threading
 from bisect import bisect_right
 from datetime import datetime
@@ -46,7 +48,7 @@ from fastlog.errors import (
 from fastlog.partition import files, recovery
 from fastlog.partition.repair import repair as repair_folder
 from fastlog.partition.verify import verify as verify_segments
-from fastlog.reports import SegmentInfo
+from fastlog.reports import CODECS, SegmentInfo
 
 __all__ = [
     "BinaryColumn",
@@ -70,6 +72,8 @@ cdef int64_t MOST_RELATIVE_OFFSET = 0x7FFFFFFF
 cdef int64_t PERSIST_INTERVAL_MS = 5000     # how far the recovery point on disk may lag behind the one in memory
 cdef enum:
     MOST_ENCODERS = 4
+    ALLOCATE_FROM = 1 << 20     # a segment of this size gets disk blocks ahead of its end, as many as it has,
+    MOST_ALLOCATED = 8 << 20    # up to so many
 
 
 @cython.final
@@ -139,6 +143,7 @@ cdef class PartitionLog:
     cdef list encoders
     cdef Segment active
     cdef IndexTracker tracker       # of the active segment
+    cdef int64_t allocated          # bytes of the active file that have disk blocks, or will not get any ahead
     cdef PublishedPage page
     cdef Mutex writer               # held while the log changes
     cdef Mutex syncer               # held while the log is synced; taken before `writer` when both are needed
@@ -182,15 +187,17 @@ cdef class PartitionLog:
             ConfigError: an option is unknown, out of range, or differs from the stored one.
             StorageError: the operating system refused.
         """
-        if durability not in DURABILITY_LEVELS:
+        if not isinstance(durability, str) or durability not in DURABILITY_LEVELS:
             raise ConfigError(f"durability={durability!r}: expected one of {', '.join(map(repr, DURABILITY_LEVELS))}")
         if config is not None and not isinstance(config, LogConfig):
             raise ConfigError(f"config is a {type(config).__name__}: expected a fastlog.LogConfig")
+        config = config or LogConfig()
+        config.resolve()
         cdef PartitionLog log = PartitionLog.__new__(PartitionLog)
         cdef str folder = os.path.abspath(os.fsdecode(path))
         lock_fd = lock_folder(folder, read_only)
         try:
-            opened = recovery.open_partition(folder, config or LogConfig(), read_only=read_only)
+            opened = recovery.open_partition(folder, config, read_only=read_only)
             if not read_only:
                 files.write_control(folder)
             log.set_up(opened, durability, read_only)
@@ -211,6 +218,7 @@ cdef class PartitionLog:
         self.recovery = opened.report
         self.is_clean = opened.is_clean
         self.is_dirty = False
+        self.allocated = 0
         self.syncs_every_append = durability == "batch"
         self.reads_durably = self.syncs_every_append and not read_only
         self.meta = opened.meta
@@ -251,7 +259,7 @@ cdef class PartitionLog:
                     return
                 self.is_closed = True
                 try:
-                    if not self.read_only and not self.is_clean and self.poison is None:
+                    if not self.read_only and self.poison is None and not self.is_finished():
                         self.finish()
                 finally:
                     self.let_go()
@@ -259,6 +267,10 @@ cdef class PartitionLog:
                 self.writer.release()
         finally:
             self.syncer.release()
+
+    cdef bint is_finished(self) except -1:
+        """Whether what is on disk is a clean log already: nothing was appended, no index rebuilt."""
+        return self.is_clean and all(segment.index_checksums is not None for segment in self._segments)
 
     cdef int finish(self) except -1:
         """Everything that a clean close promises; both locks are held."""
@@ -311,6 +323,7 @@ cdef class PartitionLog:
         return self.is_closed
 
     def __enter__(self):
+        self.require_open()
         return self
 
     def __exit__(self, *exception):
@@ -326,6 +339,7 @@ cdef class PartitionLog:
     @property
     def start_offset(self) -> int:
         """Log start offset: the first offset that can be read."""
+        self.require_open()
         cdef Published state
         read_published(&self.page, &state)
         return state.start_offset
@@ -333,6 +347,7 @@ cdef class PartitionLog:
     @property
     def end_offset(self) -> int:
         """Log end offset: the offset that the next record will get."""
+        self.require_open()
         cdef Published state
         read_published(&self.page, &state)
         return state.end_offset
@@ -340,6 +355,7 @@ cdef class PartitionLog:
     @property
     def durable_offset(self) -> int:
         """Records below this offset survive power loss."""
+        self.require_open()
         cdef Published state
         read_published(&self.page, &state)
         return state.durable_offset
@@ -347,6 +363,7 @@ cdef class PartitionLog:
     @property
     def readable_offset(self) -> int:
         """Where reading ends: the durable offset for ``durability="batch"``, else the end offset."""
+        self.require_open()
         cdef Published state
         self.read_state(&state)
         return state.end_offset
@@ -393,6 +410,8 @@ cdef class PartitionLog:
         cdef int64_t limit = self.max_message_bytes
         self.require_writable()
         if compression is not None and compression != "none":
+            if compression not in CODECS:
+                raise ConfigError(f"compression={compression!r}: expected one of {', '.join(map(repr, CODECS))}")
             raise NotSupportedError(f"compression={compression!r} is not available in this version: leave it out")
         value_column = make_column(values, "values")
         count = value_column.data.length
@@ -474,7 +493,7 @@ cdef class PartitionLog:
             active = self.active
             base_offset = state.end_offset
             with nogil:
-                result = self.write_batches(active, source, encoder, shapes, batches, &state)
+                result = self.write_batches(active, source, encoder, shapes, batches, total, &state)
                 if result >= 0:
                     state.end_offset = base_offset + source.count
                     publish(&self.page, &state)
@@ -492,11 +511,14 @@ cdef class PartitionLog:
             self.writer.release()
 
     cdef int64_t write_batches(
-        self, Segment active, const RecordSource* source, Encoder encoder, BatchShape* shapes, int64_t batches, Published* state
+        self, Segment active, const RecordSource* source, Encoder encoder, BatchShape* shapes, int64_t batches, int64_t total,
+        Published* state,
     ) noexcept nogil:
         """Write every batch behind the published end; on success `state.end_position` lies behind them."""
         cdef int64_t i, result, position = state.end_position, offset = state.end_offset
         self.is_dirty = True
+        if position + total > self.allocated and position >= ALLOCATE_FROM:
+            self.allocate(active, position, total)
         for i in range(batches):
             if shapes != NULL:
                 if encoder.encode(source, shapes[i].first, self.max_message_bytes) != shapes[i].count:
@@ -513,6 +535,16 @@ cdef class PartitionLog:
             position += result
         state.end_position = position
         return 0
+
+    cdef void allocate(self, Segment active, int64_t position, int64_t total) noexcept nogil:
+        """Ask for disk blocks ahead of the end, once for many appends. Closing and rolling give back what is left."""
+        cdef int64_t ahead = max(total, min(position, <int64_t>MOST_ALLOCATED))
+        ahead = min(ahead, self.segment_bytes - position)
+        if os_c.os_allocate(active.fd, position, ahead) == 0:
+            self.allocated = position + ahead
+        else:
+            # no room, or no such file system: plain writes will tell
+            self.allocated = NO_STOP
 
     cdef void track(
         self, Segment active, Encoder encoder, BatchShape* shapes, int64_t batches, const Published* state, int64_t base_offset
@@ -592,6 +624,7 @@ cdef class PartitionLog:
         self.bases.append(fresh.base_offset)
         self.active = fresh
         self.tracker = fresh.tracker
+        self.allocated = 0
         state.active_base = state.end_offset
         state.end_position = 0
         publish(&self.page, state)
@@ -608,9 +641,8 @@ cdef class PartitionLog:
         Raises StorageError when the sync fails. The log is poisoned then: reads stop at the durable offset, appends fail,
         and only closing and opening it again, which reads it back from disk, goes on.
         """
-        self.require_open()
-        if not self.read_only:
-            self.sync_published(True)
+        self.require_writable()
+        self.sync_published(True)
         return self.durable_offset
 
     cdef int sync_published(self, bint lazily) except -1:
@@ -778,13 +810,11 @@ cdef class PartitionLog:
         cdef Segment segment
         cdef Place place
         cdef RecordBatch batch
-        cdef BatchHeader header
-        cdef Block* block
-        cdef Problem problem
-        cdef int64_t end, shift = 0, next_offset = offset, next_position = 0, size
-        cdef Py_ssize_t i
+        cdef int64_t end = 0
         if self.is_closed:
             self.require_open()
+        if max_bytes < 1:
+            raise ConfigError(f"max_bytes={max_bytes}: expected at least 1 (a whole batch is returned in any case)")
         self.read_state(&state)
         batch = RecordBatch.__new__(RecordBatch)
         batch.topic = self.topic
@@ -803,6 +833,24 @@ cdef class PartitionLog:
             end = state.end_position if segment.base_offset == state.active_base else segment.size
         else:
             segment = None
+        try:
+            return self.read_segments(batch, &state, segment, &place, end, offset, stop, max_bytes)
+        except StorageError as error:
+            # the file of a segment that was removed meanwhile is no fault of the storage
+            if error.errno == ENOENT and offset < self.start_offset:
+                raise self.out_of_range(offset) from None
+            raise
+
+    cdef RecordBatch read_segments(
+        self, RecordBatch batch, const Published* state, Segment segment, Place* place, int64_t end, int64_t offset,
+        int64_t stop, int64_t max_bytes,
+    ):
+        """Find the batch of `offset`, unless `segment` and `place` name it, and decode from there on."""
+        cdef BatchHeader header
+        cdef Block* block
+        cdef Problem problem
+        cdef int64_t shift = 0, next_offset = offset, next_position = 0, size
+        cdef Py_ssize_t i
         if segment is None or place.position >= end:
             i = bisect_right(self.bases, offset) - 1
             if offset >= state.active_base:
@@ -813,7 +861,7 @@ cdef class PartitionLog:
                 segment = self._segments[i]
             while True:
                 end = state.end_position if segment.base_offset == state.active_base else segment.size
-                if segment.locate(offset, end, &place):
+                if segment.locate(offset, end, place):
                     break
                 # behind the last batch of its segment: a hole that is legal, or lost records
                 i = bisect_right(self.bases, segment.base_offset)
@@ -901,7 +949,12 @@ cdef class PartitionLog:
             end = state.end_position if segment.base_offset == state.active_base else segment.size
             if end == 0:
                 continue
-            found = segment.find_time(wanted, state.start_offset, end)
+            try:
+                found = segment.find_time(wanted, state.start_offset, end)
+            except StorageError as error:
+                if error.errno == ENOENT and segment not in self._segments:
+                    continue    # removed meanwhile
+                raise
             if found >= 0:
                 return found if found < state.end_offset else None
         return None

@@ -45,7 +45,11 @@ class Headers:
             if not isinstance(key, str):
                 raise InvalidRecordError(f"a header's key is a str, found {type(key).__name__}")
             if value is not None and not isinstance(value, bytes):
-                value = bytes(memoryview(value))
+                try:
+                    value = bytes(memoryview(value))
+                except TypeError:
+                    found = type(value).__name__
+                    raise InvalidRecordError(f"a header's value is bytes or None, found {found} for {key!r}") from None
             checked.append((key, value))
         self._pairs: tuple[tuple[str, bytes | None], ...] = tuple(checked)
 

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+CODECS = ("none", "gzip", "snappy", "lz4", "zstd")
+
 __all__ = [
+    "CODECS",
     "BatchInfo",
     "CutTail",
     "Damage",
@@ -44,9 +47,8 @@ class BatchInfo:
     @property
     def codec(self) -> str:
         """Name of the compression codec: none, gzip, snappy, lz4 or zstd."""
-        names = ("none", "gzip", "snappy", "lz4", "zstd")
         number = self.attributes & 0x07
-        return names[number] if number < len(names) else f"unknown({number})"
+        return CODECS[number] if number < len(CODECS) else f"unknown({number})"
 
     @property
     def is_control(self) -> bool:

@@ -1,3 +1,4 @@
+# cython: annotation_typing=False
 """What a read returns. Columns are views of the segment's mapping; Python objects are made only when asked for."""
 
 cimport cython

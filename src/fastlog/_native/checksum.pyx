@@ -1,3 +1,4 @@
+# cython: annotation_typing=False
 """CRC-32C with hardware dispatch; the code is in ``crc32c.h``."""
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer

@@ -1,3 +1,4 @@
+# cython: annotation_typing=False
 """Index files, read through mmap and written by ``pwrite``; byte for byte what Kafka 4.1 writes.
 
 An offset index entry is (last offset of a batch - segment base, position of the batch); a time index entry is (largest
@@ -222,8 +223,10 @@ cdef class IndexTracker:
             self.max_timestamp = max_timestamp
             self.offset_of_max = last_offset
         if self.bytes_since_entry > self.interval:
-            self.offsets.add(last_offset - self.base_offset, <int32_t>position)
-            if self.max_timestamp > self.times.last_key:
+            # an append of many batches into an empty segment may have more than an index holds: the rest goes without
+            if self.offsets.total() < self.offsets.limit:
+                self.offsets.add(last_offset - self.base_offset, <int32_t>position)
+            if self.max_timestamp > self.times.last_key and self.times.total() < self.times.limit - 1:
                 self.times.add(self.max_timestamp, <int32_t>(self.offset_of_max - self.base_offset))
             self.bytes_since_entry = 0
         self.bytes_since_entry += size

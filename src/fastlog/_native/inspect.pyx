@@ -1,3 +1,4 @@
+# cython: annotation_typing=False
 """Looking into files of a partition without opening it: no lock is taken, nothing is changed.
 
 What another process appends meanwhile is seen or not; a batch that is being written may look cut off.

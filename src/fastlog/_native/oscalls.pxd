@@ -18,6 +18,7 @@ cdef int64_t os_pread(int fd, uint8_t* data, int64_t size, int64_t position) noe
 cdef int64_t os_pwrite(int fd, const uint8_t* data, int64_t size, int64_t position) noexcept nogil
 cdef int64_t os_pwritev(int fd, iovec* vectors, int count, int64_t position) noexcept nogil     # consumes `vectors`
 cdef int os_ftruncate(int fd, int64_t size) noexcept nogil
+cdef int os_allocate(int fd, int64_t position, int64_t size) noexcept nogil                     # keeps the file size
 cdef int os_fdatasync(int fd) noexcept nogil
 cdef int os_fsync(int fd) noexcept nogil
 cdef int64_t os_file_size(int fd) noexcept nogil

@@ -1,3 +1,4 @@
+# cython: annotation_typing=False
 """System calls and clocks: the one seam between fastlog and the machine.
 
 Every call can be made to fail, or to move fewer bytes than asked for, by ``inject``; the wall clock can be fixed by
@@ -32,6 +33,14 @@ cdef extern from *:
     static int fastlog_fdatasync(int fd) { return fdatasync(fd); }
     static int fastlog_fsync(int fd) { return fsync(fd); }
     #endif
+    static int fastlog_allocate(int fd, int64_t position, int64_t size) {
+    #if defined(__linux__)
+        return fallocate(fd, FALLOC_FL_KEEP_SIZE, position, size);
+    #else
+        errno = EOPNOTSUPP;
+        return -1;
+    #endif
+    }
     static int64_t fastlog_file_size(int fd) {
         struct stat status;
         return fstat(fd, &status) == 0 ? (int64_t)status.st_size : -1;
@@ -53,6 +62,7 @@ cdef extern from *:
     int ftruncate(int fd, int64_t size) nogil
     int fastlog_fdatasync(int fd) nogil
     int fastlog_fsync(int fd) nogil
+    int fastlog_allocate(int fd, int64_t position, int64_t size) nogil
     int64_t fastlog_file_size(int fd) nogil
     int64_t fastlog_wall_clock() nogil
     int64_t fastlog_steady_clock() nogil
@@ -65,9 +75,9 @@ cdef extern from *:
 
 cdef enum Call:
     CALL_OPEN, CALL_PREAD, CALL_PWRITE, CALL_PWRITEV, CALL_FTRUNCATE, CALL_FDATASYNC, CALL_FSYNC, CALL_RENAME, CALL_UNLINK
-    CALL_MMAP, CALL_FSTAT, CALL_COUNT
+    CALL_MMAP, CALL_FSTAT, CALL_FALLOCATE, CALL_COUNT
 
-CALL_NAMES = ("open", "pread", "pwrite", "pwritev", "ftruncate", "fdatasync", "fsync", "rename", "unlink", "mmap", "fstat")
+CALL_NAMES = ("open", "pread", "pwrite", "pwritev", "ftruncate", "fdatasync", "fsync", "rename", "unlink", "mmap", "fstat", "fallocate")
 
 cdef struct Fault:
     int64_t countdown       # fails when it reaches zero; 0 = not armed
@@ -232,6 +242,14 @@ cdef int os_ftruncate(int fd, int64_t size) noexcept nogil:
             return -errno
     return 0
 
+cdef int os_allocate(int fd, int64_t position, int64_t size) noexcept nogil:
+    """Reserve blocks behind the end of a file without making it longer. Worth a third of an append on ext4."""
+    cdef int failure = fault(CALL_FALLOCATE)
+    if failure != 0:
+        return -failure
+    return -errno if fastlog_allocate(fd, position, size) != 0 else 0
+
+
 cdef int os_fdatasync(int fd) noexcept nogil:
     cdef int failure = fault(CALL_FDATASYNC)
     if failure != 0:
@@ -336,6 +354,13 @@ def is_directory(path: str) -> bool | None:
         return stat_codes.S_ISDIR(os.stat(path).st_mode)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise translated("examine", path, error) from None
+
+def inode(path: str) -> int:
+    """Inode number of a directory: a copy of it has another one."""
+    try:
+        return os.stat(path).st_ino
     except OSError as error:
         raise translated("examine", path, error) from None
 

@@ -1,3 +1,4 @@
+# cython: annotation_typing=False
 """Sequential reading of segment files, and what recovery, verification and repair build on it.
 
 Nothing here maps a file. Nothing here changes one.

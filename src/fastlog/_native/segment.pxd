@@ -22,6 +22,8 @@ cdef class Segment:
     cdef public object index_checksums      # (offset index, time index) as recorded by a clean close, or None
     cdef public bint is_durable             # its bytes, and its name in the directory, were synced
     cdef readonly int fd                    # open for appending, or -1
+    cdef int read_fd                        # open for reading without mmap, or -1; lives as long as the segment
+    cdef bint stores                        # rebuilt indexes may be written to their files
     cdef int64_t room                       # bytes to map: growth included
     cdef int64_t index_bytes
     cdef int64_t interval

@@ -1,3 +1,4 @@
+# cython: annotation_typing=False
 """Segments: files, mapping, indexes and look-ups.
 
 A closed segment never changes. The active one grows; only the part below the published end, which the caller passes as
@@ -13,7 +14,7 @@ from fastlog._native.decoder cimport (
     TRAILING_BYTES, check_order, crc_matches, describe, find_timestamp, parse_header,
 )
 from fastlog._native.index cimport IndexFile, IndexTracker, OffsetEntry, TimeEntry
-from fastlog._native.layout cimport BATCH_HEADER_SIZE
+from fastlog._native.layout cimport BATCH_HEADER_SIZE, CODEC_MASK
 from fastlog._native.memory cimport Block, block_adopt_mapping, block_allocate, block_release, block_retain
 from fastlog._native.scanner cimport BatchReader
 from fastlog._native.scanner import scan
@@ -21,6 +22,7 @@ from fastlog._native.scanner import scan
 import logging
 
 from fastlog.errors import CorruptLogError, CorruptRecordError, NotSupportedError, StorageError
+from fastlog.reports import CODECS
 
 logger = logging.getLogger("fastlog.segment")
 
@@ -29,10 +31,11 @@ cdef class Segment:
     def __cinit__(self):
         self.block = NULL
         self.fd = -1
+        self.read_fd = -1
 
     def __init__(
         self, path: str, size: int, *, segment_bytes: int, index_bytes: int, interval: int, epoch: int, gaps: bool,
-        maps: bool, index_checksums: tuple | None = None,
+        maps: bool, stores: bool, index_checksums: tuple | None = None,
     ):
         stem = path.removesuffix(".log")
         self.path = path
@@ -46,6 +49,7 @@ cdef class Segment:
         self.epoch = epoch
         self.gaps = gaps
         self.maps = maps
+        self.stores = stores
         self.index_checksums = index_checksums
         self.created = oscalls.wall_clock()
         self.tracker = None
@@ -54,30 +58,28 @@ cdef class Segment:
 
     def __dealloc__(self):
         block_release(self.block)
-        if self.fd >= 0:
-            oscalls.close_file(self.fd)
+        for fd in (self.fd, self.read_fd):
+            if fd >= 0:
+                oscalls.close_file(fd)
 
     # --- bytes -------------------------------------------------------------------------------------------------------
 
     cdef int map_log(self) except -1:
         """Map the file once. A file that is shorter than published is damage, found here and not by a signal."""
         cdef void* address = NULL
-        cdef int64_t result, actual
-        cdef int fd = self.fd
-        if fd < 0:
-            fd = oscalls.open_file(self.path)
+        cdef int64_t result, actual, size = self.room if self.fd >= 0 else max(self.size, 1)
+        cdef int fd = oscalls.open_file(self.path)
         try:
             actual = os_c.os_file_size(fd)
             if actual < 0:
                 raise os_c.storage_error("examine", self.path, actual)
             self.check_length(actual)
-            result = os_c.os_map(fd, self.room if self.fd >= 0 else max(self.size, 1), &address)
+            result = os_c.os_map(fd, size, &address)
             if result < 0:
                 raise os_c.storage_error("map", self.path, result)
         finally:
-            if fd != self.fd:
-                oscalls.close_file(fd)
-        self.block = block_adopt_mapping(address, self.room if self.fd >= 0 else max(self.size, 1))
+            oscalls.close_file(fd)
+        self.block = block_adopt_mapping(address, size)
         return 0
 
     cdef int check_length(self, int64_t actual) except -1:
@@ -93,7 +95,6 @@ cdef class Segment:
         """A reference to a block that holds [position, position + size); `shift` is the file position of its byte 0."""
         cdef Block* block
         cdef int64_t result
-        cdef int fd
         if self.maps:
             if self.block == NULL:
                 self.map_log()
@@ -103,13 +104,14 @@ cdef class Segment:
         block = block_allocate(size)
         if block == NULL:
             raise MemoryError()
-        fd = self.fd if self.fd >= 0 else oscalls.open_file(self.path)
         try:
-            with nogil:
-                result = os_c.os_pread(fd, block.data, size, position)
-        finally:
-            if fd != self.fd:
-                oscalls.close_file(fd)
+            if self.read_fd < 0:
+                self.read_fd = oscalls.open_file(self.path)
+        except BaseException:
+            block_release(block)
+            raise
+        with nogil:
+            result = os_c.os_pread(self.read_fd, block.data, size, position)
         if result != size:
             block_release(block)
             if result < 0:
@@ -277,6 +279,8 @@ cdef class Segment:
         cdef BatchHeader header
         cdef int64_t resumed
         reason = describe(problem)
+        if problem == COMPRESSED and self.peek(position, end, &header) == FINE:
+            reason += f" ({CODECS[header.attributes & CODEC_MASK]})"
         if problem == NO_MEMORY:
             return MemoryError(f"no memory left to read {self.path}")
         if problem == COMPRESSED or problem == TRANSACTIONAL:
@@ -323,6 +327,12 @@ cdef class Segment:
                 return tracker
             logger.warning("%s or its time index is damaged or missing, and is rebuilt", self.index_path)
         self.rebuild_indexes(self.size)
+        if self.stores and self.fd < 0:
+            self.force_last_time_entry()
+            try:
+                self.store_indexes()
+            except StorageError as error:
+                logger.warning("rebuilt indexes of %s stay in memory: %s", self.path, error)
         return self.tracker
 
     cpdef rebuild_indexes(self, int64_t end):
@@ -386,14 +396,18 @@ cdef class Segment:
     def begin_appending(self) -> None:
         """Open the files for appending behind ``size``; what lies beyond is cut."""
         cdef IndexTracker tracker
-        cdef int64_t actual
         fd = oscalls.open_file(self.path, writable=True, create=True)
-        actual = os_c.os_file_size(fd)
-        if actual > self.size:
-            oscalls.truncate(fd, self.size, self.path)
-        tracker = self.load_indexes()
-        tracker.offsets.begin_appending(self.maps)
-        tracker.times.begin_appending(self.maps)
+        # also frees blocks that were allocated ahead and never used
+        oscalls.truncate(fd, self.size, self.path)
+        try:
+            if self.tracker is None and self.index_checksums is None:
+                self.rebuild_indexes(self.size)
+            tracker = self.load_indexes()
+            tracker.offsets.begin_appending(self.maps)
+            tracker.times.begin_appending(self.maps)
+        except BaseException:
+            oscalls.close_file(fd)
+            raise
         self.fd = fd
         block_release(self.block)       # mapped without room to grow
         self.block = NULL
@@ -434,8 +448,9 @@ cdef class Segment:
                 oscalls.close_file(fd)
 
     def end_appending(self) -> None:
-        """Close the file; the mapping stays."""
+        """Close the file, free what was allocated ahead of its end; the mapping stays."""
         if self.fd >= 0:
+            os_c.os_ftruncate(self.fd, self.size)
             oscalls.close_file(self.fd)
             self.fd = -1
 

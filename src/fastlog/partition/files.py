@@ -87,6 +87,7 @@ def check_version(path: str, payload: dict[str, Any]) -> None:
 class Meta:
     """What a partition must remember to be opened: the content of ``.fastlog-meta``.
 
+    ``inode`` is the folder's: a copy of the folder has another one, and its recovery point means nothing.
     ``recovery_point`` is an offset below which everything is durable; it lies at ``recovery_position`` of the segment
     ``recovery_segment``. ``gap_ranges`` are pairs (first, last) of segment base offsets where offsets may skip:
     compacted, repaired, or written by somebody else.
@@ -98,6 +99,7 @@ class Meta:
     recovery_segment: int = 0
     recovery_position: int = 0
     epoch: int = 0
+    inode: int = 0
     gap_ranges: list[list[int]] = field(default_factory=list)
 
     def allows_gaps(self, base_offset: int) -> bool:
@@ -128,6 +130,7 @@ class Meta:
             "recovery_segment": self.recovery_segment,
             "recovery_position": self.recovery_position,
             "epoch": self.epoch,
+            "inode": self.inode,
             "gap_ranges": self.gap_ranges,
         }
 

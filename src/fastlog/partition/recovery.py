@@ -55,8 +55,17 @@ class _Findings:
     moved_aside: list[str] = field(default_factory=list)
 
 
-def new_segment(folder: str, base_offset: int, size: int, meta: Meta, config: ResolvedConfig, **options: object) -> Segment:
-    """A Segment object for a file of this partition; opens nothing."""
+def new_segment(
+    folder: str,
+    base_offset: int,
+    size: int,
+    meta: Meta,
+    config: ResolvedConfig,
+    *,
+    stores: bool = True,
+    index_checksums: tuple[int, int] | None = None,
+) -> Segment:
+    """A Segment object for a file of this partition; opens nothing. ``stores``: it may write rebuilt indexes."""
     gaps = meta.allows_gaps(base_offset)
     return Segment(
         files.segment_path(folder, base_offset),
@@ -67,7 +76,8 @@ def new_segment(folder: str, base_offset: int, size: int, meta: Meta, config: Re
         epoch=ANY_EPOCH if gaps else meta.epoch,
         gaps=gaps,
         maps=config.mmap,
-        **options,
+        stores=stores,
+        index_checksums=index_checksums,
     )
 
 
@@ -100,7 +110,9 @@ def open_partition(folder: str, config: LogConfig, *, read_only: bool) -> Opened
         if by_name == marker.files and marker.meta.recovery_point == marker.end_offset:
             checksums = files.read_index_checksums(folder)
             segments = [
-                new_segment(folder, base, size, meta, resolved, index_checksums=checksums.get(base))
+                new_segment(
+                    folder, base, size, meta, resolved, stores=not read_only, index_checksums=checksums.get(base)
+                )
                 for base, size in sizes.items()
             ]
             for segment in segments:
@@ -130,6 +142,7 @@ def create(folder: str, config: ResolvedConfig, *, read_only: bool) -> OpenedPar
         raise StorageError(f"{folder} holds no log yet: open it for writing once, or check the path")
     meta = Meta(layout=config.layout())
     segment = new_segment(folder, 0, 0, meta, config)
+    meta.inode = oscalls.inode(folder)
     files.write_epochs(folder, [(meta.epoch, 0)])
     files.MetaFile(folder).write(meta)
     segment.begin_appending()
@@ -153,6 +166,14 @@ def recover(
             epoch=epochs[-1][0] if epochs else 0,
         )
         meta.allow_gaps(bases[0], bases[-1])
+    elif meta.inode != oscalls.inode(folder):
+        # a copy, perhaps made while somebody appended: nothing is known to be whole
+        logger.warning("%s is a copy of a log: all of it is checked", folder)
+        is_foreign = True
+        meta.start_offset = max(meta.start_offset, bases[0])
+        meta.recovery_point = meta.recovery_segment = bases[0]
+        meta.recovery_position = 0
+    meta.inode = oscalls.inode(folder)
     check_durable_bytes(folder, meta, sizes)
     if files.POISONED in names:
         for base in bases:
@@ -180,20 +201,29 @@ def recover(
         position = 0
         if result.problem is not None:
             if is_foreign:
-                refuse_damage(path, base, result, [later for later in remaining if sizes[later]])
+                refuse_damage(path, result)
             cut_tail(path, result, sizes[base], findings, read_only=read_only)
             move_aside(remaining, folder, findings, read_only=read_only)
             break
     checksums = files.read_index_checksums(folder)
     active = max(kept)
     segments = [
-        new_segment(folder, base, size, meta, config, index_checksums=checksums.get(base) if base != active else None)
+        new_segment(
+            folder,
+            base,
+            size,
+            meta,
+            config,
+            stores=not read_only,
+            index_checksums=checksums.get(base) if base != active else None,
+        )
         for base, size in kept.items()
     ]
     for segment in segments:
         segment.is_durable = segment.base_offset < meta.recovery_segment
     recovery_point = meta.recovery_point
     if not read_only:
+        meta.start_offset = min(meta.start_offset, end_offset)
         settle(folder, names, meta, segments, end_offset)
     report = RecoveryReport(
         recovery_point,
@@ -228,8 +258,8 @@ def check_durable_bytes(folder: str, meta: Meta, sizes: dict[int, int]) -> None:
         )
 
 
-def refuse_damage(path: str, base: int, result: ScanResult, later: list[int]) -> None:
-    """In a log without a recovery point only a torn tail may be cut; anything else is somebody's data."""
+def refuse_damage(path: str, result: ScanResult) -> None:
+    """In a log without a recovery point only the torn tail of a segment may be cut; anything else is somebody's data."""
     if result.is_old_format:
         raise UnsupportedFormatError(
             f"{path}, position {result.position}: message format 0 or 1 (before Kafka 0.11), expected record batches v2; "
@@ -237,14 +267,14 @@ def refuse_damage(path: str, base: int, result: ScanResult, later: list[int]) ->
         )
     if result.position == 0 and result.resumes_at < 0 and not result.is_all_zero:
         raise UnsupportedFormatError(f"{path} is no Kafka log: {result.problem} at position 0; nothing was touched")
-    if result.resumes_at >= 0 or later:
+    if result.resumes_at >= 0:
         raise CorruptLogError(
             f"{path}, position {result.position}, offset {result.next_offset}: {result.problem}, and valid batches follow; "
             f"nothing was touched. `fastlog log repair` moves the damaged bytes to a side file",
             path,
             result.position,
             result.next_offset,
-            result.resume_offset if result.resumes_at >= 0 else later[0],
+            result.resume_offset,
         )
 
 
@@ -313,6 +343,11 @@ def settle(folder: str, names: list[str], meta: Meta, segments: list[Segment], e
     """Make what recovery found the durable truth, so that it need not be found again."""
     active = segments[-1]
     active.begin_appending()
+    present = set(names)
+    for segment in segments[:-1]:
+        indexes = {path.rpartition("/")[2] for path in files.index_paths(segment.path)}
+        if segment.index_checksums is None or not indexes <= present:
+            segment.load_indexes()
     for segment in segments:
         if not segment.is_durable:
             segment.sync()

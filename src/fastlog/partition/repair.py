@@ -76,6 +76,7 @@ def repair(folder: str) -> RepairReport:
     size = oscalls.file_size(files.segment_path(folder, last)) or 0
     meta.recovery_point, meta.recovery_segment, meta.recovery_position = end_offset, last, size
     meta.start_offset = min(meta.start_offset, end_offset)
+    meta.inode = oscalls.inode(folder)
     oscalls.sync_directory(folder)
     meta_file = files.MetaFile(folder)
     try:
@@ -108,7 +109,13 @@ def usable_meta(folder: str, bases: list[int], side_files: list[str]) -> Meta:
         return marker.meta
     epochs = files.read_epochs(folder)
     first = bases[0] if bases else 0
-    meta = Meta(LogConfig().resolve().layout(), first, first, first, 0, epochs[-1][0] if epochs else 0)
+    meta = Meta(
+        LogConfig().resolve().layout(),
+        start_offset=first,
+        recovery_point=first,
+        recovery_segment=first,
+        epoch=epochs[-1][0] if epochs else 0,
+    )
     if bases:
         meta.allow_gaps(bases[0], bases[-1])
     return meta
