@@ -170,7 +170,6 @@ def recover(
         # a copy, perhaps made while somebody appended: nothing is known to be whole
         logger.warning("%s is a copy of a log: all of it is checked", folder)
         is_foreign = True
-        meta.start_offset = max(meta.start_offset, bases[0])
         meta.recovery_point = meta.recovery_segment = bases[0]
         meta.recovery_position = 0
     meta.inode = oscalls.inode(folder)
