@@ -30,10 +30,10 @@ from fastlog._native.arrow cimport export_schema, export_stream
 from fastlog._native.batch cimport BinaryColumn, Record, RecordBatch
 from fastlog._native.columns cimport Column, Timestamps, make_column, make_header_column, make_timestamps
 from fastlog._native.decoder cimport BatchHeader, FINE, NO_MEMORY, Problem, decode_batches
-from fastlog._native.encoder cimport BatchShape, Encoder, OUT_OF_MEMORY, RECORD_TOO_LARGE, RecordSource, plan_batches
+from fastlog._native.encoder cimport BatchShape, Encoder, OUT_OF_MEMORY, RecordSource, plan_batches
 from fastlog._native.index cimport IndexTracker
-from fastlog._native.layout cimport BATCH_HEADER_SIZE, TIMESTAMP_TYPE_BIT
-from fastlog._native.memory cimport Block, block_release, block_retain
+from fastlog._native.layout cimport TIMESTAMP_TYPE_BIT
+from fastlog._native.memory cimport Block, block_release
 from fastlog._native.published cimport Published, PublishedPage, publish, read_published
 from fastlog._native.segment cimport Place, Segment
 
@@ -749,7 +749,7 @@ cdef class PartitionLog:
             logger.exception("could not leave %s behind", files.POISONED)
         return 0
 
-    def sync_rolled(self) -> None:
+    def _sync_rolled(self) -> None:
         """Sync closed segments and their indexes, and move the recovery point on disk behind them."""
         cdef Segment segment
         cdef Published state
@@ -1110,7 +1110,7 @@ cdef int sync_without_gil(Segment segment) except? -1:
 
 
 def sync_in_background(log: PartitionLog) -> None:
-    log.sync_rolled()
+    log._sync_rolled()
 
 
 def iterate_records(RecordBatches batches):
