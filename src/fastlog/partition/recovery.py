@@ -188,6 +188,10 @@ def recover(
         path = files.segment_path(folder, base)
         gaps = meta.allows_gaps(base)
         if base != meta.recovery_segment:
+            if not sizes[base] and base < end_offset:
+                # left behind by a roll that failed
+                discard_empty(path, read_only=read_only)
+                continue
             if base != end_offset and not (gaps and base > end_offset):
                 # a hole or an overlap between segments: the log ends before it
                 move_aside([base, *remaining], folder, findings, read_only=read_only)
@@ -338,6 +342,13 @@ def move_aside(bases: list[int], folder: str, findings: _Findings, *, read_only:
         for index in files.index_paths(path):
             oscalls.remove(index)
         findings.moved_aside.append(target)
+
+
+def discard_empty(path: str, *, read_only: bool) -> None:
+    """Remove an empty segment file and its indexes."""
+    if not read_only:
+        for name in (path, *files.index_paths(path)):
+            oscalls.remove(name)
 
 
 def settle(folder: str, names: list[str], meta: Meta, segments: list[Segment], end_offset: int) -> None:
