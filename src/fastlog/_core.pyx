@@ -30,10 +30,10 @@ from fastlog._native.arrow cimport export_schema, export_stream
 from fastlog._native.batch cimport BinaryColumn, Record, RecordBatch
 from fastlog._native.columns cimport Column, Timestamps, make_column, make_header_column, make_timestamps
 from fastlog._native.decoder cimport BatchHeader, FINE, NO_MEMORY, Problem, decode_batches
-from fastlog._native.encoder cimport BatchShape, Encoder, OUT_OF_MEMORY, RECORD_TOO_LARGE, RecordSource, plan_batches
+from fastlog._native.encoder cimport BatchShape, Encoder, OUT_OF_MEMORY, RecordSource, plan_batches
 from fastlog._native.index cimport IndexTracker
-from fastlog._native.layout cimport BATCH_HEADER_SIZE, TIMESTAMP_TYPE_BIT
-from fastlog._native.memory cimport Block, block_release, block_retain
+from fastlog._native.layout cimport TIMESTAMP_TYPE_BIT
+from fastlog._native.memory cimport Block, block_release
 from fastlog._native.published cimport Published, PublishedPage, publish, read_published
 from fastlog._native.segment cimport Place, Segment
 
@@ -749,7 +749,7 @@ cdef class PartitionLog:
             logger.exception("could not leave %s behind", files.POISONED)
         return 0
 
-    def sync_rolled(self) -> None:
+    def _sync_rolled(self) -> None:
         """Sync closed segments and their indexes, and move the recovery point on disk behind them."""
         cdef Segment segment
         cdef Published state
@@ -966,7 +966,7 @@ cdef class PartitionLog:
             if previous is None:
                 if segment.base_offset > state.start_offset and not segment.gaps:
                     raise self.lost_offsets(state.start_offset, segment)
-            elif not previous.gaps and previous.end_of_closed() != segment.base_offset and self.is_current(previous):
+            elif not previous.gaps and previous.end_of_closed() != segment.base_offset and self._is_current(previous):
                 raise self.lost_offsets(previous.end_of_closed(), segment)
             previous = segment
             end = state.end_position if segment.base_offset == state.active_base else segment.size
@@ -975,7 +975,7 @@ cdef class PartitionLog:
             try:
                 found = segment.find_time(wanted, state.start_offset, end)
             except StorageError as error:
-                if error.errno == ENOENT and not self.is_current(segment):
+                if error.errno == ENOENT and not self._is_current(segment):
                     continue    # removed meanwhile
                 raise
             if found >= 0:
@@ -1048,7 +1048,7 @@ cdef class PartitionLog:
                     )
                 )
             except StorageError:
-                if self.is_current(segment):
+                if self._is_current(segment):
                     raise
         return found
 
@@ -1066,10 +1066,10 @@ cdef class PartitionLog:
                 self.writer.release()
         read_published(&self.page, &state)
         return verify_segments(
-            self.path, list(self._segments), state.start_offset, state.end_offset, self.is_current, progress
+            self.path, list(self._segments), state.start_offset, state.end_offset, self._is_current, progress
         )
 
-    def is_current(self, segment: object) -> bool:
+    def _is_current(self, segment: object) -> bool:
         """Whether a segment is still part of the log: ``delete_records`` may remove it while it is read."""
         return segment in self._segments
 
@@ -1110,7 +1110,7 @@ cdef int sync_without_gil(Segment segment) except? -1:
 
 
 def sync_in_background(log: PartitionLog) -> None:
-    log.sync_rolled()
+    log._sync_rolled()
 
 
 def iterate_records(RecordBatches batches):

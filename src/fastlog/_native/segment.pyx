@@ -5,12 +5,12 @@ A closed segment never changes. The active one grows; only the part below the pu
 ``end``, is ever looked at. A segment is mapped once, with room to grow, and its mapping is shared by every view.
 """
 
-from libc.stdint cimport int32_t, int64_t, uint8_t
+from libc.stdint cimport int32_t, int64_t
 
 from fastlog._native cimport oscalls as os_c
 from fastlog._native import oscalls
 from fastlog._native.decoder cimport (
-    BAD_BASE_OFFSET, BAD_CRC, BAD_EPOCH, BAD_RECORD_LENGTH, BatchHeader, COMPRESSED, FINE, NO_MEMORY, Problem, TRANSACTIONAL,
+    BAD_CRC, BAD_RECORD_LENGTH, BatchHeader, COMPRESSED, FINE, NO_MEMORY, Problem, TRANSACTIONAL,
     TRAILING_BYTES, check_order, crc_matches, describe, find_timestamp, parse_header,
 )
 from fastlog._native.index cimport IndexFile, IndexTracker, OffsetEntry, TimeEntry
@@ -131,7 +131,6 @@ cdef class Segment:
 
     cdef Problem peek(self, int64_t position, int64_t end, BatchHeader* header) except *:
         """The batch header at `position`, checked against `end`."""
-        cdef uint8_t[BATCH_HEADER_SIZE] scratch
         cdef int64_t shift, size = min(<int64_t>BATCH_HEADER_SIZE, end - position)
         cdef Block* block
         if self.maps:
