@@ -1,7 +1,8 @@
 """``python -m tests.make_golden``: write the log directories that every later version has to read for ever.
 
-Run once per release that changes a file's layout, and committed: ``tests/golden/<version>/clean`` was closed, ``crashed``
-was copied while it was open. ``expected.json`` lists the records of both. Never made again for a version that is out.
+Run once per release that changes a file's layout, and committed: ``tests/golden/<version>/clean`` was closed,
+``crashed`` was copied while it was open. ``expected.json`` lists the records of both. Never made again for a
+version that is out.
 """
 
 from __future__ import annotations

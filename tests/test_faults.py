@@ -258,7 +258,7 @@ def test_I9_a_full_file_system(folder: Path) -> None:
     try:
         fill_and_go_on(mounted / "events-0", spare=mounted / "spare")
     finally:
-        subprocess.run(["umount", str(mounted)], check=True)
+        subprocess.run(["umount", "-l", str(mounted)], check=True)
 
 
 def fill_and_go_on(path: Path, spare: Path) -> None:
@@ -509,7 +509,7 @@ class Storm:
     def run(self, number: int) -> None:
         chance = random.Random(self.seed + number)
         try:
-            while True:
+            for _ in range(20_000):
                 try:
                     self.step(chance, number)
                 except fastlog.OffsetOutOfRangeError:
@@ -567,10 +567,10 @@ def test_row25_a_copy_made_while_somebody_appends_is_a_prefix(live_log: Any, fol
     stop = threading.Event()
 
     def append() -> None:
-        number = 0
-        while not stop.is_set():
+        for number in range(0, 200_000, 20):
             live_log.append([b"value %d" % (number + i) for i in range(20)], timestamps=SOME_TIME)
-            number += 20
+            if stop.wait(0.0005):
+                return
 
     writer = threading.Thread(target=append)
     writer.start()
@@ -583,7 +583,7 @@ def test_row25_a_copy_made_while_somebody_appends_is_a_prefix(live_log: Any, fol
                 assert log.end_offset >= acked
                 values = [bytes(record.value) for record in log.records()]
                 assert values == [b"value %d" % i for i in range(log.end_offset)]
-                assert log.verify().ok
+                assert not log.verify().damages
             shutil.rmtree(copy)
     finally:
         stop.set()

@@ -24,7 +24,7 @@ OpenLog = Callable[..., Any]
 SMALL: dict[str, Any] = {"segment_bytes": 2000, "max_message_bytes": 1500, "index_interval_bytes": 100}
 
 
-# --- opening and closing -----------------------------------------------------------------------------------------------
+# --- opening and closing ----------------------------------------------------------------------------------------------
 
 
 def test_open_creates_the_folder(folder: Path) -> None:
@@ -177,7 +177,7 @@ def test_LockedError_names_the_process_that_holds_the_log(folder: Path) -> None:
         assert log.end_offset == 1, "a lock dies with its owner"
 
 
-# --- append ------------------------------------------------------------------------------------------------------------
+# --- append -----------------------------------------------------------------------------------------------------------
 
 
 def test_append_returns_base_offsets(checked_log: OpenLog) -> None:
@@ -441,7 +441,7 @@ def test_I1_one_append_never_straddles_two_segments(checked_log: OpenLog) -> Non
     assert starts <= set(bases)
 
 
-# --- reading -----------------------------------------------------------------------------------------------------------
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 def test_read_starts_exactly_at_the_offset(checked_log: OpenLog) -> None:
@@ -589,7 +589,7 @@ def test_offset_for_time_on_unordered_timestamps(checked_log: OpenLog) -> None:
         assert log.offset_for_time(wanted) == next((i for i, t in enumerate(times) if t >= wanted), None)
 
 
-# --- durability --------------------------------------------------------------------------------------------------------
+# --- durability -------------------------------------------------------------------------------------------------------
 
 
 def test_I3_batch_syncs_each_append(folder: Path) -> None:
@@ -615,7 +615,7 @@ def test_I3_os_syncs_only_when_asked(folder: Path) -> None:
         assert oscalls.call_counts()["fdatasync"] > before
 
 
-# --- segments and deletion ---------------------------------------------------------------------------------------------
+# --- segments and deletion --------------------------------------------------------------------------------------------
 
 
 def test_segments_describe_the_files(checked_log: OpenLog) -> None:
@@ -711,7 +711,7 @@ def test_I8_views_see_no_later_append(checked_log: OpenLog) -> None:
     assert len(empty) == 0
 
 
-# --- read-only ---------------------------------------------------------------------------------------------------------
+# --- read-only --------------------------------------------------------------------------------------------------------
 
 
 def test_read_only_writes_nothing(folder: Path) -> None:
@@ -753,7 +753,7 @@ def test_read_only_recovers_in_memory(folder: Path) -> None:
         assert log.verify().ok
 
 
-# --- reports -----------------------------------------------------------------------------------------------------------
+# --- reports ----------------------------------------------------------------------------------------------------------
 
 
 def test_verify_counts_what_it_read(checked_log: OpenLog) -> None:
@@ -792,7 +792,7 @@ def test_I7_indexes_are_rebuilt_when_lost(folder: Path) -> None:
             assert log.verify().ok
 
 
-# --- headers, errors ---------------------------------------------------------------------------------------------------
+# --- headers, errors --------------------------------------------------------------------------------------------------
 
 
 def test_headers_are_ordered_pairs() -> None:

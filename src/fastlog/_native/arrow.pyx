@@ -520,26 +520,23 @@ cdef void _fill_bytes(Bytes* column, const BatchColumns* columns) noexcept nogil
 cdef void _fill_views(Bytes* column, const BatchColumns* columns) noexcept nogil:
     cdef const uint8_t* bytes_start = columns.bytes.data if columns.bytes != NULL else NULL
     cdef const uint8_t* source
-    cdef uint8_t* view = column.entries
+    cdef uint64_t* view = <uint64_t*>column.entries
+    cdef uint32_t prefix
     cdef int32_t size
     cdef int64_t i
-    cdef int32_t position
-    cdef uint64_t[2] words
     for i in range(columns.count):
         size = column.sizes[i]
-        words[0] = words[1] = 0
-        if size > 12:
-            source = bytes_start + column.positions[i]
-            position = <int32_t>(column.positions[i] - column.long_first)
-            memcpy(<uint8_t*>words, &size, 4)
-            memcpy(<uint8_t*>words + 4, source, 4)
-            memcpy(<uint8_t*>words + 12, &position, 4)
-        elif size > 0:
-            source = bytes_start + column.positions[i]
-            memcpy(<uint8_t*>words, &size, 4)
-            _copy_short(<uint8_t*>words + 4, source, size)
-        memcpy(view, words, 16)
-        view += 16
+        source = bytes_start + column.positions[i]
+        if size > 12:  # size, prefix; buffer 0, position in it
+            memcpy(&prefix, source, 4)
+            view[0] = <uint64_t>size | <uint64_t>prefix << 32
+            view[1] = <uint64_t>(column.positions[i] - column.long_first) << 32
+        else:
+            view[0] = <uint64_t>size if size > 0 else 0
+            view[1] = 0
+            if size > 0:
+                _copy_short(<uint8_t*>view + 4, source, size)
+        view += 2
 
 
 cdef inline void _copy_short(uint8_t* target, const uint8_t* source, int32_t size) noexcept nogil:

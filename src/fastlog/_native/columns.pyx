@@ -10,7 +10,6 @@ import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-cimport cython
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.object cimport PyObject
@@ -625,7 +624,8 @@ cdef int64_t _milliseconds(object item, int64_t index) except? -2:
         return _milliseconds_of_datetime(item, index)
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(item, numpy.datetime64):
-        return (<const int64_t*>_numpy_address(_numpy_milliseconds(numpy.array([item]), index)))[0]
+        converted = _numpy_milliseconds(numpy.array([item]), index)
+        return (<const int64_t*>_numpy_address(converted))[0]
     if isinstance(item, bool) or not hasattr(item, "__index__"):
         raise _bad_timestamp(repr(item), index, f", a {_type_name(item)}")
     return _milliseconds(int(item.__index__()), index)
@@ -675,11 +675,11 @@ cdef object _numpy_milliseconds(object array, int64_t index):
     cdef int64_t i, limit
     numpy = sys.modules["numpy"]
     unit, multiple = numpy.datetime_data(array.dtype)
-    if unit == "generic":
-        raise InvalidRecordError("timestamps are datetime64 without a unit: pass datetime64[ms]")
     result = array.astype(array.dtype.newbyteorder("="), order="C").view("int64")
     # NumPy wraps silently where a coarse unit leaves the range of milliseconds
     limit = INT64_MAX // (COARSE_UNITS_MS.get(unit, 1) * multiple)
+    if unit == "generic":
+        limit = -1  # only NaT can do without a unit
     values = <int64_t*>_numpy_address(result)
     for i in range(len(result)):
         if values[i] > limit or INT64_MIN < values[i] < 0:

@@ -1,6 +1,6 @@
 """The decoder and validator of record batches, version 2."""
 
-from libc.stdint cimport int16_t, int32_t, int64_t, uint32_t, uint8_t
+from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t
 from libc.string cimport memset
 
 from fastlog._native.checksum cimport crc32c_extend
