@@ -11,7 +11,9 @@ import doctest
 import importlib.util
 import io
 import json
+import os
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -61,6 +63,8 @@ def test_python_of_the_page_does_what_the_page_says(page: Path, folder: Path, mo
         if re.search(rf"\b{library}\b", code) and importlib.util.find_spec(library) is None:
             pytest.skip(f"{page.name} uses {library}, which is not installed here")
     PREPARATIONS.get(page.name, lambda _: None)(folder)
+    # programs that a block starts find the same fastlog
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(os.path.abspath(entry) for entry in sys.path))
     monkeypatch.chdir(folder)
     names: dict[str, Any] = {"__name__": "__main__"}
     for line, body, expected in blocks(text):
