@@ -170,6 +170,7 @@ def consume(path: Path) -> None:
                 list(record.headers)
             for headers in batch.headers:
                 list(headers)
+            batch.__arrow_c_array__()
             offset = batch.next_offset
 
 

@@ -4,11 +4,10 @@
 ``.timeindex``: int64 (largest timestamp in the segment so far), int32 (last offset of the batch with it - base).
 
 Kafka counts the bytes that it appends. *Before* counting a batch it looks whether more than
-``index.interval.bytes`` have come together since the last entry; if so, and if there is room,
-the batch gets an entry in ``.index``, and ``.timeindex`` gets the largest timestamp so far (this batch
-included) unless that is not larger than the one in the
-last entry. The first batch of a segment is therefore never indexed. When a segment is rolled or closed, one more
-entry goes to ``.timeindex``, by the same rule.
+``index.interval.bytes`` have come together since the last entry. If so, and if there is room, the batch gets an entry
+in ``.index``, and ``.timeindex`` gets the largest timestamp so far (this batch included) unless that is not larger than
+the one in the last entry. The first batch of a segment is therefore never indexed. When a segment is rolled or closed,
+one more entry goes to ``.timeindex``, by the same rule.
 """
 
 from __future__ import annotations

@@ -24,6 +24,18 @@ import logging
 from fastlog.errors import CorruptLogError, CorruptRecordError, NotSupportedError, StorageError
 from fastlog.reports import CODECS
 
+cdef extern from *:
+    """
+    static inline void fastlog_prefetch(const unsigned char *data, long long size) {
+        for (long long at = 0; at < size; at += 64)
+            __builtin_prefetch(data + at);
+    }
+    """
+    void prefetch "fastlog_prefetch"(const unsigned char* data, long long size) noexcept nogil
+
+cdef enum:
+    SMALL_BATCH = 4096      # a batch that is worth fetching whole before its checksum asks for it line by line
+
 logger = logging.getLogger("fastlog.segment")
 
 cdef int64_t MOST_RELATIVE_OFFSET = 0x7FFFFFFF
@@ -201,9 +213,15 @@ cdef class Segment:
                 place.position = header.position
                 place.expected_offset = header.base_offset
             if header.last_offset >= offset:
+                if self.maps and header.size <= SMALL_BATCH:
+                    prefetch(self.block.data + header.position, header.size)
                 return 1
             place.position += header.size
             place.expected_offset = header.last_offset + 1
+            if self.maps and place.position + 2 * header.size < end:
+                # neighbours tend to have one size: fetch the next headers at once instead of one after the other
+                prefetch(self.block.data + place.position + header.size, BATCH_HEADER_SIZE)
+                prefetch(self.block.data + place.position + 2 * header.size, BATCH_HEADER_SIZE)
         return 0
 
     cdef int64_t end_of_closed(self) except -1:
@@ -221,7 +239,7 @@ cdef class Segment:
         cdef BatchHeader header
         cdef Problem problem
         cdef Block* block
-        cdef int64_t i, shift, found = -1
+        cdef int64_t i, shift, older, found = -1
         if tracker.max_timestamp < timestamp and not self.is_damaged:
             return -1
         # everything up to the entry's batch is older than `timestamp`: the index was verified when it was loaded
@@ -229,7 +247,12 @@ cdef class Segment:
         place.position = 0
         place.expected_offset = self.base_offset
         if i >= 0 and not self.is_damaged:
-            place = self.landing(self.base_offset + tracker.times.time_entry(i).relative_offset, end)
+            older = self.base_offset + tracker.times.time_entry(i).relative_offset
+            place = self.landing(older, end)
+            if place.position and self.peek(place.position, end, &header) == FINE and header.last_offset <= older:
+                # as old as the entry: its size is all that is needed, and the next base offset proves that
+                place.position += header.size
+                place.expected_offset = header.last_offset + 1
         while place.position < end:
             problem = self.peek(place.position, end, &header)
             if problem != FINE:
