@@ -1,4 +1,4 @@
-"""README and docs/ say what is so: their Python runs, its output is the one printed there, links and tables are complete.
+"""README and docs/ say what is so: their Python runs, its output is the one printed there, links and tables are whole.
 
 Every block marked ``python`` of a page is executed, in order, in one name space and one empty directory. A block marked
 ``text`` right behind it is what it has to print; ``...`` stands for anything, as in a doctest.
@@ -73,7 +73,9 @@ def test_python_of_the_page_does_what_the_page_says(page: Path, folder: Path, mo
             exec(compile("\n" * line + body, str(page), "exec"), names)
         if expected is not None:
             agrees = doctest.OutputChecker().check_output(expected, printed.getvalue(), doctest.ELLIPSIS)
-            assert agrees, f"{page.name}, line {line}: expected\n{expected}\nbut the block printed\n{printed.getvalue()}"
+            assert agrees, (
+                f"{page.name}, line {line}: expected\n{expected}\nbut the block printed\n{printed.getvalue()}"
+            )
     for value in names.values():
         if isinstance(value, fastlog.PartitionLog):
             value.close()
