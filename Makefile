@@ -33,7 +33,7 @@ help:  ## show this list
 demo: $(DONE)/built $(DONE)/extra-demo $(DONE)/flights  ## run the main job on real input: 336,776 flights as events
 	@$(RUN) -m fastlog demo $(DEMO_ARGS)
 
-test: $(DONE)/built $(DONE)/extra-test  ## run the tests, Kafka's own tools as oracle where Java 17 and Maven are there
+test: $(DONE)/built $(DONE)/extra-test $(DONE)/flights  ## run the tests, Kafka's own tools as oracle where Java 17 and Maven are there
 	$(SAY) "running the tests"
 	@$(RUN) -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS) $(TESTS)
 
@@ -92,7 +92,7 @@ $(DONE)/venv:
 	@$(PIP) $$($(RUN) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])')
 	@mkdir -p $(DONE) && touch $@
 
-$(DONE)/installed: $(DONE)/venv pyproject.toml
+$(DONE)/installed: $(DONE)/venv pyproject.toml src/fastlog/__init__.py
 	$(SAY) "fetching what fastlog stands on: numpy, crc32c, click"
 	@FASTLOG_INPLACE=1 $(PIP) --no-build-isolation --editable .
 	@touch $@
@@ -102,7 +102,7 @@ $(DONE)/built: $(DONE)/installed $(SOURCES)
 	@$(RUN) setup.py --quiet build_ext --inplace
 	@touch $@
 
-$(DONE)/extra-%: $(DONE)/installed
+$(DONE)/extra-%: $(DONE)/venv pyproject.toml | $(DONE)/installed
 	$(SAY) "fetching the packages of extra [$*] (the first time up to a minute or two)"
 	@FASTLOG_INPLACE=1 $(PIP) --no-build-isolation --editable ".[$*]"
 	@touch $@

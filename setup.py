@@ -71,7 +71,7 @@ setup(
         compiler_directives=DIRECTIVES,
         include_path=["src"],
         build_dir="build/cython-coverage" if COVERAGE else "build/cython",
-        show_all_warnings=False,
+        quiet="--quiet" in sys.argv,
     ),
     options={"build_ext": {"parallel": JOBS}},
 )

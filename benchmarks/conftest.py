@@ -63,15 +63,41 @@ def _work_root() -> Path:
 
 
 @pytest.fixture(scope="session")
-def work_directory() -> Iterator[Path]:
+def work_directory(sizes: Sizes) -> Iterator[Path]:
     """A folder of this run, on the disk to be measured, deleted at the end."""
     directory = _work_root() / f"run-{os.getpid()}"
     directory.mkdir(parents=True)
+    _remove_leftovers(directory)
+    free, wanted = shutil.disk_usage(directory).free, sizes.large_log_bytes * 11 // 10 + (4 << 30)
+    if free < wanted:
+        directory.rmdir()
+        pytest.exit(
+            f"the benchmarks may need {wanted >> 30} GiB of disk and {free >> 30} are free: set FASTLOG_BENCH_DIR to a "
+            f"folder elsewhere, or FASTLOG_BENCH_LOG_BYTES to a smaller size of the large log",
+            returncode=2,
+        )
     try:
         _pretouch(directory / "pretouch")
         yield directory
     finally:
         shutil.rmtree(directory)
+
+
+def _remove_leftovers(own: Path) -> None:
+    """What runs that were killed have left behind."""
+    for directory in own.parent.glob("run-*"):
+        if directory != own and not _is_running(int(directory.name.removeprefix("run-"))):
+            shutil.rmtree(directory)
+
+
+def _is_running(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _pretouch(path: Path) -> None:
@@ -141,7 +167,7 @@ def play(
 
 
 def _rate(per_second: float, unit: str, seconds: float) -> str:
-    if per_second < 1000:
+    if unit not in ("records", "lookups"):
         return f"{seconds * 1000:.2f} ms"
     return f"{per_second / 1e6:.3f} M {unit}/s"
 

@@ -108,11 +108,10 @@ def markdown(
     if machine["quick"]:
         lines += ["A quick look with small sizes; not figures to rely on.", ""]
     lines += _machine_lines(machine)
+    how = f"medians of {min(rounds)} to {max(rounds)} rounds in turns, after warm-up rounds"
     lines += [
-        f"- {raw['datetime'][:10]}; durability `os` and its like everywhere; medians of {min(rounds)} to {max(rounds)}"
-        " rounds in turns, after warm-up rounds; a new handle each round; warm page cache",
-        f"- the large log: {sizes['large_log_bytes'] / (1 << 30):.3g} GiB; the small one:"
-        f" {sizes['small_log_bytes'] / (1 << 20):.3g} MiB, both in batches of 1000 x 100 B",
+        f"- {raw['datetime'][:10]}; durability `os` and its like; {how}; a new handle each round; warm page cache",
+        f"- large log: {sizes['large_log_bytes'] / (1 << 30):.3g} GiB, small log: {sizes['small_log_bytes'] >> 20} MiB",
         "",
         "## Against the goals",
         "",

@@ -23,8 +23,8 @@ with fastlog.PartitionLog.open(path) as log:
 with fastlog.PartitionLog.open(path, read_only=True) as log:
     count = 0
     for record in log.records(start=first):
-        value = "removed" if record.value is None else bytes(record.value).decode()
-        print(f"  {record.offset}  {record.datetime:%H:%M:%S}  {bytes(record.key).decode()}: {value}")
+        value = "removed" if record.value is None else record.value.decode()
+        print(f"  {record.offset}  {record.datetime:%H:%M:%S}  {record.key.decode()}: {value}")
         count += 1
     print(f"replayed {count} records")
 

@@ -22,7 +22,7 @@ class Accounts:
         self.log = fastlog.PartitionLog.open(path)
         self.balances: defaultdict[str, int] = defaultdict(int)
         for record in self.log.records():
-            self._apply(bytes(record.key).decode(), json.loads(bytes(record.value)))
+            self._apply(record.key.decode(), json.loads(record.value))
 
     def deposit(self, account: str, amount: int) -> None:
         self._commit(account, {"type": "deposited", "amount": amount})
@@ -53,7 +53,8 @@ class Accounts:
 path = sys.argv[1] if len(sys.argv) > 1 else "example-accounts-0"
 
 with Accounts(path) as accounts:
-    accounts.withdraw("alice", accounts.balances["alice"])  # an earlier run may have left something
+    if accounts.balances["alice"]:  # an earlier run left something
+        accounts.withdraw("alice", accounts.balances["alice"])
     accounts.deposit("alice", 100)
     accounts.withdraw("alice", 30)
     try:

@@ -37,7 +37,7 @@ with fastlog.PartitionLog.open(path, durability="os") as log:
     producer = threading.Thread(target=produce, args=(log,))
     producer.start()
     for record in follow(log, start):
-        print(f"{record.offset}  {bytes(record.value).decode()}")
+        print(f"{record.offset}  {record.value.decode()}")
         if record.offset == start + ticks - 1:
             break
     producer.join()

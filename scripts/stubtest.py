@@ -26,7 +26,8 @@ def main() -> int:
     if not modules:
         print("no .pyi file below src/fastlog: nothing to check", file=sys.stderr)
         return 1
-    command = [sys.executable, "-m", "mypy.stubtest", "--concise", *modules]
+    # every compiled class is a "disjoint base": so Python lays it out in memory, which is no promise of the interface
+    command = [sys.executable, "-m", "mypy.stubtest", "--concise", "--ignore-disjoint-bases", *modules]
     if ALLOWLIST.exists():
         command += ["--allowlist", str(ALLOWLIST)]
     return subprocess.run(command, cwd=ROOT, check=False).returncode

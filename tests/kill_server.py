@@ -4,7 +4,7 @@ A line is ``<folder> <durability> <seed>``. The writer appends, flushes, deletes
 killed, and reports on standard output, one line each, written with a single ``write``:
 
 ====================  ======================================================================
-``pid N``             the writer runs (from the server)
+``pid N``             the writer runs
 ``open``              the log is open, all that was acked before is behind it
 ``try N``             an append of N records is about to start
 ``ack BASE N CRC``    it returned BASE; CRC-32 of the records, see ``checksum``
@@ -65,11 +65,11 @@ def write_until_killed(folder: str, durability: str, seed: int) -> None:
     report("open")
     while True:
         dice = chance.random()
-        if dice < 0.93:
+        if dice < 0.88:
             append(log, chance)
-        elif dice < 0.96:
+        elif dice < 0.92:
             report(f"flushed {log.flush()}")
-        elif dice < 0.98:
+        elif dice < 0.96:
             start = max(log.start_offset, log.end_offset - chance.randint(0, KEPT_RECORDS))
             report(f"deleting {start}")
             report(f"deleted {log.delete_records(before=start)}")
@@ -83,12 +83,12 @@ def main() -> None:
         folder, durability, seed = line.split()
         pid = os.fork()
         if pid == 0:
+            report(f"pid {os.getpid()}")
             try:
                 write_until_killed(folder, durability, int(seed))
             except BaseException:  # noqa: BLE001 - a forked child must never return to its parent's loop
                 traceback.print_exc()
                 os._exit(3)
-        report(f"pid {pid}")
         report(f"done {os.waitpid(pid, 0)[1]}")
 
 

@@ -1,7 +1,8 @@
 """``python -m tests.make_golden``: write the log directories that every later version has to read for ever.
 
-Run once per release that changes a file's layout, and committed: ``tests/golden/<version>/clean`` was closed, ``crashed``
-was copied while it was open. ``expected.json`` lists the records of both. Never made again for a version that is out.
+Run once per release that changes the layout of a file, and committed. ``tests/golden/<version>/clean`` was closed,
+``crashed`` was copied while it was open; ``expected.json`` lists the records of both. Never made again for a version
+that is out.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def fill(log: Any) -> None:
 
 
 def main() -> None:
-    target = GOLDEN / ".".join(version("fastlog-engine").split(".")[:2])
+    target = GOLDEN / ".".join(fastlog.__version__.split(".")[:2])
     if target.exists():
         sys.exit(f"{target} exists: golden directories are made once")
     with tempfile.TemporaryDirectory() as name:

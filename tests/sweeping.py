@@ -2,12 +2,13 @@
 
 Standard input is a JSON object::
 
-    {"pristine": FOLDER, "scratch": FOLDER, "kind": "clean" | "crashed" | "crashed-state", "damages": [[file, how, a, b], ...]}
+    {"pristine": FOLDER, "place": FOLDER, "kind": "clean" | "crashed" | "copied", "damages": [[file, how, a, b], ...]}
 
-``pristine/expected.json`` lists the records that were appended, ``pristine/log`` is the folder to damage. Each damage
-is applied to a fresh copy, which is then opened and read in every way. The outcome is judged here, and one JSON line
-per bad outcome goes to standard output, then ``{"cases": N, "outcomes": {...}}``. A hang ends the process after some
-seconds with a traceback, a crash ends it by itself: the parent sees both.
+``pristine/expected.json`` lists the records that were appended and how many of them lie below the recovery point on
+disk; ``pristine/log`` is the folder to damage. For each damage ``place`` is filled anew and opened, and read in every
+way. (It is the same folder each time: fastlog remembers its inode, so as to know a copy.) The outcome is judged here.
+One JSON line per bad outcome goes to standard output, then ``{"cases": N, "outcomes": {...}}``. A hang ends the
+process after some seconds with a traceback, a crash ends it by itself: the parent sees both.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
-import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -66,7 +66,8 @@ def read_in_every_way(log: Any, expected: dict[int, list[Any]], times: list[int]
             continue
         for record in batch:
             assert plain(record) == expected.get(record.offset), f"a wrong record at {record.offset}"
-        assert len(batch) and batch.offsets[0] == offset, f"read({offset}) skipped records silently"
+        assert len(batch) > 0, f"read({offset}) is empty"
+        assert batch.offsets[0] == offset, f"read({offset}) skipped records silently"
     for time in times:
         right = next((o for o, record in expected.items() if log.start_offset <= o < end and record[1] >= time), None)
         try:
@@ -78,10 +79,14 @@ def read_in_every_way(log: Any, expected: dict[int, list[Any]], times: list[int]
     return found, errors
 
 
+def hexed(content: bytes | None) -> str | None:
+    return None if content is None else content.hex()
+
+
 def plain(record: Any) -> list[Any]:
+    """A record as JSON has it."""
     r = as_reference(record)
-    pairs = [[name, None if value is None else value.hex()] for name, value in r.headers]
-    return [r.offset, r.timestamp, None if r.key is None else r.key.hex(), r.value and r.value.hex(), pairs]
+    return [r.offset, r.timestamp, hexed(r.key), hexed(r.value), [[name, hexed(value)] for name, value in r.headers]]
 
 
 def judge(folder: Path, kind: str, expected: list[list[Any]], durable: int, damaged: str) -> str:
@@ -92,9 +97,11 @@ def judge(folder: Path, kind: str, expected: list[list[Any]], durable: int, dama
     try:
         log = fastlog.PartitionLog.open(folder, durability="os")
     except fastlog.Error as error:
-        assert str(folder) in str(error), f"the error does not name the file: {error}"
+        if str(folder) not in str(error):
+            raise AssertionError("the error does not name the file") from error
         after = {file.name: file.read_bytes() for file in folder.glob("*.log")}
-        assert after == log_before, "a refused log was changed"
+        if after != log_before:
+            raise AssertionError("a refused log was changed") from error
         return f"open: {type(error).__name__}"
     with log:
         found, errors = read_in_every_way(log, by_offset, times)
@@ -105,8 +112,10 @@ def judge(folder: Path, kind: str, expected: list[list[Any]], durable: int, dama
             outcome = f"read: {'+'.join(sorted(errors))}"
         else:
             assert found == expected[: len(found)], "other records, and no error"
-            assert kind.startswith("crashed"), f"{len(expected) - len(found)} records are missing, and no error"
-            assert len(found) >= durable, f"{durable} records were durable, {len(found)} are left, and no error"
+            assert kind != "clean", f"{len(expected) - len(found)} records are missing, and no error"
+            assert kind == "copied" or len(found) >= durable, (
+                f"{durable} records lie below the recovery point, {len(found)} are left, and no error"
+            )
             check_cut(log, folder, log_before, damaged)
             outcome = "cut and reported"
         if not errors:
@@ -119,11 +128,12 @@ def check_cut(log: Any, folder: Path, log_before: dict[str, bytes], damaged: str
     """What recovery removed from a segment is in the side file that it reports."""
     report = log.recovery
     assert report is not None, "records are missing, and no recovery took place"
-    if damaged.endswith(".log") and not report.cut and not report.moved_aside:
-        # cut at the end of a batch: nothing was left to cut, as after a power loss
-        assert log_before[damaged] == (folder / damaged).read_bytes(), "cut without a report"
+    if not report.cut and not report.moved_aside:
+        # cut between two batches, or a whole file gone: as after a power loss, there was nothing left to cut
+        before = log_before.get(damaged, b"")
+        assert damaged.endswith(".log"), "records are missing, and nothing was cut"
+        assert not (folder / damaged).exists() or (folder / damaged).read_bytes() == before, "cut without a report"
         return
-    assert report.cut or report.moved_aside, "records are missing, and nothing was cut"
     for cut in report.cut:
         name = Path(cut.path).name
         removed = log_before[name][cut.position :]
@@ -136,23 +146,21 @@ def check_cut(log: Any, folder: Path, log_before: dict[str, bytes], damaged: str
 
 def main() -> None:
     order = json.load(sys.stdin)
-    pristine, scratch = Path(order["pristine"]), Path(order["scratch"])
+    pristine, folder = Path(order["pristine"]), Path(order["place"])
     expected = json.loads((pristine / "expected.json").read_text())
     files = {file.name: file.read_bytes() for file in (pristine / "log").iterdir()}
     outcomes: Counter[str] = Counter()
-    folder = scratch / "events-0"
     for file, how, a, b in order["damages"]:
         faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
-        if folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir()
+        for entry in folder.iterdir():
+            entry.unlink()
         for name, content in files.items():
             damaged = apply(content, how, a, b) if name == file else content
             if damaged is not None:
                 (folder / name).write_bytes(damaged)
         try:
             outcomes[judge(folder, order["kind"], expected["records"], expected["durable"], file)] += 1
-        except BaseException as problem:  # noqa: BLE001 - whatever it is, it belongs to this damage
+        except BaseException as problem:
             outcomes["bad"] += 1
             if outcomes["bad"] <= 20:
                 print(json.dumps({"damage": [file, how, a, b], "problem": f"{type(problem).__name__}: {problem}"}))

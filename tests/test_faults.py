@@ -25,7 +25,7 @@ import crc32c
 import pytest
 
 import fastlog
-from fastlog._native import oscalls
+from fastlog._native import oscalls  # type: ignore[attr-defined]
 from tests.foreign import as_reference, copy_folder, read_all
 from tests.reference.batch import Record
 from tests.strategies import SOME_TIME
@@ -228,7 +228,7 @@ def test_I3_a_failed_sync_poisons_until_reopened(folder: Path) -> None:
     oscalls.clear()
     assert log.durable_offset == 1
     assert log.readable_offset == 1
-    assert [bytes(record.value) for record in log.records()] == [b"durable"]
+    assert [record.value for record in log.records()] == [b"durable"]
     for action in (lambda: log.append([b"later"]), log.flush):
         with pytest.raises(fastlog.StorageError, match="(?i)open"):
             action()
@@ -258,7 +258,7 @@ def test_I9_a_full_file_system(folder: Path) -> None:
     try:
         fill_and_go_on(mounted / "events-0", spare=mounted / "spare")
     finally:
-        subprocess.run(["umount", str(mounted)], check=True)
+        subprocess.run(["umount", "-l", str(mounted)], check=True)
 
 
 def fill_and_go_on(path: Path, spare: Path) -> None:
@@ -489,7 +489,7 @@ def test_row11_a_storm_of_threads(folder: Path, seed: int, mmap: bool, _round: i
         assert batch.values.to_list() == values, "a view changed after the close"
     with fastlog.PartitionLog.open(folder / "events-0", durability="os") as again:
         assert again.recovery is None
-        found = {record.offset: bytes(record.value) for record in again.records()}
+        found = {record.offset: record.value for record in again.records()}
         assert {o: v for o, v in storm.acked.items() if o >= again.start_offset}.items() <= found.items()
         assert sorted(found) == list(range(again.start_offset, again.end_offset))
         assert again.verify().ok
@@ -509,7 +509,7 @@ class Storm:
     def run(self, number: int) -> None:
         chance = random.Random(self.seed + number)
         try:
-            while True:
+            for _ in range(20_000):
                 try:
                     self.step(chance, number)
                 except fastlog.OffsetOutOfRangeError:
@@ -567,10 +567,10 @@ def test_row25_a_copy_made_while_somebody_appends_is_a_prefix(live_log: Any, fol
     stop = threading.Event()
 
     def append() -> None:
-        number = 0
-        while not stop.is_set():
+        for number in range(0, 200_000, 20):
             live_log.append([b"value %d" % (number + i) for i in range(20)], timestamps=SOME_TIME)
-            number += 20
+            if stop.wait(0.0005):
+                return
 
     writer = threading.Thread(target=append)
     writer.start()
@@ -581,9 +581,9 @@ def test_row25_a_copy_made_while_somebody_appends_is_a_prefix(live_log: Any, fol
             copy = copy_folder(Path(live_log.path), folder / f"copy-{number}")
             with fastlog.PartitionLog.open(copy, durability="os") as log:
                 assert log.end_offset >= acked
-                values = [bytes(record.value) for record in log.records()]
+                values = [record.value for record in log.records()]
                 assert values == [b"value %d" % i for i in range(log.end_offset)]
-                assert log.verify().ok
+                assert not log.verify().damages
             shutil.rmtree(copy)
     finally:
         stop.set()

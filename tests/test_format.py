@@ -193,12 +193,11 @@ def test_records_without_a_timestamp_read_as_none(folder: Path, checked_log: Ope
 
 
 @pytest.mark.parametrize("codec", [1, 2, 3, 4])
-def test_compressed_batches_are_refused_by_name(folder: Path, codec: int) -> None:
+def test_compressed_batches_are_refused(folder: Path, codec: int) -> None:
     batch = replace(make_batch([Record(0, SOME_TIME, None, b"v")]), attributes=codec)
     write_foreign_log(folder / "t-0", [batch])
-    names = {1: "gzip", 2: "snappy", 3: "lz4", 4: "zstd"}
     with (
-        pytest.raises(fastlog.NotSupportedError, match=names[codec]),
+        pytest.raises(fastlog.NotSupportedError, match="compressed"),
         fastlog.PartitionLog.open(folder / "t-0", durability="os") as log,
     ):
         log.read(0)

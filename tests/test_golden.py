@@ -14,7 +14,7 @@ from tests.oracle.kafka import KafkaOracle
 from tests.strategies import SOME_TIME
 from tests.sweeping import plain
 
-VERSIONS = sorted(path.name for path in GOLDEN.iterdir())
+VERSIONS = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())
 
 
 def test_there_is_a_golden_directory() -> None:

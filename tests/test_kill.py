@@ -22,7 +22,7 @@ import pytest
 
 import fastlog
 from tests.foreign import as_reference, read_all
-from tests.kill_server import checksum
+from tests.kill_server import CONFIG, checksum
 from tests.oracle.kafka import KafkaOracle
 from tests.reference.batch import Record
 
@@ -35,12 +35,12 @@ class Witness:
 
     acked: dict[int, tuple[int, int]] = field(default_factory=dict)  # base offset -> count, checksum
     end_offset: int = 0
-    attempted: int = 0
+    attempted: int = 0  # records of the append under way
+    unsure: int = 0  # records of appends that earlier writers died in
     durable_offset: int = 0
-    start_offset: int = 0
-    latest_start: int = 0  # the start offset of a deletion under way
+    starts: set[int] = field(default_factory=lambda: {0})  # start offsets that a deletion under way allows
     kills_by_stage: dict[str, int] = field(default_factory=dict)
-    stage: str = "opening"
+    stage: str = ""
 
     def hear(self, line: str) -> None:
         word, *numbers = line.split()
@@ -49,23 +49,27 @@ class Witness:
             self.attempted = int(numbers[0])
         elif word == "ack":
             base, count, crc = map(int, numbers)
-            assert self.end_offset <= base <= self.end_offset + self.attempted
+            assert self.end_offset <= base <= self.end_offset + self.unsure
             self.acked[base] = (count, crc)
-            self.end_offset, self.attempted = base + count, 0
+            self.end_offset, self.attempted, self.unsure = base + count, 0, 0
         elif word == "flushed":
             self.durable_offset = int(numbers[0])
         elif word == "deleting":
-            self.latest_start = int(numbers[0])
+            self.starts.add(int(numbers[0]))
         elif word == "deleted":
-            assert int(numbers[0]) == self.latest_start
-            self.start_offset = self.latest_start
+            assert int(numbers[0]) in self.starts
+            self.starts = {int(numbers[0])}
+
+    def next_writer(self) -> None:
+        self.stage = "opening"
+        self.unsure += self.attempted
+        self.attempted = 0
 
     def check(self, log: Any) -> None:
         """Compare the log with everything that was acknowledged and not deleted."""
         assert log.end_offset >= self.durable_offset
-        assert self.end_offset <= log.end_offset <= self.end_offset + self.attempted
-        assert log.start_offset in (self.start_offset, self.latest_start)
-        self.start_offset = self.latest_start = log.start_offset
+        assert self.end_offset <= log.end_offset <= self.end_offset + self.unsure + self.attempted
+        assert log.start_offset in self.starts
         found = read_all(log)
         assert [record.offset for record in found] == list(range(log.start_offset, log.end_offset))
         for base in [base for base, (count, _) in self.acked.items() if base + count <= log.start_offset]:
@@ -75,7 +79,8 @@ class Witness:
                 records = found[base - log.start_offset :][:count]
                 assert checksum((r.offset, r.timestamp, r.key, r.value, r.headers) for r in records) == crc, base
         # what is behind the acknowledged records stays from now on: it was visible here
-        self.end_offset, self.attempted = log.end_offset, 0
+        self.starts = {log.start_offset}
+        self.end_offset, self.attempted, self.unsure = log.end_offset, 0, 0
 
 
 class Victims:
@@ -90,18 +95,18 @@ class Victims:
         )
         self.rest = b""
 
-    def lines(self, until: float | None) -> list[str]:
-        """What is reported until a time of the clock, or until the writer is gone."""
+    def lines(self, until: float | None, *, at_once: bool = False) -> list[str]:
+        """What is reported until a time of the clock, until the writer is gone, or ``at_once`` what comes first."""
         assert self.process.stdout
         heard: list[str] = []
         while True:
             *complete, self.rest = self.rest.split(b"\n")
             heard += [line.decode() for line in complete]
-            if heard and heard[-1].startswith("done"):
+            if heard and (at_once or heard[-1].startswith("done")):
                 return heard
             wait = 30 if until is None else max(0.0, until - time.monotonic())
             ready, _, _ = select.select([self.process.stdout], [], [], wait)
-            if not ready:
+            if not ready or wait == 0:
                 assert until is not None, "the writer neither died nor reported"
                 return heard
             data = self.process.stdout.read(1 << 16)
@@ -112,9 +117,7 @@ class Victims:
         """One writer from its fork to its death."""
         assert self.process.stdin
         self.process.stdin.write(f"{folder} {durability} {seed}\n".encode())
-        heard: list[str] = []
-        while not heard:
-            heard = self.lines(time.monotonic() + 5)
+        heard = self.lines(None, at_once=True)
         word, pid = heard.pop(0).split()
         assert word == "pid"
         heard += self.lines(time.monotonic() + seconds)
@@ -122,7 +125,7 @@ class Victims:
             os.kill(int(pid), signal.SIGKILL)
             heard += self.lines(None)
         assert heard.pop() == f"done {int(signal.SIGKILL)}", "the writer failed by itself: see its traceback"
-        witness.stage = "opening"
+        witness.next_writer()
         for line in heard:
             witness.hear(line)
         witness.kills_by_stage[witness.stage] = witness.kills_by_stage.get(witness.stage, 0) + 1
@@ -163,15 +166,18 @@ def test_I4_kills_lose_nothing_that_was_acknowledged(folder: Path, kafka: KafkaO
             read_only = chance.random() < 0.4
             if read_only and not any(path.glob("*.log")):
                 continue
-            with fastlog.PartitionLog.open(path, durability=durability, read_only=read_only) as log:
+            config = fastlog.LogConfig(**CONFIG)
+            with fastlog.PartitionLog.open(path, durability=durability, read_only=read_only, config=config) as log:
                 recovered += log.recovery is not None
                 check_recovery(log.recovery, path)
                 if cycle % 10 == 0:
-                    assert log.verify().ok
+                    assert not log.verify().damages
                 witness.check(log)
     finally:
         victims.close()
+    fastlog.PartitionLog.open(path).close()
     with fastlog.PartitionLog.open(path) as log:
+        assert log.recovery is None
         assert log.verify().ok
         witness.check(log)
         expected = read_all(log)

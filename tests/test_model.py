@@ -13,7 +13,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import fastlog
-from fastlog._native import oscalls
+from fastlog._native import oscalls  # type: ignore[attr-defined]
 from tests.conftest import MEMORY
 from tests.foreign import as_reference, read_all
 from tests.reference.batch import Record

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ from tests.sweeping import plain
 
 Damage = list[Any]
 SEGMENT_SUFFIXES = (".log", ".index", ".timeindex")
-STATE_FILES = (".fastlog-meta", ".fastlog-clean", ".fastlog-control", "leader-epoch-checkpoint")
-KINDS = ("clean", "crashed")
+STATE_FILES = (".fastlog-meta", ".fastlog-clean", ".fastlog-indexes", ".fastlog-control", "leader-epoch-checkpoint")
+KINDS = ("clean", "crashed", "copied")
 
 
 def small_log(path: Path, batches: int) -> Any:
@@ -40,41 +41,68 @@ def small_log(path: Path, batches: int) -> Any:
         headers = [(("h", b"x"), ("h", None)), ()]
         times = [SOME_TIME + (number * 7) % 5 * 10, SOME_TIME + number]
         log.append(values, keys=[b"key", None], timestamps=times, headers=headers)
-        if number == batches // 2:
-            log.flush()
+        if number == 9:
+            assert len(log.segments()) == 2
+            wait_for_recovery_point(path, log.segments()[1].base_offset)
     return log
 
 
+def wait_for_recovery_point(path: Path, offset: int) -> None:
+    """A closed segment is synced in the background."""
+    deadline = time.monotonic() + 20
+    while json.loads((path / ".fastlog-meta").read_bytes()[9:4096])["recovery_point"] < offset:
+        assert time.monotonic() < deadline, "the recovery point did not move behind a closed segment"
+        time.sleep(0.001)
+
+
+@dataclass
+class Pristine:
+    """The undamaged folders, and a place where damaged ones are tried: its own, or one where it is a copy."""
+
+    root: Path
+
+    def folder(self, kind: str) -> Path:
+        return self.root / ("clean" if kind == "clean" else "crashed")
+
+    def place(self, kind: str) -> Path:
+        return self.root / ("elsewhere" if kind == "copied" else "made") / "events-0"
+
+
 @pytest.fixture(scope="module")
-def pristine() -> Iterator[Callable[[str], Path]]:
-    """The undamaged folders, made once: closed cleanly, and copied while it was open."""
+def pristine() -> Iterator[Pristine]:
+    """One log, closed cleanly, and copied while it was open; one of its two segments lies below the recovery point."""
     with tempfile.TemporaryDirectory(prefix="fastlog-sweep-", dir=MEMORY) as name:
-        root = Path(name)
-        log = small_log(root / "made" / "events-0", 11)
+        made = Pristine(Path(name))
+        made.place("copied").mkdir(parents=True)
+        log = small_log(made.place("clean"), 11)
         records = [plain(record) for record in log.records()]
-        durable = log.durable_offset
-        assert 0 < durable < len(records)
-        copy_folder(root / "made" / "events-0", root / "crashed" / "log")
+        copy_folder(made.place("clean"), made.folder("crashed") / "log")
         log.close()
-        copy_folder(root / "made" / "events-0", root / "clean" / "log")
-        for kind, safe in (("clean", len(records)), ("crashed", durable)):
-            (root / kind / "expected.json").write_text(json.dumps({"records": records, "durable": safe}))
-        assert (root / "clean" / "log" / ".fastlog-clean").exists()
-        assert not (root / "crashed" / "log" / ".fastlog-clean").exists()
-        yield lambda kind: root / kind
+        copy_folder(made.place("clean"), made.folder("clean") / "log")
+        for kind in ("clean", "crashed"):
+            recovery_point = json.loads((made.folder(kind) / "log" / ".fastlog-meta").read_bytes()[9:4096])[
+                "recovery_point"
+            ]
+            assert 0 < recovery_point <= len(records)
+            expected = {"records": records, "durable": recovery_point}
+            (made.folder(kind) / "expected.json").write_text(json.dumps(expected))
+        assert (made.folder("clean") / "log" / ".fastlog-clean").exists()
+        assert not (made.folder("crashed") / "log" / ".fastlog-clean").exists()
+        yield made
 
 
-def sweep(pristine: Path, kind: str, damages: list[Damage]) -> dict[str, int]:
+def sweep(pristine: Pristine, kind: str, damages: list[Damage]) -> dict[str, int]:
     """Run one sweep in a guarded process; return how often each outcome came."""
     assert damages
-    with tempfile.TemporaryDirectory(prefix="fastlog-sweep-", dir=MEMORY) as scratch:
-        order = {"pristine": str(pristine), "scratch": scratch, "kind": kind, "damages": damages}
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-        result = subprocess.run(
-            [sys.executable, "-m", "tests.sweeping"],
-            input=json.dumps(order), capture_output=True, text=True, check=False,
-            cwd=Path(__file__).parent.parent, env=environment,
-        )  # fmt: skip
+    order = {
+        "pristine": str(pristine.folder(kind)), "place": str(pristine.place(kind)), "kind": kind, "damages": damages,
+    }  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.sweeping"],
+        input=json.dumps(order), capture_output=True, text=True, check=False,
+        cwd=Path(__file__).parent.parent, env=environment,
+    )  # fmt: skip
     assert result.returncode == 0, f"the process died with {result.returncode}:\n{result.stderr[-3000:]}"
     *bad, last = map(json.loads, result.stdout.splitlines())
     print(last["outcomes"])
@@ -92,10 +120,10 @@ def sized_files(folder: Path, *suffixes: str) -> list[tuple[str, int]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("suffix", SEGMENT_SUFFIXES)
-def test_I6_every_flipped_bit_of_a_segment(pristine: Callable[[str], Path], kind: str, suffix: str) -> None:
-    folder = pristine(kind)
+def test_I6_every_flipped_bit_of_a_segment(pristine: Pristine, kind: str, suffix: str) -> None:
+    folder = pristine.folder(kind)
     damages = [[name, "flip", bit, 0] for name, size in sized_files(folder, suffix) for bit in range(8 * size)]
-    outcomes = sweep(folder, kind, damages)
+    outcomes = sweep(pristine, kind, damages)
     if suffix != ".log":
         assert set(outcomes) == {"same"}, "an index is only a hint"
     elif kind == "clean":
@@ -104,10 +132,10 @@ def test_I6_every_flipped_bit_of_a_segment(pristine: Callable[[str], Path], kind
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("suffix", SEGMENT_SUFFIXES)
-def test_I6_every_cut_of_a_segment(pristine: Callable[[str], Path], kind: str, suffix: str) -> None:
-    folder = pristine(kind)
+def test_I6_every_cut_of_a_segment(pristine: Pristine, kind: str, suffix: str) -> None:
+    folder = pristine.folder(kind)
     damages = [[name, "cut", at, 0] for name, size in sized_files(folder, suffix) for at in range(size)]
-    outcomes = sweep(folder, kind, damages)
+    outcomes = sweep(pristine, kind, damages)
     if suffix != ".log":
         assert set(outcomes) == {"same"}, "an index is only a hint"
     elif kind == "clean":
@@ -117,39 +145,39 @@ def test_I6_every_cut_of_a_segment(pristine: Callable[[str], Path], kind: str, s
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", STATE_FILES)
-def test_I11_every_flipped_bit_of_a_state_file(pristine: Callable[[str], Path], kind: str, name: str) -> None:
-    folder = pristine(kind)
+def test_I11_every_flipped_bit_of_a_state_file(pristine: Pristine, kind: str, name: str) -> None:
+    folder = pristine.folder(kind)
     files = sized_files(folder, name)
-    if kind == "crashed" and name == ".fastlog-clean":
+    if kind != "clean" and name == ".fastlog-clean":
         assert not files
         return
     [(_, size)] = files
     content = (folder / "log" / name).read_bytes()
     # padding: one bit a byte is enough
     bits = [bit for bit in range(8 * size) if content[bit // 8] != 0x20 or bit % 64 == 5]
-    outcomes = sweep(folder, kind, [[name, "flip", bit, 0] for bit in bits])
+    outcomes = sweep(pristine, kind, [[name, "flip", bit, 0] for bit in bits])
     if name != "leader-epoch-checkpoint":
         assert set(outcomes) == {"same"}, "one of two copies is left, or the file can be done without"
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", STATE_FILES)
-def test_I11_every_cut_of_a_state_file(pristine: Callable[[str], Path], kind: str, name: str) -> None:
-    folder = pristine(kind)
+def test_I11_every_cut_of_a_state_file(pristine: Pristine, kind: str, name: str) -> None:
+    folder = pristine.folder(kind)
     damages = [
         [file, "cut", at, 0]
         for file, size in sized_files(folder, name)
         for at in range(0, size, 1 if size < 2000 else 13)
     ]
-    if kind == "crashed" and name == ".fastlog-clean":
+    if kind != "clean" and name == ".fastlog-clean":
         assert not damages
         return
-    sweep(folder, kind, damages)
+    sweep(pristine, kind, damages)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_I6_blocks_zeroed_duplicated_and_swapped(pristine: Callable[[str], Path], kind: str) -> None:
-    folder = pristine(kind)
+def test_I6_blocks_zeroed_duplicated_and_swapped(pristine: Pristine, kind: str) -> None:
+    folder = pristine.folder(kind)
     damages: list[Damage] = []
     for name, size in sized_files(folder, *SEGMENT_SUFFIXES, *STATE_FILES):
         blocks = range(0, size, 512)
@@ -158,23 +186,25 @@ def test_I6_blocks_zeroed_duplicated_and_swapped(pristine: Callable[[str], Path]
         damages += [[name, "duplicate", a, b] for a in blocks for b in blocks if a != b and b + 512 <= size]
         damages += [[name, "swap", a, b] for a in blocks for b in blocks if a < b and b + 512 <= size]
         damages += [[name, "extend", count, byte] for count in (1, 11, 12, 61, 512, 5000) for byte in (0, 2, 0xFF)]
-    sweep(folder, kind, damages)
+    sweep(pristine, kind, damages)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_I11_each_file_deleted(pristine: Callable[[str], Path], kind: str) -> None:
-    folder = pristine(kind)
+def test_I11_each_file_deleted(pristine: Pristine, kind: str) -> None:
+    folder = pristine.folder(kind)
     hints = sized_files(folder, ".index", ".timeindex", *STATE_FILES)
-    outcomes = sweep(folder, kind, [[name, "delete", 0, 0] for name, _ in hints])
+    outcomes = sweep(pristine, kind, [[name, "delete", 0, 0] for name, _ in hints])
     assert set(outcomes) == {"same"}, "only the segments are truth"
-    outcomes = sweep(folder, kind, [[name, "delete", 0, 0] for name, _ in sized_files(folder, ".log")])
-    if kind == "clean":
-        assert set(outcomes) == {"open: CorruptLogError"}
+    first, last = sized_files(folder, ".log")
+    outcomes = sweep(pristine, kind, [[first[0], "delete", 0, 0]])
+    assert set(outcomes) <= {"read: CorruptLogError", "open: CorruptLogError"}
+    outcomes = sweep(pristine, kind, [[last[0], "delete", 0, 0]])
+    assert set(outcomes) == {"cut and reported" if kind == "copied" else "open: CorruptLogError"}
 
 
-def test_I6_damage_is_named_and_the_rest_stays_readable(pristine: Callable[[str], Path], folder: Path) -> None:
+def test_I6_damage_is_named_and_the_rest_stays_readable(pristine: Pristine, folder: Path) -> None:
     """Break, prove broken, repair, append, read again."""
-    copy_folder(pristine("clean") / "log", folder / "events-0")
+    copy_folder(pristine.folder("clean") / "log", folder / "events-0")
     path = folder / "events-0"
     segment = min(path.glob("*.log"))
     infos = list(fastlog.scan_segment(segment))
@@ -212,8 +242,8 @@ def test_I6_damage_is_named_and_the_rest_stays_readable(pristine: Callable[[str]
         assert log.verify().ok
 
 
-def test_I6_an_all_zero_tail_is_the_end(pristine: Callable[[str], Path], folder: Path) -> None:
-    copy_folder(pristine("crashed") / "log", folder / "events-0")
+def test_I6_an_all_zero_tail_is_the_end(pristine: Pristine, folder: Path) -> None:
+    copy_folder(pristine.folder("crashed") / "log", folder / "events-0")
     segment = max((folder / "events-0").glob("*.log"))
     with segment.open("ab") as file:
         file.write(bytes(5000))
@@ -226,20 +256,21 @@ def test_I6_an_all_zero_tail_is_the_end(pristine: Callable[[str], Path], folder:
     assert not list((folder / "events-0").glob("*.torn-*"))
 
 
-def test_I11_both_copies_of_the_meta_file_damaged(pristine: Callable[[str], Path], folder: Path) -> None:
+def test_I11_both_copies_of_the_meta_file_damaged(pristine: Pristine, folder: Path) -> None:
+    """Nothing is deleted for want of metadata: the copy in the clean marker serves, else a repair makes it anew."""
     for kind in KINDS:
-        path = copy_folder(pristine(kind) / "log", folder / kind / "events-0")
+        path = copy_folder(pristine.folder(kind) / "log", folder / kind / "events-0")
         content = (path / ".fastlog-meta").read_bytes()
         (path / ".fastlog-meta").write_bytes(bytes(len(content)))
+        if kind == "clean":
+            with fastlog.PartitionLog.open(path, durability="os", read_only=True) as log:
+                assert log.end_offset == 22
+            (path / ".fastlog-clean").unlink()
         before = {file.name: file.read_bytes() for file in path.glob("*.log")}
-        try:
-            with fastlog.PartitionLog.open(path, durability="os") as log:
-                assert log.end_offset == 22
-        except fastlog.CorruptLogError as error:
-            assert ".fastlog-meta" in str(error)
-            fastlog.PartitionLog.repair(path)
-            with fastlog.PartitionLog.open(path, durability="os") as log:
-                assert log.end_offset == 22
-                assert log.verify().ok
+        with pytest.raises(fastlog.CorruptLogError, match=r"\.fastlog-meta"):
+            fastlog.PartitionLog.open(path, durability="os")
+        fastlog.PartitionLog.repair(path)
+        with fastlog.PartitionLog.open(path, durability="os") as log:
+            assert log.end_offset == 22
+            assert log.verify().ok
         assert {file.name: file.read_bytes() for file in path.glob("*.log")} == before
-        shutil.rmtree(path)

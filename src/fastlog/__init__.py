@@ -1,14 +1,14 @@
 """fastlog: durable event streaming inside a Python process, in Apache Kafka's own log format.
 
-    import fastlog
+import fastlog
 
-    with fastlog.PartitionLog.open("events", durability="batch") as log:
-        log.append([b"created", b"paid"], keys=[b"order-1", b"order-1"])
-        for record in log.records():
-            print(record.offset, record.key, record.value)
+with fastlog.PartitionLog.open("events", durability="batch") as log:
+    log.append([b"created", b"paid"], keys=[b"order-1", b"order-1"])
+    for record in log.records():
+        print(record.offset, record.key, record.value)
 """
 
-import logging
+import logging as _logging
 
 from fastlog._core import (
     BinaryColumn,
@@ -93,4 +93,4 @@ __all__ = [
     "scan_segment",
 ]
 
-logging.getLogger("fastlog").addHandler(logging.NullHandler())
+_logging.getLogger("fastlog").addHandler(_logging.NullHandler())

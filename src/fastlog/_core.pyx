@@ -30,10 +30,10 @@ from fastlog._native.arrow cimport export_schema, export_stream
 from fastlog._native.batch cimport BinaryColumn, Record, RecordBatch
 from fastlog._native.columns cimport Column, Timestamps, make_column, make_header_column, make_timestamps
 from fastlog._native.decoder cimport BatchHeader, FINE, NO_MEMORY, Problem, decode_batches
-from fastlog._native.encoder cimport BatchShape, Encoder, OUT_OF_MEMORY, RECORD_TOO_LARGE, RecordSource, plan_batches
+from fastlog._native.encoder cimport BatchShape, Encoder, OUT_OF_MEMORY, RecordSource, plan_batches
 from fastlog._native.index cimport IndexTracker
-from fastlog._native.layout cimport BATCH_HEADER_SIZE, TIMESTAMP_TYPE_BIT
-from fastlog._native.memory cimport Block, block_release, block_retain
+from fastlog._native.layout cimport TIMESTAMP_TYPE_BIT
+from fastlog._native.memory cimport Block, block_release
 from fastlog._native.published cimport Published, PublishedPage, publish, read_published
 from fastlog._native.segment cimport Place, Segment
 
@@ -139,7 +139,7 @@ cdef class PartitionLog:
     cdef int64_t timestamp_limit
     cdef int32_t epoch
     cdef list _segments
-    cdef list bases
+    cdef list _bases
     cdef list encoders
     cdef Segment active
     cdef IndexTracker tracker       # of the active segment
@@ -230,7 +230,7 @@ cdef class PartitionLog:
         self.timestamp_limit = opened.config.message_timestamp_after_max_ms
         self.epoch = opened.meta.epoch
         self._segments = opened.segments
-        self.bases = [segment.base_offset for segment in self._segments]
+        self._bases = [segment.base_offset for segment in self._segments]
         self.encoders = []
         self.active = self._segments[len(self._segments) - 1]
         self.tracker = self.active.tracker if self.active.fd >= 0 else None
@@ -270,7 +270,9 @@ cdef class PartitionLog:
 
     cdef bint is_finished(self) except -1:
         """Whether what is on disk is a clean log already: nothing was appended, no index rebuilt."""
-        return self.is_clean and all(segment.index_checksums is not None for segment in self._segments)
+        return self.is_clean and all(
+            segment.index_checksums is not None or segment.is_damaged for segment in self._segments
+        )
 
     cdef int finish(self) except -1:
         """Everything that a clean close promises; both locks are held."""
@@ -280,18 +282,23 @@ cdef class PartitionLog:
         if self.is_dirty:
             self.cut_unpublished(&state)
         self.active.size = state.end_position
+        finished = None
         if self.active.fd >= 0:
             self.active.finish_indexes()
+            finished = self.active
         checksums = {}
         for segment in self._segments:
             if not segment.is_durable or segment is self.active:
                 segment.sync()
             if segment.index_checksums is None:
-                if segment is not self.active:
+                if segment.fd < 0 and segment is not finished:
                     segment.load_indexes()
                     segment.force_last_time_entry()
                     segment.store_indexes()
                 segment.sync_indexes()
+                if segment.is_damaged:
+                    # nobody vouches for indexes that had to leave something out
+                    continue
                 segment.index_checksums = segment.compute_checksums()
             checksums[segment.base_offset] = segment.index_checksums
         oscalls.sync_directory(self.path)
@@ -310,7 +317,12 @@ cdef class PartitionLog:
             self.meta_file.close()
         for segment in self._segments:
             segment.end_appending()
+        # readers that are under way hold what they use; mappings go with the last view
+        self._segments = []
+        self._bases = []
+        self.active = None
         self.tracker = None
+        self.cursor_offset = -1
         self.cursor_segment = None
         self.encoders = []
         oscalls.close_file(self.lock_fd)
@@ -612,7 +624,11 @@ cdef class PartitionLog:
         if oscalls.file_size(path):
             raise StorageError(f"{path} is in the way of a new segment: move it out of the folder")
         fresh = recovery.new_segment(self.path, state.end_offset, 0, self.meta, self.config)
-        fresh.begin_appending()
+        try:
+            fresh.begin_appending()
+        except BaseException:
+            fresh.discard()
+            raise
         old.size = state.end_position
         try:
             old.finish_indexes()
@@ -621,7 +637,7 @@ cdef class PartitionLog:
             logger.warning("the indexes of %s could not be completed: %s", old.path, error)
             old.tracker = None
         self._segments.append(fresh)
-        self.bases.append(fresh.base_offset)
+        self._bases.append(fresh.base_offset)
         self.active = fresh
         self.tracker = fresh.tracker
         self.allocated = 0
@@ -733,7 +749,7 @@ cdef class PartitionLog:
             logger.exception("could not leave %s behind", files.POISONED)
         return 0
 
-    def sync_rolled(self) -> None:
+    def _sync_rolled(self) -> None:
         """Sync closed segments and their indexes, and move the recovery point on disk behind them."""
         cdef Segment segment
         cdef Published state
@@ -757,7 +773,7 @@ cdef class PartitionLog:
             for segment in self._segments:
                 if segment.base_offset >= state.active_base:
                     break
-                if segment.index_checksums is None and segment.tracker is not None:
+                if segment.index_checksums is None and segment.tracker is not None and not segment.is_damaged:
                     segment.sync_indexes()
                     segment.index_checksums = segment.compute_checksums()
                 if segment.index_checksums is not None:
@@ -851,25 +867,25 @@ cdef class PartitionLog:
         cdef Problem problem
         cdef int64_t shift = 0, next_offset = offset, next_position = 0, size
         cdef Py_ssize_t i
+        # as they are now: closing and removing put new lists in their place
+        cdef list segments = self._segments
+        cdef list bases = self._bases
         if segment is None or place.position >= end:
-            i = bisect_right(self.bases, offset) - 1
-            if offset >= state.active_base:
-                segment = self.active if self.active.base_offset == state.active_base else self._segments[i]
-            elif i < 0:
-                raise self.lost_offsets(offset, self._segments[0])
-            else:
-                segment = self._segments[i]
+            i = bisect_right(bases, offset) - 1
+            if i < 0:
+                raise self.lost_offsets(offset, segments[0])
+            segment = segments[i]
             while True:
                 end = state.end_position if segment.base_offset == state.active_base else segment.size
                 if segment.locate(offset, end, place):
                     break
                 # behind the last batch of its segment: a hole that is legal, or lost records
-                i = bisect_right(self.bases, segment.base_offset)
-                if i >= len(self._segments) or segment.base_offset >= state.active_base:
+                i = bisect_right(bases, segment.base_offset)
+                if i >= len(segments) or segment.base_offset >= state.active_base:
                     raise self.lost_offsets(offset, segment)
-                if not segment.gaps and place.expected_offset != (<Segment>self._segments[i]).base_offset:
-                    raise self.lost_offsets(place.expected_offset, self._segments[i])
-                segment = self._segments[i]
+                if not segment.gaps and place.expected_offset != (<Segment>segments[i]).base_offset:
+                    raise self.lost_offsets(place.expected_offset, segments[i])
+                segment = segments[i]
                 if segment.base_offset >= stop:
                     batch.next_offset = stop
                     return batch
@@ -933,7 +949,7 @@ cdef class PartitionLog:
         Timestamps need not be ordered. Raises CorruptLogError when a batch on the way does not check out.
         """
         cdef Published state
-        cdef Segment segment
+        cdef Segment segment, previous
         cdef int64_t wanted, end, found
         self.require_open()
         if isinstance(timestamp, datetime):
@@ -943,16 +959,23 @@ cdef class PartitionLog:
         else:
             wanted = max(<int64_t>timestamp, 0)
         self.read_state(&state)
+        previous = None
         for segment in list(self._segments):
             if segment.base_offset > state.active_base:
                 break
+            if previous is None:
+                if segment.base_offset > state.start_offset and not segment.gaps:
+                    raise self.lost_offsets(state.start_offset, segment)
+            elif not previous.gaps and previous.end_of_closed() != segment.base_offset and self._is_current(previous):
+                raise self.lost_offsets(previous.end_of_closed(), segment)
+            previous = segment
             end = state.end_position if segment.base_offset == state.active_base else segment.size
             if end == 0:
                 continue
             try:
                 found = segment.find_time(wanted, state.start_offset, end)
             except StorageError as error:
-                if error.errno == ENOENT and segment not in self._segments:
+                if error.errno == ENOENT and not self._is_current(segment):
                     continue    # removed meanwhile
                 raise
             if found >= 0:
@@ -983,17 +1006,17 @@ cdef class PartitionLog:
                 self.begin_changes()
                 read_published(&self.page, &state)
                 state.start_offset = before
-                first = max(bisect_right(self.bases, before) - 1, 0)
+                first = max(bisect_right(self._bases, before) - 1, 0)
                 self.meta.start_offset = before
-                if self.meta.recovery_segment < self.bases[first]:
+                if self.meta.recovery_segment < self._bases[first]:
                     # what is removed need not be synced any more
-                    self.meta.recovery_segment = self.meta.recovery_point = self.bases[first]
+                    self.meta.recovery_segment = self.meta.recovery_point = self._bases[first]
                     self.meta.recovery_position = 0
                 self.write_meta()
                 publish(&self.page, &state)
                 removed = self._segments[:first]
                 self._segments = self._segments[first:]
-                self.bases = self.bases[first:]
+                self._bases = self._bases[first:]
                 self.cursor_offset = -1
                 self.cursor_segment = None
                 for segment in removed:
@@ -1015,14 +1038,18 @@ cdef class PartitionLog:
         self.require_open()
         read_published(&self.page, &state)
         found = []
-        for segment, following in zip(list(self._segments), [*self.bases[1:], state.end_offset], strict=True):
+        for segment, following in zip(list(self._segments), [*self._bases[1:], state.end_offset], strict=True):
             size = state.end_position if segment.base_offset == state.active_base else segment.size
-            found.append(
-                SegmentInfo(
-                    segment.path, segment.base_offset, following, size, segment.index_entries, segment.time_index_entries,
-                    segment.max_timestamp,
+            try:
+                found.append(
+                    SegmentInfo(
+                        segment.path, segment.base_offset, following, size, segment.index_entries, segment.time_index_entries,
+                        segment.max_timestamp,
+                    )
                 )
-            )
+            except StorageError:
+                if self._is_current(segment):
+                    raise
         return found
 
     def verify(self, progress: object = None) -> object:
@@ -1038,7 +1065,13 @@ cdef class PartitionLog:
             finally:
                 self.writer.release()
         read_published(&self.page, &state)
-        return verify_segments(self.path, list(self._segments), state.start_offset, state.end_offset, progress)
+        return verify_segments(
+            self.path, list(self._segments), state.start_offset, state.end_offset, self._is_current, progress
+        )
+
+    def _is_current(self, segment: object) -> bool:
+        """Whether a segment is still part of the log: ``delete_records`` may remove it while it is read."""
+        return segment in self._segments
 
     @staticmethod
     def repair(path: str | os.PathLike[str]) -> object:
@@ -1077,7 +1110,7 @@ cdef int sync_without_gil(Segment segment) except? -1:
 
 
 def sync_in_background(log: PartitionLog) -> None:
-    log.sync_rolled()
+    log._sync_rolled()
 
 
 def iterate_records(RecordBatches batches):

@@ -1,8 +1,8 @@
 """Every option of a partition, once: its unit, default, limits and meaning.
 
-Names are Kafka's own, with underscores for dots; Kafka's dotted form is accepted by ``LogConfig.from_options``. Sizes are
-integers in bytes or strings such as ``"64MiB"``. Durations are ``timedelta`` or strings such as ``"5s"``; a bare number
-is seconds — except for options whose Kafka name ends in ``.ms``, where it is milliseconds, as in Kafka.
+Names are Kafka's own, with underscores for dots; Kafka's dotted form is accepted by ``LogConfig.from_options``. Sizes
+are integers in bytes or strings such as ``"64MiB"``. Durations are ``timedelta`` or strings such as ``"5s"``; a bare
+number is seconds — except for options whose Kafka name ends in ``.ms``, where it is milliseconds, as in Kafka.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ HOUR_MS: Final = 3600 * SECOND_MS
 DAY_MS: Final = 24 * HOUR_MS
 
 _SIZE_UNITS: Final = {
-    "": 1, "b": 1, "kib": KIB, "mib": MIB, "gib": GIB, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "k": KIB, "m": MIB, "g": GIB,
+    "": 1, "b": 1, "kib": KIB, "mib": MIB, "gib": GIB, "kb": 1000, "mb": 1000**2, "gb": 1000**3,
+    "k": KIB, "m": MIB, "g": GIB,
 }  # fmt: skip
 _DURATION_UNITS: Final = {"ms": 1, "s": SECOND_MS, "m": 60 * SECOND_MS, "h": HOUR_MS, "d": DAY_MS, "w": 7 * DAY_MS}
 _QUANTITY: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
@@ -76,8 +77,8 @@ class LogConfig:
         segment_ms: roll when a record is so much younger than the first batch of the segment. Default 7 days; from 1.
         max_message_bytes: largest encoded batch, and so largest record. Default 1,048,588; 100 B to 1 GiB.
         message_timestamp_after_max_ms: refuse timestamps so far in the future. Default 1 hour; from 0.
-        mmap: read through memory maps (default). False reads by ``pread`` into memory of our own: slower, but safe where
-            somebody else may truncate the files while they are open.
+        mmap: read through memory maps (default). False reads by ``pread`` into memory of our own: slower, but safe
+            where somebody else may truncate the files while they are open.
     """
 
     segment_bytes: int | str | None = None

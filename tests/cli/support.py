@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import pty
 import random
 import subprocess
 import sys
@@ -41,6 +42,31 @@ def run_process(*arguments: object, **options: Any) -> subprocess.CompletedProce
     """Run the command as users do, in a process of its own."""
     command = [sys.executable, "-m", "fastlog", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)
+
+
+def run_on_terminal(*arguments: object, answer: str = "", **variables: str) -> tuple[int, str]:
+    """Run the command on a terminal of its own, type ``answer`` into it; return the exit code and what was shown."""
+    master, slave = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", "LINES": "40", **variables}
+    for name in ("NO_COLOR", "FORCE_COLOR", "CI"):
+        if name not in variables:
+            environment.pop(name, None)
+    command = [sys.executable, "-m", "fastlog", *map(str, arguments)]
+    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=environment)
+    os.close(slave)
+    if answer:
+        os.write(master, answer.encode() + b"\n")
+    shown = b""
+    while True:
+        try:
+            piece = os.read(master, 1 << 16)
+        except OSError:  # what Linux says when the other end is closed
+            break
+        if not piece:
+            break
+        shown += piece
+    os.close(master)
+    return process.wait(60), shown.decode().replace("\r\n", "\n")
 
 
 def make_log(path: Path, **config: Any) -> Path:

@@ -12,7 +12,16 @@ from pathlib import Path
 import pytest
 
 import fastlog
-from tests.cli.support import RECORDS, RECORDS_PER_BATCH, contents, flip_byte, make_log, run, run_process
+from tests.cli.support import (
+    RECORDS,
+    RECORDS_PER_BATCH,
+    contents,
+    flip_byte,
+    make_log,
+    run,
+    run_on_terminal,
+    run_process,
+)
 
 FIRST_SEGMENT = f"{0:020d}.log"
 
@@ -65,8 +74,8 @@ def test_dump_of_records_equals_the_log(path: Path) -> None:
                 "offset": record.offset,
                 "timestamp": record.timestamp,
                 "timestamp_type": "create",
-                "key": None if record.key is None else bytes(record.key).decode(),
-                "value": bytes(record.value or b"").decode(),
+                "key": None if record.key is None else record.key.decode(),
+                "value": (record.value or b"").decode(),
                 "headers": [["source", "test"]],
             }
             for record in log.records()
@@ -237,6 +246,50 @@ def test_i6_damage_is_named_and_only_a_confirmed_repair_changes_anything(path: P
     assert "nothing to repair" in run("log", "repair", path).stdout
 
 
+def test_i6_a_log_that_cannot_be_opened_is_a_problem_that_repair_solves(folder: Path) -> None:
+    path = make_log(folder / "events-0", segment_bytes=600)
+    last = sorted(path.glob("*.log"))[-1]
+    last.unlink()
+    found = run("log", "verify", path)
+    assert found.exit_code == 1
+    assert "PROBLEM" in found.stdout
+    assert str(path) in found.stdout
+    report = json.loads(run("log", "verify", path, "--json").stdout)
+    assert report["ok"] is False
+    assert report["obstacle"]
+    assert run("log", "repair", path).exit_code == 1
+    assert not last.exists()
+    assert run("log", "repair", path, "--yes").exit_code == 0
+    assert run("log", "verify", path).exit_code == 0
+    statistics = json.loads(run("log", "stats", path, "--json").stdout)
+    assert statistics["gaps"] == [{"offset": 20, "next_offset": 30}]
+    assert statistics["end_offset"] == RECORDS
+
+
+def test_a_torn_tail_is_no_damage(folder: Path) -> None:
+    path = make_log(folder / "events-0")
+    (path / ".fastlog-clean").unlink()
+    with open(path / FIRST_SEGMENT, "ab") as segment:
+        segment.write(b"torn")
+    for verb in ("verify", "repair"):
+        result = run("log", verb, path)
+        assert result.exit_code == 0
+        assert "a torn tail of 4 bytes" in result.stdout
+
+
+def test_repair_asks_on_a_terminal(path: Path) -> None:
+    damage_second_batch(path)
+    damaged = contents(path)
+    code, shown = run_on_terminal("log", "repair", path, answer="n")
+    assert code == 1
+    assert "Go ahead? [y/N]" in shown
+    assert contents(path) == damaged
+    code, shown = run_on_terminal("log", "repair", path, answer="y")
+    assert code == 0
+    assert "kept the damaged bytes in" in shown
+    assert run("log", "verify", path).exit_code == 0
+
+
 def test_repair_prints_what_it_kept(path: Path) -> None:
     damage_second_batch(path)
     result = run("log", "repair", path, "--yes")
@@ -249,8 +302,9 @@ def test_i7_index_problems_exit_1_and_are_repaired(folder: Path) -> None:
     path = make_log(folder / "events-0", index_interval_bytes=1)
     flip_byte(path / f"{0:020d}.index", 7)
     result = run("log", "verify", path)
-    if result.exit_code == 1:
-        assert f"{0:020d}.index" in result.stdout
+    assert result.exit_code == 1
+    assert f"{0:020d}.index" in result.stdout
+    assert "indexes are hints" in result.stdout
     assert run("log", "repair", path, "--yes").exit_code == 0
     assert run("log", "verify", path).exit_code == 0
 
@@ -331,8 +385,8 @@ def test_repair_of_a_log_in_use_is_refused(folder: Path) -> None:
     with fastlog.PartitionLog.open(folder / "events-0", durability="os") as log:
         log.append([b"a"])
         result = run_process("log", "repair", folder / "events-0", "--yes")
-    assert result.returncode in (0, 3)
-    assert ("nothing to repair" in result.stdout) or str(os.getpid()) in result.stderr
+    assert result.returncode == 3
+    assert str(os.getpid()) in result.stderr
 
 
 def test_an_interrupt_is_exit_code_130(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -350,6 +404,16 @@ def test_a_pipe_gets_plain_text(path: Path) -> None:
     for verb in ("dump", "verify", "stats", "repair"):
         result = run_process("log", verb, path, env={**os.environ, "FORCE_COLOR": ""})
         assert "\x1b" not in result.stdout + result.stderr
+
+
+def test_a_terminal_gets_colours_unless_they_are_not_wanted(path: Path) -> None:
+    _, shown = run_on_terminal("log", "verify", path)
+    assert "\x1b[32mok" in shown
+    _, shown = run_on_terminal("log", "verify", path, NO_COLOR="1")
+    assert "\x1b[3" not in shown
+    code, shown = run_on_terminal("log", "stats", path)
+    assert code == 0
+    assert FIRST_SEGMENT in shown
 
 
 def test_version_and_help() -> None:

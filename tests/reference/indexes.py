@@ -4,21 +4,20 @@
 ``.timeindex``: int64 (largest timestamp in the segment so far), int32 (last offset of the batch with it - base).
 
 Kafka counts the bytes that it appends. *Before* counting a batch it looks whether more than
-``index.interval.bytes`` have come together since the last entry; if so, the batch gets an entry in ``.index``, and
-``.timeindex`` gets the largest timestamp so far (this batch included) unless that is not larger than the one in the
-last entry. The first batch of a segment is therefore never indexed. When a segment is rolled or closed, one more
-entry goes to ``.timeindex``, by the same rule.
+``index.interval.bytes`` have come together since the last entry. If so, and if there is room, the batch gets an entry
+in ``.index``, and ``.timeindex`` gets the largest timestamp so far (this batch included) unless that is not larger than
+the one in the last entry. The first batch of a segment is therefore never indexed. When a segment is rolled or closed,
+one more entry goes to ``.timeindex``, by the same rule.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from tests.reference.batch import Batch
 
-__all__ = ["SegmentIndexes", "build_indexes", "parse_index", "parse_time_index"]
+__all__ = ["SegmentIndexes", "parse_index", "parse_time_index"]
 
 ENTRY = struct.Struct(">ii")
 TIME_ENTRY = struct.Struct(">qi")
@@ -30,6 +29,7 @@ class SegmentIndexes:
 
     base_offset: int
     interval_bytes: int
+    index_bytes: int = 10 << 20
     entries: list[tuple[int, int]] = field(default_factory=list)
     time_entries: list[tuple[int, int]] = field(default_factory=list)
     bytes_since_last_entry: int = 0
@@ -41,7 +41,7 @@ class SegmentIndexes:
         if batch.max_timestamp > self.max_timestamp:
             self.max_timestamp = batch.max_timestamp
             self.max_timestamp_offset = batch.last_offset
-        if self.bytes_since_last_entry > self.interval_bytes:
+        if self.bytes_since_last_entry > self.interval_bytes and not self.is_full():
             self.entries.append((batch.last_offset - self.base_offset, position))
             self.add_time_entry()
             self.bytes_since_last_entry = 0
@@ -53,13 +53,13 @@ class SegmentIndexes:
         if self.max_timestamp > last:
             self.time_entries.append((self.max_timestamp, self.max_timestamp_offset - self.base_offset))
 
-    def is_full(self, index_bytes: int, incoming_batches: int = 1) -> bool:
-        """Whether the segment has to be rolled before so many more batches, each of which may need an entry.
+    def is_full(self, incoming_batches: int = 1) -> bool:
+        """Whether so many more batches, each of which may need an entry, find no room.
 
-        One slot of the time index stays free for the last entry.
+        A segment is rolled then. One slot of the time index stays free for the last entry.
         """
-        offset_slots = index_bytes // ENTRY.size
-        time_slots = index_bytes // TIME_ENTRY.size - 1
+        offset_slots = self.index_bytes // ENTRY.size
+        time_slots = self.index_bytes // TIME_ENTRY.size - 1
         return (
             len(self.entries) + incoming_batches > offset_slots
             or len(self.time_entries) + incoming_batches > time_slots
@@ -74,15 +74,6 @@ class SegmentIndexes:
     def time_index_file(self) -> bytes:
         """The bytes of ``.timeindex`` after trimming."""
         return b"".join(TIME_ENTRY.pack(*entry) for entry in self.time_entries)
-
-
-def build_indexes(base_offset: int, batches: Iterable[tuple[int, Batch, int]], interval_bytes: int) -> SegmentIndexes:
-    """The indexes of a closed segment, from (position, batch, size) of all its batches."""
-    indexes = SegmentIndexes(base_offset, interval_bytes)
-    for position, batch, size in batches:
-        indexes.add(batch, position, size)
-    indexes.add_time_entry()
-    return indexes
 
 
 def parse_index(data: bytes) -> list[tuple[int, int]]:

@@ -144,7 +144,7 @@ class ModelLog:
         self.segments[-1].indexes.add_time_entry()
 
     def _add_segment(self, base_offset: int, now: int) -> None:
-        indexes = SegmentIndexes(base_offset, self.config.index_interval_bytes)
+        indexes = SegmentIndexes(base_offset, self.config.index_interval_bytes, self.config.segment_index_bytes)
         self.segments.append(ModelSegment(base_offset, now, indexes))
 
     def _split(self, records: list[Record]) -> Iterator[list[Record]]:
@@ -166,14 +166,15 @@ class ModelLog:
 
     def _must_roll(self, batches: list[Batch], incoming: int, now: int) -> bool:
         segment = self.segments[-1]
+        if not segment.batches:
+            return False
         if segment.size > self.config.segment_bytes - incoming:
             return True
-        if segment.batches:
-            first = segment.batches[0][0].max_timestamp
-            latest = max(batch.max_timestamp for batch in batches)
-            waited = latest - first if first >= 0 else now - segment.created
-            if waited > self.config.segment_ms:
-                return True
-        if segment.indexes.is_full(self.config.segment_index_bytes, len(batches)):
+        first = segment.batches[0][0].max_timestamp
+        latest = max(batch.max_timestamp for batch in batches)
+        waited = latest - first if first >= 0 else now - segment.created
+        if waited > self.config.segment_ms:
+            return True
+        if segment.indexes.is_full(len(batches)):
             return True
         return batches[-1].last_offset - segment.base_offset > 2**31 - 1

@@ -1,6 +1,6 @@
 """The decoder and validator of record batches, version 2."""
 
-from libc.stdint cimport int16_t, int32_t, int64_t, uint32_t, uint8_t
+from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t
 from libc.string cimport memset
 
 from fastlog._native.checksum cimport crc32c_extend
@@ -290,20 +290,22 @@ cdef Problem decode_batches(
     cdef int64_t j
     memset(columns, 0, sizeof(BatchColumns))
     limit = position + max_bytes
-    # First the headers and checksums: how many batches, how many records.
+    # First the headers alone: how many batches, how many records. Checksums wait until a batch is decoded, so that its
+    # bytes come from memory once.
     while at < end:
         problem = parse_header(bytes_, at, end, &seen)
         if problem == FINE:
             if batches and (seen.position + seen.size > limit or seen.base_offset >= stop_offset):
                 break
             problem = check_order(&seen, expected, gaps, epoch)
-        if problem == FINE and not crc_matches(bytes_, &seen):
-            problem = BAD_CRC
         if problem == FINE:
             problem = readable(&seen)
         if problem != FINE:
             if batches:
                 break
+            # of an unreadable batch a failing checksum is the better reason
+            if problem in (BAD_CONTROL, COMPRESSED, TRANSACTIONAL) and not crc_matches(bytes_, &seen):
+                problem = BAD_CRC
             header[0] = seen
             return problem
         if seen.count and not seen.attributes & CONTROL_BIT:
@@ -319,8 +321,6 @@ cdef Problem decode_batches(
     next_offset[0] = expected
     next_position[0] = at
     end = at
-    if total == 0:
-        return FINE
     columns.arrays = block_allocate(<size_t>total * 40)
     if columns.arrays == NULL:
         return NO_MEMORY
@@ -337,12 +337,13 @@ cdef Problem decode_batches(
     while at < end:
         parse_header(bytes_, at, end, &seen)
         at += seen.size
-        if seen.attributes & CONTROL_BIT or seen.count == 0:
+        problem = FINE if crc_matches(bytes_, &seen) else BAD_CRC
+        if problem == FINE and (seen.attributes & CONTROL_BIT or seen.count == 0):
             continue
         cursor = bytes_ + seen.position + BATCH_HEADER_SIZE
         stop = bytes_ + at
         previous = seen.base_offset - 1
-        for i in range(seen.count):
+        for i in range(seen.count if problem == FINE else 0):
             problem = read_record(&cursor, stop, &seen, previous, &record)
             if problem != FINE:
                 break
@@ -385,6 +386,10 @@ cdef Problem decode_batches(
             next_offset[0] = seen.base_offset
             next_position[0] = seen.position
             break
+    if n == 0:
+        block_release(columns.arrays)
+        memset(columns, 0, sizeof(BatchColumns))
+        return FINE
     columns.count = n
     columns.offsets = offsets
     columns.timestamps = timestamps

@@ -24,6 +24,25 @@ cdef enum:
     RECORD_OVERHEAD = 64        # more than the varints of one record can take
 
 
+cdef extern from *:
+    """
+    #include <stdint.h>
+    #include <string.h>
+    /* Most keys and values are short: sixteen bytes at a time in line beat a call. Reads and writes [0, size) only. */
+    static inline void fastlog_copy(uint8_t *target, const uint8_t *source, int64_t size) {
+        if (size > 256 || size < 16) {
+            memcpy(target, source, (size_t)size);
+            return;
+        }
+        int64_t at = 0;
+        for (; at + 16 <= size; at += 16)
+            memcpy(target + at, source + at, 16);
+        memcpy(target + size - 16, source + size - 16, 16);
+    }
+    """
+    void copy_bytes "fastlog_copy"(uint8_t* target, const uint8_t* source, int64_t size) noexcept nogil
+
+
 cdef inline int64_t record_body_size(Span key, Span value, Span headers, int64_t timestamp_delta, int64_t offset_delta) noexcept nogil:
     cdef int64_t size = 1 + varint_size(timestamp_delta) + varint_size(offset_delta)
     size += 1 if key.data == NULL else varint_size(key.size) + key.size
@@ -178,7 +197,7 @@ cdef class Encoder:
                 at += 1
             else:
                 at = write_varint(at, key.size)
-                memcpy(at, key.data, key.size)
+                copy_bytes(at, key.data, key.size)
                 at += key.size
             if value.data == NULL:
                 at[0] = 1
@@ -190,7 +209,7 @@ cdef class Encoder:
                         return OUT_OF_MEMORY
                     piece = at
                 else:
-                    memcpy(at, value.data, value.size)
+                    copy_bytes(at, value.data, value.size)
                     at += value.size
             if headers.data == NULL:
                 at[0] = 0

@@ -17,7 +17,10 @@ from libc.string cimport memcpy
 from fastlog._native cimport oscalls as os_c
 from fastlog._native import oscalls
 from fastlog._native.checksum cimport crc32c_extend
-from fastlog._native.layout cimport INDEX_ENTRY_SIZE, TIME_INDEX_ENTRY_SIZE, load_int32, load_int64, store_int32, store_int64
+from fastlog._native.layout cimport (
+    INDEX_ENTRY_POSITION_AT, INDEX_ENTRY_SIZE, TIME_INDEX_ENTRY_OFFSET_AT, TIME_INDEX_ENTRY_SIZE, load_int32, load_int64,
+    store_int32, store_int64,
+)
 from fastlog._native.memory cimport Block, block_adopt_mapping, block_allocate, block_release
 
 
@@ -54,14 +57,14 @@ cdef class IndexFile:
         cdef OffsetEntry found
         cdef const uint8_t* at = self.entry(i)
         found.relative_offset = load_int32(at)
-        found.position = load_int32(at + 4)
+        found.position = load_int32(at + INDEX_ENTRY_POSITION_AT)
         return found
 
     cdef TimeEntry time_entry(self, int64_t i) noexcept nogil:
         cdef TimeEntry found
         cdef const uint8_t* at = self.entry(i)
         found.timestamp = load_int64(at)
-        found.relative_offset = load_int32(at + 8)
+        found.relative_offset = load_int32(at + TIME_INDEX_ENTRY_OFFSET_AT)
         return found
 
     cdef int64_t floor(self, int64_t key) noexcept nogil:
@@ -94,10 +97,10 @@ cdef class IndexFile:
         cdef uint8_t* at = self.pending + self.pending_count * self.entry_size
         if self.entry_size == INDEX_ENTRY_SIZE:
             store_int32(at, <int32_t>key)
-            store_int32(at + 4, second)
+            store_int32(at + INDEX_ENTRY_POSITION_AT, second)
         else:
             store_int64(at, key)
-            store_int32(at + 8, second)
+            store_int32(at + TIME_INDEX_ENTRY_OFFSET_AT, second)
         self.pending_count += 1
         self.last_key = key
 
@@ -162,7 +165,6 @@ cdef class IndexFile:
         return 0
 
     cdef int replace_block(self, Block* block, int64_t count) except -1:
-        cdef int64_t key
         block_release(self.block)
         self.block = block
         self.count = count

@@ -16,7 +16,8 @@ from fastlog._native.decoder cimport (
     BatchHeader, END_OF_BYTES, FINE, NO_MEMORY, Problem, check_order, check_records, decode_batches, describe,
 )
 from fastlog._native.layout cimport (
-    INDEX_ENTRY_SIZE, TIMESTAMP_TYPE_BIT, TIME_INDEX_ENTRY_SIZE, load_int32, load_int64,
+    INDEX_ENTRY_POSITION_AT, INDEX_ENTRY_SIZE, TIMESTAMP_TYPE_BIT, TIME_INDEX_ENTRY_OFFSET_AT, TIME_INDEX_ENTRY_SIZE,
+    load_int32, load_int64,
 )
 from fastlog._native.memory cimport Block, block_allocate, block_release
 from fastlog._native.scanner cimport BatchReader
@@ -132,7 +133,7 @@ def scan_index(path):
     for i in range(len(content) // width):
         at = <const unsigned char*>content + i * width
         if is_time:
-            entries.append(TimeIndexEntry(load_int64(at), base + load_int32(at + 8)))
+            entries.append(TimeIndexEntry(load_int64(at), base + load_int32(at + TIME_INDEX_ENTRY_OFFSET_AT)))
         else:
-            entries.append(IndexEntry(base + load_int32(at), load_int32(at + 4)))
+            entries.append(IndexEntry(base + load_int32(at), load_int32(at + INDEX_ENTRY_POSITION_AT)))
     return entries

@@ -66,7 +66,9 @@ cdef enum:
     MIN_RECORD_SIZE = 7            # length, attributes, two deltas, two lengths, headers count
     # index files
     INDEX_ENTRY_SIZE = 8           # int32 relative offset (of the batch's last record), int32 position
+    INDEX_ENTRY_POSITION_AT = 4
     TIME_INDEX_ENTRY_SIZE = 12     # int64 timestamp, int32 relative offset
+    TIME_INDEX_ENTRY_OFFSET_AT = 8
 
 cdef inline int16_t load_int16(const uint8_t* at) noexcept nogil:
     cdef uint16_t v

@@ -395,9 +395,13 @@ def read_file(path: str, limit: int = 1 << 30) -> bytes | None:
     """The whole of a small file, or None when there is none."""
     if file_size(path) is None:
         return None
+    cdef int64_t size
     fd = open_file(path)
     try:
-        return read_bytes(fd, 0, min(os_file_size(fd), limit))
+        size = os_file_size(fd)
+        if size < 0:
+            raise storage_error("examine", path, size)
+        return read_bytes(fd, 0, min(size, <int64_t>limit))
     finally:
         os.close(fd)
 

@@ -11,12 +11,13 @@ from libc.string cimport memchr, memcpy, memmove
 from fastlog._native cimport oscalls as os_c
 from fastlog._native import oscalls
 from fastlog._native.decoder cimport (
-    BAD_CRC, BAD_MAGIC, BatchHeader, CUT_OFF, END_OF_BYTES, FINE, NO_MEMORY, OLD_MAGIC, Problem, check_order, check_records,
+    BAD_CRC, BatchHeader, CUT_OFF, END_OF_BYTES, FINE, NO_MEMORY, OLD_MAGIC, Problem, check_order, check_records,
     crc_matches, describe, parse_header,
 )
 from fastlog._native.index cimport IndexTracker
 from fastlog._native.layout cimport (
-    BATCH_HEADER_SIZE, INDEX_ENTRY_SIZE, MAGIC_AT, MAGIC_V2, TIME_INDEX_ENTRY_SIZE, load_int32, load_int64,
+    BATCH_HEADER_SIZE, INDEX_ENTRY_POSITION_AT, INDEX_ENTRY_SIZE, MAGIC_AT, MAGIC_V2, TIME_INDEX_ENTRY_OFFSET_AT,
+    TIME_INDEX_ENTRY_SIZE, load_int32, load_int64,
 )
 
 cdef enum:
@@ -144,6 +145,7 @@ cdef class ScanResult:
     cdef readonly int64_t records
     cdef readonly str problem               # None: the end was reached
     cdef readonly bint is_old_format
+    cdef readonly bint is_torn              # as an interrupted write leaves it: cut off, or a checksum that fails
     cdef readonly bint is_all_zero          # every byte from `position` to the end is zero
     cdef readonly int64_t resumes_at        # position of the next valid batch behind the problem, or -1
     cdef readonly int64_t resume_offset     # its base offset, or -1
@@ -197,6 +199,7 @@ def scan(
         return result
     result.problem = describe(problem)
     result.is_old_format = problem == OLD_MAGIC
+    result.is_torn = problem == CUT_OFF or problem == BAD_CRC
     cdef int64_t bad = result.position
     result.is_all_zero = is_zero(reader, bad)
     if not result.is_all_zero:
@@ -252,25 +255,26 @@ cdef class IndexChecker:
         if self.offset_problem is None and self.offset_at < len(self.offsets):
             entry = <const uint8_t*>self.offsets + self.offset_at
             if load_int32(entry) <= relative:
-                if load_int32(entry) != relative or load_int32(entry + 4) != header.position:
+                if load_int32(entry) != relative or load_int32(entry + INDEX_ENTRY_POSITION_AT) != header.position:
                     self.offset_problem = (
                         f"entry {self.offset_at // INDEX_ENTRY_SIZE} says offset {self.base_offset + load_int32(entry)} at "
-                        f"position {load_int32(entry + 4)}, where the segment has offset {header.last_offset} at {header.position}"
+                        f"position {load_int32(entry + INDEX_ENTRY_POSITION_AT)}, where the segment has offset {header.last_offset} at {header.position}"
                     )
                 self.offset_at += INDEX_ENTRY_SIZE
         if self.time_problem is None and self.time_at < len(self.times):
             entry = <const uint8_t*>self.times + self.time_at
-            if load_int32(entry + 8) <= relative:
-                if load_int32(entry + 8) != relative or load_int64(entry) != self.max_timestamp:
+            if load_int32(entry + TIME_INDEX_ENTRY_OFFSET_AT) <= relative:
+                if load_int32(entry + TIME_INDEX_ENTRY_OFFSET_AT) != relative or load_int64(entry) != self.max_timestamp:
                     self.time_problem = (
                         f"entry {self.time_at // TIME_INDEX_ENTRY_SIZE} says timestamp {load_int64(entry)} at offset "
-                        f"{self.base_offset + load_int32(entry + 8)}, where the segment's largest is {self.max_timestamp} at "
+                        f"{self.base_offset + load_int32(entry + TIME_INDEX_ENTRY_OFFSET_AT)}, where the segment's largest is {self.max_timestamp} at "
                         f"offset {header.last_offset}"
                     )
                 self.time_at += TIME_INDEX_ENTRY_SIZE
         return 0
 
     cdef int finish(self) except -1:
+        """Entries that no batch answered to."""
         if self.offset_problem is None and self.offset_at < len(self.offsets):
             self.offset_problem = f"entry {self.offset_at // INDEX_ENTRY_SIZE} points behind the last batch"
         if self.time_problem is None and self.time_at < len(self.times):
@@ -278,8 +282,11 @@ cdef class IndexChecker:
         return 0
 
 
-def compare_indexes(path: str, end: int, offsets: bytes, times: bytes, base_offset: int) -> tuple:
-    """What is wrong with the two index files of a segment: (offset index problem or None, time index problem or None)."""
+def compare_indexes(path: str, end: int, offsets: bytes, times: bytes, base_offset: int, is_growing: bool) -> tuple:
+    """What is wrong with the two index files of a segment: (offset index problem or None, time index problem or None).
+
+    While a segment ``is_growing`` its indexes may be ahead of ``end``.
+    """
     cdef BatchReader reader = BatchReader(path, 0, end)
     cdef IndexChecker checker = IndexChecker(offsets, times, base_offset)
     cdef BatchHeader header
@@ -293,5 +300,6 @@ def compare_indexes(path: str, end: int, offsets: bytes, times: bytes, base_offs
             continue
         expected = header.last_offset + 1
         checker.observe(&header)
-    checker.finish()
+    if not is_growing:
+        checker.finish()
     return checker.offset_problem, checker.time_problem

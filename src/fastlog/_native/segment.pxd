@@ -32,6 +32,8 @@ cdef class Segment:
     cdef Block* block
     cdef IndexTracker tracker               # None until the indexes are needed
     cdef int64_t first_timestamp            # largest of the first batch; -2 = not looked up yet
+    cdef int64_t known_end                  # offset behind the last batch of a closed segment; -1 = not looked up yet
+    cdef readonly bint is_damaged           # an index rebuild stepped over damage: the indexes do not tell all
 
     cdef int map_log(self) except -1
     cdef Block* fetch(self, int64_t position, int64_t size, int64_t* shift) except NULL
@@ -41,6 +43,7 @@ cdef class Segment:
     cdef int64_t find_time(self, int64_t timestamp, int64_t start_offset, int64_t end) except -2
     cdef object damage(self, Problem problem, int64_t position, int64_t first_offset, int64_t end)
     cdef int64_t largest_timestamp(self) except -2
+    cdef int64_t end_of_closed(self) except -1
     cdef int check_length(self, int64_t actual) except -1
     cpdef IndexTracker load_indexes(self)
     cpdef rebuild_indexes(self, int64_t end)

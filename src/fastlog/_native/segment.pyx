@@ -5,12 +5,12 @@ A closed segment never changes. The active one grows; only the part below the pu
 ``end``, is ever looked at. A segment is mapped once, with room to grow, and its mapping is shared by every view.
 """
 
-from libc.stdint cimport int32_t, int64_t, uint8_t
+from libc.stdint cimport int32_t, int64_t
 
 from fastlog._native cimport oscalls as os_c
 from fastlog._native import oscalls
 from fastlog._native.decoder cimport (
-    BAD_BASE_OFFSET, BAD_CRC, BAD_EPOCH, BAD_RECORD_LENGTH, BatchHeader, COMPRESSED, FINE, NO_MEMORY, Problem, TRANSACTIONAL,
+    BAD_CRC, BAD_RECORD_LENGTH, BatchHeader, COMPRESSED, FINE, NO_MEMORY, Problem, TRANSACTIONAL,
     TRAILING_BYTES, check_order, crc_matches, describe, find_timestamp, parse_header,
 )
 from fastlog._native.index cimport IndexFile, IndexTracker, OffsetEntry, TimeEntry
@@ -24,7 +24,21 @@ import logging
 from fastlog.errors import CorruptLogError, CorruptRecordError, NotSupportedError, StorageError
 from fastlog.reports import CODECS
 
+cdef extern from *:
+    """
+    static inline void fastlog_prefetch(const unsigned char *data, long long size) {
+        for (long long at = 0; at < size; at += 64)
+            __builtin_prefetch(data + at);
+    }
+    """
+    void prefetch "fastlog_prefetch"(const unsigned char* data, long long size) noexcept nogil
+
+cdef enum:
+    SMALL_BATCH = 4096      # a batch that is worth fetching whole before its checksum asks for it line by line
+
 logger = logging.getLogger("fastlog.segment")
+
+cdef int64_t MOST_RELATIVE_OFFSET = 0x7FFFFFFF
 
 
 cdef class Segment:
@@ -55,6 +69,8 @@ cdef class Segment:
         self.tracker = None
         self.first_timestamp = -2
         self.is_durable = False
+        self.known_end = -1
+        self.is_damaged = False
 
     def __dealloc__(self):
         block_release(self.block)
@@ -67,9 +83,13 @@ cdef class Segment:
     cdef int map_log(self) except -1:
         """Map the file once. A file that is shorter than published is damage, found here and not by a signal."""
         cdef void* address = NULL
-        cdef int64_t result, actual, size = self.room if self.fd >= 0 else max(self.size, 1)
+        cdef int64_t result, actual, size
         cdef int fd = oscalls.open_file(self.path)
         try:
+            # opening gave other threads a turn: nothing that was read before it counts
+            if self.block != NULL:
+                return 0
+            size = self.room if self.fd >= 0 else max(self.size, 1)
             actual = os_c.os_file_size(fd)
             if actual < 0:
                 raise os_c.storage_error("examine", self.path, actual)
@@ -101,15 +121,15 @@ cdef class Segment:
             shift[0] = 0
             block_retain(self.block)
             return self.block
+        if self.read_fd < 0:
+            fd = oscalls.open_file(self.path)
+            if self.read_fd < 0:
+                self.read_fd = fd
+            else:
+                oscalls.close_file(fd)      # another thread was faster
         block = block_allocate(size)
         if block == NULL:
             raise MemoryError()
-        try:
-            if self.read_fd < 0:
-                self.read_fd = oscalls.open_file(self.path)
-        except BaseException:
-            block_release(block)
-            raise
         with nogil:
             result = os_c.os_pread(self.read_fd, block.data, size, position)
         if result != size:
@@ -123,7 +143,6 @@ cdef class Segment:
 
     cdef Problem peek(self, int64_t position, int64_t end, BatchHeader* header) except *:
         """The batch header at `position`, checked against `end`."""
-        cdef uint8_t[BATCH_HEADER_SIZE] scratch
         cdef int64_t shift, size = min(<int64_t>BATCH_HEADER_SIZE, end - position)
         cdef Block* block
         if self.maps:
@@ -144,8 +163,7 @@ cdef class Segment:
         cdef OffsetEntry entry
         cdef IndexFile offsets
         cdef int64_t i
-        cdef int attempt
-        for attempt in range(2):
+        while True:
             offsets = self.load_indexes().offsets
             i = offsets.floor(offset - self.base_offset)
             while i >= 0:
@@ -164,9 +182,12 @@ cdef class Segment:
                 place.position = entry.position
                 place.expected_offset = header.base_offset
                 return place
-            if attempt == 0:
-                logger.warning("%s does not match its segment and is rebuilt", self.index_path)
-                self.rebuild_indexes(end)
+            if self.fd >= 0 or self.index_checksums is None:
+                # of the active segment the writer takes care, when it finishes the indexes; else they were rebuilt just now
+                offsets.lost = True
+                break
+            logger.warning("%s does not match its segment and is rebuilt", self.index_path)
+            self.rebuild_indexes(self.size)
         place.position = 0
         place.expected_offset = self.base_offset
         return place
@@ -192,20 +213,24 @@ cdef class Segment:
                 place.position = header.position
                 place.expected_offset = header.base_offset
             if header.last_offset >= offset:
+                if self.maps and header.size <= SMALL_BATCH:
+                    prefetch(self.block.data + header.position, header.size)
                 return 1
             place.position += header.size
             place.expected_offset = header.last_offset + 1
+            if self.maps and place.position + 2 * header.size < end:
+                # neighbours tend to have one size: fetch the next headers at once instead of one after the other
+                prefetch(self.block.data + place.position + header.size, BATCH_HEADER_SIZE)
+                prefetch(self.block.data + place.position + 2 * header.size, BATCH_HEADER_SIZE)
         return 0
 
-    def end_offset(self) -> int:
-        """Offset behind the last batch of the (closed) segment; damage is stepped over."""
+    cdef int64_t end_of_closed(self) except -1:
+        """Offset behind the last batch of a closed segment. Raises CorruptLogError when damage hides it."""
         cdef Place place
-        cdef int64_t far = self.base_offset + 0x7FFFFFFF
-        try:
-            self.locate(far, self.size, &place)
-        except CorruptLogError as error:
-            return error.first_offset
-        return place.expected_offset
+        if self.known_end < 0:
+            self.locate(self.base_offset + MOST_RELATIVE_OFFSET + 1, self.size, &place)
+            self.known_end = place.expected_offset
+        return self.known_end
 
     cdef int64_t find_time(self, int64_t timestamp, int64_t start_offset, int64_t end) except -2:
         """First offset >= `start_offset` whose timestamp is >= `timestamp`, or -1. Every batch on the way is checked."""
@@ -214,15 +239,20 @@ cdef class Segment:
         cdef BatchHeader header
         cdef Problem problem
         cdef Block* block
-        cdef int64_t i, shift, found = -1
-        if tracker.max_timestamp < timestamp:
+        cdef int64_t i, shift, older, found = -1
+        if tracker.max_timestamp < timestamp and not self.is_damaged:
             return -1
         # everything up to the entry's batch is older than `timestamp`: the index was verified when it was loaded
         i = tracker.times.floor(timestamp - 1)
         place.position = 0
         place.expected_offset = self.base_offset
-        if i >= 0:
-            place = self.landing(self.base_offset + tracker.times.time_entry(i).relative_offset, end)
+        if i >= 0 and not self.is_damaged:
+            older = self.base_offset + tracker.times.time_entry(i).relative_offset
+            place = self.landing(older, end)
+            if place.position and self.peek(place.position, end, &header) == FINE and header.last_offset <= older:
+                # as old as the entry: its size is all that is needed, and the next base offset proves that
+                place.position += header.size
+                place.expected_offset = header.last_offset + 1
         while place.position < end:
             problem = self.peek(place.position, end, &header)
             if problem != FINE:
@@ -339,24 +369,24 @@ cdef class Segment:
         """Read the segment up to ``end`` and make its indexes anew, in memory; damaged stretches are stepped over."""
         cdef IndexTracker tracker = self.new_tracker()
         cdef int64_t position = 0, offset = self.base_offset
-        cdef bint was_appending = self.tracker is not None and self.tracker.offsets.fd >= 0
+        self.is_damaged = False
         while True:
             result = scan(self.path, position, end, offset, self.gaps, self.epoch, False, tracker)
+            if result.problem is not None:
+                self.is_damaged = True
             if result.resumes_at < 0:
                 break
             position = result.resumes_at
             offset = result.resume_offset
-        self.adopt_indexes(tracker)
-        if was_appending:
-            tracker.offsets.begin_appending(self.maps)
-            tracker.times.begin_appending(self.maps)
-
-    def adopt_indexes(self, IndexTracker tracker not None):
-        """Make entries that a scan collected the indexes of this segment."""
         tracker.offsets.keep_pending()
         tracker.times.keep_pending()
         self.tracker = tracker
         self.index_checksums = None
+
+    @property
+    def is_growing(self) -> bool:
+        """Whether the segment is open for appending."""
+        return self.fd >= 0
 
     @property
     def epoch_checked(self) -> int:
@@ -412,6 +442,14 @@ cdef class Segment:
         block_release(self.block)       # mapped without room to grow
         self.block = NULL
 
+    def discard(self) -> None:
+        """Remove the files of a segment that never became part of the log."""
+        for path in (self.path, self.index_path, self.time_index_path):
+            try:
+                oscalls.remove(path)
+            except StorageError as error:
+                logger.warning("an empty file stays behind: %s", error)
+
     def finish_indexes(self) -> None:
         """Force the final time entry and complete both index files; raises StorageError when that cannot be done."""
         cdef IndexTracker tracker = self.tracker
@@ -420,8 +458,7 @@ cdef class Segment:
             tracker.offsets.end_appending()
             tracker.times.end_appending()
             self.rebuild_indexes(self.size)
-            self.tracker.finish()
-            self.tracker.offsets.keep_pending()
+            self.force_last_time_entry()
             self.store_indexes()
             return
         tracker.offsets.end_appending()

@@ -37,13 +37,14 @@ def demo(output: Output, data: Path | None, keep: Path) -> None:
     """
     require_duckdb()
     source = data or find_flights()
+    if not output.as_json:
+        output.line(f"Reading {source}", dim=True)
     started = perf_counter()
     dataset = load_flights(source)
     loading = Step("read the source", perf_counter() - started, len(dataset), "events", dataset.payload_bytes)
     partition = prepare_folder(keep, dataset.topic)
     if not output.as_json:
         output.line(f"{len(dataset):,} {dataset.name}", bold=True)
-        output.line(f"from {dataset.source}", dim=True)
     with _bars(output) as progress:
         report = run(dataset, partition, progress)
     if output.as_json:

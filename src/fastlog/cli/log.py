@@ -10,7 +10,7 @@ import base64
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -171,22 +171,16 @@ def _printable(content: bytes) -> str:
 
 
 def _dump_index(output: Output, path: Path, chosen: range) -> None:
-    if path.suffix == ".index":
-        for entry in fastlog.scan_index(path):
-            if entry.offset in chosen:
-                if output.as_json:
-                    output.json_line({"kind": "index_entry", "offset": entry.offset, "position": entry.position})
-                else:
-                    output.line(f"offset {entry.offset:>12}  position {entry.position:>12}")
-        return
-    for time_entry in fastlog.scan_time_index(path):
-        if time_entry.offset in chosen:
-            if output.as_json:
-                output.json_line(
-                    {"kind": "time_index_entry", "timestamp": time_entry.timestamp, "offset": time_entry.offset}
-                )
-            else:
-                output.line(f"timestamp {text.instant(time_entry.timestamp)}  offset {time_entry.offset:>12}")
+    for entry in fastlog.scan_index(path):
+        if entry.offset not in chosen:
+            continue
+        if output.as_json:
+            kind = "index_entry" if isinstance(entry, fastlog.IndexEntry) else "time_index_entry"
+            output.json_line({"kind": kind, **asdict(entry)})
+        elif isinstance(entry, fastlog.IndexEntry):
+            output.line(f"offset {entry.offset:>12}  position {entry.position:>12}")
+        else:
+            output.line(f"timestamp {text.instant(entry.timestamp)}  offset {entry.offset:>12}")
 
 
 def _segment_files(folder: Path) -> list[Path]:
@@ -273,14 +267,14 @@ def _examine(path: Path) -> _Findings:
 
 
 def _damage_sentence(damage: fastlog.Damage) -> str:
+    if not damage.size:
+        return damage.reason
     if damage.next_offset is None:
         offsets = f"offset {damage.first_offset} and all behind it in this file"
     elif damage.next_offset <= damage.first_offset + 1:
         offsets = f"offset {damage.first_offset}"
     else:
         offsets = f"offsets {damage.first_offset} to {damage.next_offset - 1}"
-    if not damage.size:
-        return f"{offsets} missing: {damage.reason}"
     return f"{text.plural(damage.size, 'byte')} damaged ({offsets}): {damage.reason}"
 
 
@@ -314,12 +308,11 @@ def _print_findings(output: Output, path: Path, found: _Findings) -> None:
         output.verdict(False, sentence)
     if found.ok:
         output.verdict(True, "every batch and every index entry checks out")
-    elif report is None or report.damages:
+    elif report is not None and report.damages:
         output.line()
-        if report is not None:
-            output.line("The rest of the log stays readable.")
+        output.line("The rest of the log stays readable.")
         output.line(f"To move the damaged bytes aside: fastlog log repair {path}")
-    else:
+    elif report is not None:
         output.line()
         output.line("The records are fine; indexes are hints and are rebuilt when they are next used.")
 
@@ -338,10 +331,12 @@ def repair(output: Output, path: Path, yes: bool) -> None:
     log must not be open anywhere. Records in damaged batches are gone from the log; the side files keep their bytes.
     """
     plan = _examine(path)
-    if plan.ok and plan.recovery is None:
+    if plan.ok:
         if output.as_json:
             output.object({"path": str(path), "plan": plan.as_fields(path), "repaired": False, "report": None})
         else:
+            for sentence in plan.recoveries():
+                output.line(f"  note     {sentence}")
             output.verdict(True, f"{path}: nothing to repair")
         return
     if not output.as_json:
@@ -361,8 +356,8 @@ def repair(output: Output, path: Path, yes: bool) -> None:
     output.line()
     for side_file in report.side_files:
         output.line(f"  kept the damaged bytes in {side_file}")
-    for index in report.rebuilt_indexes:
-        output.line(f"  rebuilt {index}")
+    if report.rebuilt_indexes:
+        output.line(f"  rebuilt {text.plural(len(report.rebuilt_indexes), 'index file')}")
     output.verdict(True, f"{path}: repaired")
 
 
@@ -389,6 +384,7 @@ class _Statistics:
         batches, records, base = self.batches, self.records, int(path.stem)
         if self.start_offset is None:
             self.start_offset = self.end_offset = base
+        self.go_on_at(base)
         largest = -1
         for batch in fastlog.scan_segment(path):
             self.add_batch(batch)
@@ -405,8 +401,8 @@ class _Statistics:
                 "batches": self.batches - batches,
                 "records": self.records - records,
                 "largest_timestamp": None if largest < 0 else largest,
-                "index_entries": _entries(path.with_suffix(".index"), fastlog.scan_index),
-                "time_index_entries": _entries(path.with_suffix(".timeindex"), fastlog.scan_time_index),
+                "index_entries": _entries(path.with_suffix(".index")),
+                "time_index_entries": _entries(path.with_suffix(".timeindex")),
             }
         )
 
@@ -417,12 +413,17 @@ class _Statistics:
         self.batches += 1
         self.records += batch.record_count
         self.codecs[batch.codec] += 1
-        if batch.base_offset > self.end_offset:
-            self.gaps.append((self.end_offset, batch.base_offset))
+        self.go_on_at(batch.base_offset)
         self.end_offset = batch.last_offset + 1
         if batch.base_timestamp >= 0 and (self.first_timestamp < 0 or batch.base_timestamp < self.first_timestamp):
             self.first_timestamp = batch.base_timestamp
         self.largest_timestamp = max(self.largest_timestamp, batch.max_timestamp)
+
+    def go_on_at(self, offset: int) -> None:
+        """The next batch or segment begins here; what lies between is a gap."""
+        if offset > self.end_offset:
+            self.gaps.append((self.end_offset, offset))
+            self.end_offset = offset
 
     def as_fields(self, path: Path) -> dict[str, Any]:
         return {
@@ -442,11 +443,11 @@ class _Statistics:
         }
 
 
-def _entries(path: Path, scan: Callable[[Path], Iterable[object]]) -> int | None:
+def _entries(path: Path) -> int | None:
     """How many entries an index file holds, None when it is missing or not readable as one."""
     try:
-        return sum(1 for _ in scan(path))
-    except (FileNotFoundError, fastlog.Error):
+        return len(fastlog.scan_index(path))
+    except fastlog.Error:
         return None
 
 

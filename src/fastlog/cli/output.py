@@ -6,13 +6,14 @@ set) and, when rich is installed, its tables and bars; a pipe or a file gets pla
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import click
 
@@ -40,8 +41,6 @@ EXIT_PROBLEMS = 1
 EXIT_ERROR = 3
 EXIT_INTERRUPTED = 130
 EXIT_PIPE_CLOSED = 141
-
-FunctionType = TypeVar("FunctionType", bound=Callable[..., Any])
 
 
 class CommandLine(click.Group):
@@ -96,20 +95,17 @@ def _discard_stdout() -> None:
         pass
 
 
-def output_options(function: FunctionType) -> FunctionType:
+def output_options(function: Callable[..., None]) -> Callable[..., None]:
     """``--json`` and ``--quiet``, handed to the command as ``output``."""
 
     @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
     @click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors; the exit code tells.")
-    @click.pass_context
-    def command(ctx: click.Context, /, *args: Any, as_json: bool, quiet: bool, **kwargs: Any) -> Any:
-        return ctx.invoke(function, *args, output=Output(as_json, quiet, ctx.color), **kwargs)
+    @functools.wraps(function)
+    def command(*args: Any, as_json: bool, quiet: bool, **kwargs: Any) -> None:
+        color = click.get_current_context().color
+        function(*args, output=Output(as_json, quiet, color), **kwargs)
 
-    # click reads the parameters and the help from the function that it is given.
-    command.__click_params__ = getattr(command, "__click_params__", []) + getattr(function, "__click_params__", [])
-    command.__name__ = function.__name__
-    command.__doc__ = function.__doc__
-    return command  # type: ignore[return-value]
+    return command
 
 
 class Output:

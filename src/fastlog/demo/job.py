@@ -26,8 +26,9 @@ __all__ = ["Answer", "Check", "DemoReport", "Lookup", "Step", "prepare_folder", 
 
 MARKER = ".fastlog-demo"
 RECORDS_PER_APPEND = 1000
-# Small enough that the demo's log has several segments, as a log in use has.
-SEGMENT_BYTES = "32MiB"
+# Small enough that the demo's log has more than one segment, as a log in use has. Events of a whole year would else
+# begin a new segment each week, because segments roll by the time of their records, too.
+SEGMENTS = fastlog.LogConfig(segment_bytes="32MiB", segment_ms="1000d")
 LOOKUPS = 1000
 # Below this a clock says nothing; it also keeps rates finite.
 CLOCK_STEP = 1e-9
@@ -200,8 +201,7 @@ class _Job:
 
     def append(self) -> None:
         data, total, appends = self.dataset, len(self.dataset), 0
-        config = fastlog.LogConfig(segment_bytes=SEGMENT_BYTES)
-        with fastlog.PartitionLog.open(self.path, durability="os", config=config) as log:
+        with fastlog.PartitionLog.open(self.path, durability="os", config=SEGMENTS) as log:
             seconds = 0.0
             for first in range(0, total, RECORDS_PER_APPEND):
                 last = first + RECORDS_PER_APPEND
@@ -273,7 +273,7 @@ class _Job:
             expected.append(_first_at_or_after(times, int(landmark.instant.timestamp() * 1000)))
             description = "behind the last record"
             if offset is not None:
-                description = self.dataset.describe(bytes(log.read(offset)[0].value or b""))
+                description = self.dataset.describe(log.read(offset)[0].value or b"")
             self.lookups.append(Lookup(landmark.label, landmark.instant, offset, description))
         agreed = sum(left == right for left, right in zip(found, expected, strict=True))
         self.check(
@@ -320,7 +320,7 @@ class _Job:
             payload_bytes=self.payload_bytes,
             log_path=str(self.path),
             log_bytes=sum(segment.size for segment in segments),
-            files=tuple(segment.path for segment in segments),
+            files=tuple(str(self.path / Path(segment.path).name) for segment in segments),
             steps=tuple(self.steps),
             lookups=tuple(self.lookups),
             view_sql=self.dataset.view_sql,

@@ -4,7 +4,7 @@
 ``<20 digits>.log``       a segment, named by its base offset; ``.index`` and ``.timeindex`` beside it (Kafka's format)
 ``leader-epoch-checkpoint``  Kafka's list of leader epochs; our own logs have epoch 0 from their first offset
 ``.fastlog-meta``         format version, layout options, recovery point, start offset; two slots, each with a checksum,
-                          overwritten in place one after the other: it works on a full disk, and one slot is always whole
+                          overwritten in place one after the other: it works on a full disk, one slot is always whole
 ``.fastlog-clean``        written by a clean close: end offset and size of every segment. Removed, and the directory
                           synced, before the first change of the next session
 ``.fastlog-indexes``      checksums of finished index files; an index without one is rebuilt when it is first needed

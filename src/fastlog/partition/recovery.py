@@ -1,4 +1,4 @@
-"""From the files of a folder to a partition that can be used: the way in after a clean close, and after everything else.
+"""From the files of a folder to a partition that can be used, after a clean close and after everything else.
 
 Clean close: ``.fastlog-clean`` names every segment and its size; when they agree nothing is read.
 
@@ -29,7 +29,15 @@ logger = logging.getLogger("fastlog.recovery")
 
 ANY_EPOCH = -1
 KNOWN_SUFFIXES = (".log", ".index", ".timeindex", ".txnindex", ".snapshot", ".tmp", ".deleted")
-KNOWN_NAMES = (files.META, files.CLEAN, files.INDEXES, files.CONTROL, files.POISONED, files.EPOCHS, "partition.metadata")
+KNOWN_NAMES = (
+    files.META,
+    files.CLEAN,
+    files.INDEXES,
+    files.CONTROL,
+    files.POISONED,
+    files.EPOCHS,
+    "partition.metadata",
+)
 
 
 @dataclass(slots=True)
@@ -170,7 +178,6 @@ def recover(
         # a copy, perhaps made while somebody appended: nothing is known to be whole
         logger.warning("%s is a copy of a log: all of it is checked", folder)
         is_foreign = True
-        meta.start_offset = max(meta.start_offset, bases[0])
         meta.recovery_point = meta.recovery_segment = bases[0]
         meta.recovery_position = 0
     meta.inode = oscalls.inode(folder)
@@ -188,6 +195,10 @@ def recover(
         path = files.segment_path(folder, base)
         gaps = meta.allows_gaps(base)
         if base != meta.recovery_segment:
+            if not sizes[base] and base < end_offset:
+                # left behind by a roll that failed
+                discard_empty(path, read_only=read_only)
+                continue
             if base != end_offset and not (gaps and base > end_offset):
                 # a hole or an overlap between segments: the log ends before it
                 move_aside([base, *remaining], folder, findings, read_only=read_only)
@@ -249,8 +260,9 @@ def check_durable_bytes(folder: str, meta: Meta, sizes: dict[int, int]) -> None:
     if found is None or found < meta.recovery_position:
         state = "is missing" if found is None else f"has only {found} bytes"
         raise CorruptLogError(
-            f"{path} {state}, but {meta.recovery_position} bytes of it (records up to offset {meta.recovery_point}) were "
-            f"durable: nothing was touched. Bring the file back, or give those records up with `fastlog log repair {folder}`",
+            f"{path} {state}, but {meta.recovery_position} bytes of it (records up to offset {meta.recovery_point}) "
+            f"were durable: nothing was touched. Bring the file back, or give those records up with "
+            f"`fastlog log repair {folder}`",
             path,
             found or 0,
             None,
@@ -259,22 +271,23 @@ def check_durable_bytes(folder: str, meta: Meta, sizes: dict[int, int]) -> None:
 
 
 def refuse_damage(path: str, result: ScanResult) -> None:
-    """In a log without a recovery point only the torn tail of a segment may be cut; anything else is somebody's data."""
+    """In a log without a recovery point only the torn tail of a segment may be cut; the rest is somebody's data."""
     if result.is_old_format:
         raise UnsupportedFormatError(
-            f"{path}, position {result.position}: message format 0 or 1 (before Kafka 0.11), expected record batches v2; "
+            f"{path}, position {result.position}: message format 0 or 1 (before Kafka 0.11), expected batches v2; "
             f"nothing was touched — let Kafka 3 or older rewrite the topic first"
         )
     if result.position == 0 and result.resumes_at < 0 and not result.is_all_zero:
         raise UnsupportedFormatError(f"{path} is no Kafka log: {result.problem} at position 0; nothing was touched")
-    if result.resumes_at >= 0:
+    if result.resumes_at >= 0 or not (result.is_torn or result.is_all_zero):
+        why = "valid batches follow" if result.resumes_at >= 0 else "it does not look like an interrupted write"
         raise CorruptLogError(
-            f"{path}, position {result.position}, offset {result.next_offset}: {result.problem}, and valid batches follow; "
+            f"{path}, position {result.position}, offset {result.next_offset}: {result.problem}, and {why}; "
             f"nothing was touched. `fastlog log repair` moves the damaged bytes to a side file",
             path,
             result.position,
             result.next_offset,
-            result.resume_offset,
+            result.resume_offset if result.resumes_at >= 0 else None,
         )
 
 
@@ -337,6 +350,13 @@ def move_aside(bases: list[int], folder: str, findings: _Findings, *, read_only:
         for index in files.index_paths(path):
             oscalls.remove(index)
         findings.moved_aside.append(target)
+
+
+def discard_empty(path: str, *, read_only: bool) -> None:
+    """Remove an empty segment file and its indexes."""
+    if not read_only:
+        for name in (path, *files.index_paths(path)):
+            oscalls.remove(name)
 
 
 def settle(folder: str, names: list[str], meta: Meta, segments: list[Segment], end_offset: int) -> None:

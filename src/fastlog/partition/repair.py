@@ -1,8 +1,8 @@
 """Moving damaged bytes to side files, so that the rest of a log works again. The only code that removes durable bytes.
 
-Every damaged stretch of a segment is copied to ``<segment>.log.torn-<position>`` and synced; then the segment is written
-anew without it, under a temporary name, and renamed over the old one. The offsets stay: a repaired segment has a hole,
-which ``.fastlog-meta`` records as legal. The end offset never goes back, so that no offset is used twice.
+Every damaged stretch of a segment is copied to ``<segment>.log.torn-<position>`` and synced; then the segment is
+written anew without it, under a temporary name, and renamed over the old one. The offsets stay: a repaired segment has
+a hole, which ``.fastlog-meta`` records as legal. The end offset never goes back, so that no offset is used twice.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ logger = logging.getLogger("fastlog.repair")
 
 
 def repair(folder: str) -> RepairReport:
-    """Repair the files of a locked folder. Raises StorageError when a side file cannot be written; nothing is lost then."""
+    """Repair the files of a locked folder. Raises StorageError when a side file cannot be written: nothing is lost."""
     names = oscalls.list_directory(folder)
     bases = files.segment_bases(names)
     refuse_foreign(folder, names, bases)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from errno import ENOENT
 
 from fastlog._native import oscalls
 from fastlog._native.scanner import compare_indexes, scan
@@ -12,16 +14,14 @@ from fastlog.partition import files
 from fastlog.reports import Damage, IndexProblem, VerifyReport
 
 
-def damages_of(
-    path: str, size: int, base_offset: int, *, gaps: bool, epoch: int, first_batch_base: int | None = None
-) -> tuple[list[Damage], int, int, int]:
+def damages_of(path: str, size: int, base_offset: int, *, gaps: bool, epoch: int) -> tuple[list[Damage], int, int, int]:
     """Every damaged stretch of a segment, then its batches, its records, and the offset behind its last batch.
 
     Checks headers, CRC, order and every record.
     """
     found: list[Damage] = []
     batches = records = position = 0
-    expected = base_offset if first_batch_base is None else first_batch_base
+    expected = base_offset
     while True:
         result = scan(path, position, size, expected, gaps, epoch, True)
         batches += result.batches
@@ -43,45 +43,81 @@ def verify(
     segments: Sequence[Segment],
     start_offset: int,
     end_offset: int,
+    is_current: Callable[[Segment], bool],
     progress: Callable[[int, int], object] | None = None,
 ) -> VerifyReport:
     """Check every batch, record and index entry below the published end.
 
+    A segment that ``is_current`` no longer knows was removed meanwhile: what was found in it does not count.
     ``progress(bytes_done, bytes_total)`` is called after each segment. Raises StorageError when a file cannot be read.
     """
     bytes_total = sum(segment.size for segment in segments)
     damages: list[Damage] = []
     index_problems: list[IndexProblem] = []
     batches = records = total = count = 0
-    previous_end: int | None = None
+    previous_end: int | None = start_offset
     previous_gaps = False
     for segment in segments:
-        count += 1
+        found: list[Damage] = []
+        if previous_end is not None and not (segment.gaps or previous_gaps) and is_hole(previous_end, segment, count):
+            found.append(missing(segment.path, previous_end, segment.base_offset))
+        check = check_segment(segment)
         total += segment.size
-        if previous_end is not None and previous_end != segment.base_offset and not previous_gaps:
-            damages.append(missing(segment.path, previous_end, segment.base_offset))
-        if previous_end is None and start_offset < segment.base_offset and not segment.gaps:
-            damages.append(missing(segment.path, start_offset, segment.base_offset))
-        actual = oscalls.file_size(segment.path)
-        if actual is None or actual < segment.size:
-            reason = "the file is missing" if actual is None else f"only {actual} of {segment.size} bytes are left"
-            damages.append(Damage(segment.path, actual or 0, segment.size - (actual or 0), segment.base_offset, None, reason))
-            previous_end, previous_gaps = None, segment.gaps
-            if actual is None:
-                continue
-        found, batch_count, record_count, segment_end = damages_of(
-            segment.path, segment.size, segment.base_offset, gaps=segment.gaps, epoch=segment.epoch_checked
-        )
-        damages += found
-        batches += batch_count
-        records += record_count
-        index_problems += problems_of_indexes(segment)
-        previous_end, previous_gaps = segment_end, segment.gaps
         if progress is not None:
             progress(total, bytes_total)
+        if not is_current(segment):
+            previous_end = None
+            continue
+        count += 1
+        damages += [*found, *check.damages]
+        index_problems += check.index_problems
+        batches += check.batches
+        records += check.records
+        previous_end, previous_gaps = check.end_offset, segment.gaps
     return VerifyReport(
         folder, start_offset, end_offset, count, batches, records, total, tuple(damages), tuple(index_problems)
     )
+
+
+@dataclass(slots=True)
+class SegmentCheck:
+    """What was found in one segment; ``end_offset`` is None when it cannot be told."""
+
+    damages: list[Damage]
+    index_problems: list[IndexProblem]
+    batches: int
+    records: int
+    end_offset: int | None
+
+
+def is_hole(previous_end: int, segment: Segment, position: int) -> bool:
+    """Whether offsets are missing before a segment. The first one may begin below the log start offset."""
+    base: int = segment.base_offset
+    return base > previous_end if position == 0 else base != previous_end
+
+
+def check_segment(segment: Segment) -> SegmentCheck:
+    """Check one segment file and its indexes."""
+    path = segment.path
+    # the active segment may grow, and be rolled, meanwhile
+    is_growing = segment.is_growing
+    size = segment.size
+    actual = oscalls.file_size(path)
+    damages = []
+    if actual is None or actual < size:
+        reason = "the file is missing" if actual is None else f"only {actual} of {size} bytes are left"
+        damages.append(Damage(path, actual or 0, size - (actual or 0), segment.base_offset, None, reason))
+    try:
+        found, batches, records, end_offset = damages_of(
+            path, size, segment.base_offset, gaps=segment.gaps, epoch=segment.epoch_checked
+        )
+        index_problems = problems_of_indexes(segment, size, is_growing=is_growing)
+    except StorageError as error:
+        if actual is not None and error.errno != ENOENT:
+            raise
+        # removed, before or meanwhile
+        return SegmentCheck(damages, [], 0, 0, None)
+    return SegmentCheck([*damages, *found], index_problems, batches, records, None if damages else end_offset)
 
 
 def missing(path: str, first: int, following: int) -> Damage:
@@ -89,7 +125,7 @@ def missing(path: str, first: int, following: int) -> Damage:
     return Damage(path, 0, 0, first, following, f"offsets {first} to {following - 1} are in no segment before this one")
 
 
-def problems_of_indexes(segment: Segment) -> list[IndexProblem]:
+def problems_of_indexes(segment: Segment, size: int, *, is_growing: bool) -> list[IndexProblem]:
     """Index files of a segment that disagree with it."""
     found = []
     contents = []
@@ -102,7 +138,7 @@ def problems_of_indexes(segment: Segment) -> list[IndexProblem]:
         if content is None:
             found.append(IndexProblem(path, "the file is missing"))
         contents.append(content or b"")
-    results = compare_indexes(segment.path, segment.size, contents[0], contents[1], segment.base_offset)
+    results = compare_indexes(segment.path, size, contents[0], contents[1], segment.base_offset, is_growing)
     for path, problem in zip(files.index_paths(segment.path), results, strict=True):
         if problem is not None:
             found.append(IndexProblem(path, problem))
