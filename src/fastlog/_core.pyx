@@ -11,7 +11,6 @@ lie in one piece of the file anyway, and a buffer that stays in the cache is wor
 
 import logging
 import os
-from errno import ENOENT
 import threading
 from bisect import bisect_right
 from datetime import datetime
@@ -21,6 +20,7 @@ from cpython.pythread cimport (
     NOWAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock, PyThread_release_lock, PyThread_type_lock,
     WAIT_LOCK,
 )
+from libc.errno cimport ENOENT, ENOMEM
 from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport free
 from libc.string cimport memset
@@ -71,6 +71,7 @@ cdef int64_t NO_STOP = 0x7FFFFFFFFFFFFFFF
 cdef int64_t MOST_RELATIVE_OFFSET = 0x7FFFFFFF
 cdef int64_t PERSIST_INTERVAL_MS = 5000     # how far the recovery point on disk may lag behind the one in memory
 cdef enum:
+    VALUES_CHANGED = -100000    # below every -errno
     MOST_ENCODERS = 4
     ALLOCATE_FROM = 1 << 20     # a segment of this size gets disk blocks ahead of its end, as many as it has,
     MOST_ALLOCATED = 8 << 20    # up to so many
@@ -233,6 +234,7 @@ cdef class PartitionLog:
         self._bases = [segment.base_offset for segment in self._segments]
         self.encoders = []
         self.active = self._segments[len(self._segments) - 1]
+        self.active.is_durable = False      # it may grow
         self.tracker = self.active.tracker if self.active.fd >= 0 else None
         self.writer = Mutex()
         self.syncer = Mutex()
@@ -288,7 +290,7 @@ cdef class PartitionLog:
             finished = self.active
         checksums = {}
         for segment in self._segments:
-            if not segment.is_durable or segment is self.active:
+            if not segment.is_durable:
                 segment.sync()
             if segment.index_checksums is None:
                 if segment.fd < 0 and segment is not finished:
@@ -515,7 +517,11 @@ cdef class PartitionLog:
                     self.is_dirty = False
             active.size = state.end_position
             if result < 0:
-                if result == -12:
+                if result == VALUES_CHANGED:
+                    raise InvalidRecordError(
+                        "the values were changed by another thread while they were appended: nothing was written"
+                    )
+                if result == -ENOMEM:
                     raise MemoryError(f"no memory left to encode {source.count} records; nothing was written")
                 raise os_c.storage_error("append to", active.path, result)
             return base_offset
@@ -527,14 +533,15 @@ cdef class PartitionLog:
         Published* state,
     ) noexcept nogil:
         """Write every batch behind the published end; on success `state.end_position` lies behind them."""
-        cdef int64_t i, result, position = state.end_position, offset = state.end_offset
+        cdef int64_t i, result, encoded, position = state.end_position, offset = state.end_offset
         self.is_dirty = True
         if position + total > self.allocated and position >= ALLOCATE_FROM:
             self.allocate(active, position, total)
         for i in range(batches):
             if shapes != NULL:
-                if encoder.encode(source, shapes[i].first, self.max_message_bytes) != shapes[i].count:
-                    return -12
+                encoded = encoder.encode(source, shapes[i].first, self.max_message_bytes)
+                if encoded != shapes[i].count or encoder.size != shapes[i].size:
+                    return -ENOMEM if encoded == OUT_OF_MEMORY else VALUES_CHANGED
                 shapes[i].max_timestamp = encoder.max_timestamp
             encoder.stamp(offset, self.epoch)
             offset += encoder.count
@@ -683,13 +690,12 @@ cdef class PartitionLog:
                         result = sync_without_gil(segment)
                         if result < 0:
                             raise os_c.storage_error("sync", segment.path, result)
-                        if not segment.is_durable:
-                            oscalls.sync_directory(self.path)
-                            segment.is_durable = True
                     else:
                         segment.sync()
+                    if not segment.has_durable_name:
                         oscalls.sync_directory(self.path)
-                        segment.is_durable = True
+                        segment.has_durable_name = True
+                    segment.is_durable = segment.base_offset < state.active_base
             except StorageError as error:
                 self.poisoned(error)
                 raise
@@ -710,13 +716,11 @@ cdef class PartitionLog:
         cdef list found = []
         cdef Segment segment
         cdef int64_t i = len(self._segments) - 1
-        cdef bint is_active = True
         while i >= 0:
             segment = self._segments[i]
-            if segment.is_durable and not is_active:
+            if segment.is_durable:
                 break
             found.append(segment)
-            is_active = False
             i -= 1
         found.reverse()
         return found
@@ -764,6 +768,9 @@ cdef class PartitionLog:
                     break
                 try:
                     segment.sync()
+                    if not segment.has_durable_name:
+                        oscalls.sync_directory(self.path)
+                        segment.has_durable_name = True
                 except StorageError as error:
                     self.poisoned(error)
                     return

@@ -69,6 +69,7 @@ cdef class Segment:
         self.tracker = None
         self.first_timestamp = -2
         self.is_durable = False
+        self.has_durable_name = False
         self.known_end = -1
         self.is_damaged = False
 
