@@ -42,7 +42,7 @@ from fastlog._native import batch as batch_room
 from fastlog._native.inspect import read_batch, scan_index, scan_segment
 from fastlog.config import DEFAULT_DURABILITY, DURABILITY_LEVELS, LogConfig
 from fastlog.errors import (
-    ClosedError, ConfigError, CorruptLogError, InvalidRecordError, LockedError, NotSupportedError, OffsetOutOfRangeError,
+    ClosedError, ConfigError, CorruptLogError, ForkedHandleError, InvalidRecordError, LockedError, NotSupportedError, OffsetOutOfRangeError,
     RecordTooLargeError, StorageError, UnsupportedFormatError,
 )
 from fastlog.partition import files, recovery
@@ -126,6 +126,7 @@ cdef class PartitionLog:
 
     cdef int lock_fd
     cdef bint is_closed
+    cdef int fork_generation        # of the process that opened it
     cdef bint is_clean              # the clean marker is on disk
     cdef bint is_dirty              # bytes beyond the published end may be in the active file
     cdef bint syncs_every_append
@@ -206,6 +207,7 @@ cdef class PartitionLog:
             oscalls.close_file(lock_fd)
             raise
         log.lock_fd = lock_fd
+        log.fork_generation = os_c.fork_generation()
         log.is_closed = False
         return log
 
@@ -252,7 +254,14 @@ cdef class PartitionLog:
         """Sync everything, mark the log as cleanly closed, and let go of it. Views stay valid. Idempotent.
 
         Raises StorageError when a sync or write fails: the handle is closed then too, and the next opening recovers.
+        In a forked child it only lets go of the handle: the log belongs to the parent.
         """
+        if self.fork_generation != os_c.fork_generation():
+            # locks that the parent held at the fork stay locked here for ever
+            if not self.is_closed:
+                self.is_closed = True
+                self.let_go()
+            return
         self.syncer.acquire()
         try:
             self.writer.acquire()
@@ -315,10 +324,11 @@ cdef class PartitionLog:
 
     cdef int let_go(self) except -1:
         cdef Segment segment
+        cdef bint is_owner = self.fork_generation == os_c.fork_generation()
         if self.meta_file is not None:
             self.meta_file.close()
         for segment in self._segments:
-            segment.end_appending()
+            segment.end_appending(is_owner)
         # readers that are under way hold what they use; mappings go with the last view
         self._segments = []
         self._bases = []
@@ -834,7 +844,7 @@ cdef class PartitionLog:
         cdef Place place
         cdef RecordBatch batch
         cdef int64_t end = 0
-        if self.is_closed:
+        if self.is_closed or self.fork_generation != os_c.fork_generation():
             self.require_open()
         if max_bytes < 1:
             raise ConfigError(f"max_bytes={max_bytes}: expected at least 1 (a whole batch is returned in any case)")
@@ -1098,11 +1108,14 @@ cdef class PartitionLog:
     cdef int require_open(self) except -1:
         if self.is_closed:
             raise ClosedError(f"{self.path} was closed: open it again with PartitionLog.open")
+        if self.fork_generation != os_c.fork_generation():
+            raise ForkedHandleError(
+                f"{self.path} was opened before a fork and belongs to the parent process: open it after the fork instead"
+            )
         return 0
 
     cdef int require_writable(self) except -1:
-        if self.is_closed:
-            self.require_open()
+        self.require_open()
         if self.read_only:
             raise NotSupportedError(f"{self.path} was opened with read_only=True: open it without to change it")
         return 0
