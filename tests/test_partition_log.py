@@ -845,3 +845,29 @@ def test_two_partitions_do_not_know_each_other(folder: Path, checked_log: OpenLo
     assert (one.end_offset, two.end_offset) == (1, 2)
     one.close()
     assert two.append([b"4"]) == 2
+
+
+def test_I10_a_forked_child_cannot_use_the_handle(checked_log: OpenLog) -> None:
+    log = checked_log()
+    log.append([b"parent"] * 10)
+    child = os.fork()
+    if child == 0:
+        refused = 0
+        try:
+            for action in (
+                lambda: log.append([b"child"]), lambda: log.read(0), log.flush, log.verify, lambda: log.end_offset,
+                lambda: list(log.records()), lambda: log.delete_records(before=1),
+            ):  # fmt: skip
+                try:
+                    action()
+                except fastlog.ForkedHandleError:
+                    refused += 1
+            log.close()
+        finally:
+            os._exit(refused)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    # what the child's close would have cut off, and what it would have unlocked
+    assert log.append([b"parent"]) == 10
+    assert len(list(log.records())) == 11
+    with pytest.raises(fastlog.LockedError):
+        fastlog.PartitionLog.open(log.path)

@@ -11,7 +11,6 @@ lie in one piece of the file anyway, and a buffer that stays in the cache is wor
 
 import logging
 import os
-from errno import ENOENT
 import threading
 from bisect import bisect_right
 from datetime import datetime
@@ -21,6 +20,7 @@ from cpython.pythread cimport (
     NOWAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock, PyThread_release_lock, PyThread_type_lock,
     WAIT_LOCK,
 )
+from libc.errno cimport ENOENT, ENOMEM
 from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport free
 from libc.string cimport memset
@@ -42,7 +42,7 @@ from fastlog._native import batch as batch_room
 from fastlog._native.inspect import read_batch, scan_index, scan_segment
 from fastlog.config import DEFAULT_DURABILITY, DURABILITY_LEVELS, LogConfig
 from fastlog.errors import (
-    ClosedError, ConfigError, CorruptLogError, InvalidRecordError, LockedError, NotSupportedError, OffsetOutOfRangeError,
+    ClosedError, ConfigError, CorruptLogError, ForkedHandleError, InvalidRecordError, LockedError, NotSupportedError, OffsetOutOfRangeError,
     RecordTooLargeError, StorageError, UnsupportedFormatError,
 )
 from fastlog.partition import files, recovery
@@ -71,6 +71,7 @@ cdef int64_t NO_STOP = 0x7FFFFFFFFFFFFFFF
 cdef int64_t MOST_RELATIVE_OFFSET = 0x7FFFFFFF
 cdef int64_t PERSIST_INTERVAL_MS = 5000     # how far the recovery point on disk may lag behind the one in memory
 cdef enum:
+    VALUES_CHANGED = -100000    # below every -errno
     MOST_ENCODERS = 4
     ALLOCATE_FROM = 1 << 20     # a segment of this size gets disk blocks ahead of its end, as many as it has,
     MOST_ALLOCATED = 8 << 20    # up to so many
@@ -125,6 +126,7 @@ cdef class PartitionLog:
 
     cdef int lock_fd
     cdef bint is_closed
+    cdef int fork_generation        # of the process that opened it
     cdef bint is_clean              # the clean marker is on disk
     cdef bint is_dirty              # bytes beyond the published end may be in the active file
     cdef bint syncs_every_append
@@ -205,6 +207,7 @@ cdef class PartitionLog:
             oscalls.close_file(lock_fd)
             raise
         log.lock_fd = lock_fd
+        log.fork_generation = os_c.fork_generation()
         log.is_closed = False
         return log
 
@@ -233,6 +236,7 @@ cdef class PartitionLog:
         self._bases = [segment.base_offset for segment in self._segments]
         self.encoders = []
         self.active = self._segments[len(self._segments) - 1]
+        self.active.is_durable = False      # it may grow
         self.tracker = self.active.tracker if self.active.fd >= 0 else None
         self.writer = Mutex()
         self.syncer = Mutex()
@@ -250,7 +254,14 @@ cdef class PartitionLog:
         """Sync everything, mark the log as cleanly closed, and let go of it. Views stay valid. Idempotent.
 
         Raises StorageError when a sync or write fails: the handle is closed then too, and the next opening recovers.
+        In a forked child it only lets go of the handle: the log belongs to the parent.
         """
+        if self.fork_generation != os_c.fork_generation():
+            # locks that the parent held at the fork stay locked here for ever
+            if not self.is_closed:
+                self.is_closed = True
+                self.let_go()
+            return
         self.syncer.acquire()
         try:
             self.writer.acquire()
@@ -288,7 +299,7 @@ cdef class PartitionLog:
             finished = self.active
         checksums = {}
         for segment in self._segments:
-            if not segment.is_durable or segment is self.active:
+            if not segment.is_durable:
                 segment.sync()
             if segment.index_checksums is None:
                 if segment.fd < 0 and segment is not finished:
@@ -313,10 +324,11 @@ cdef class PartitionLog:
 
     cdef int let_go(self) except -1:
         cdef Segment segment
+        cdef bint is_owner = self.fork_generation == os_c.fork_generation()
         if self.meta_file is not None:
             self.meta_file.close()
         for segment in self._segments:
-            segment.end_appending()
+            segment.end_appending(is_owner)
         # readers that are under way hold what they use; mappings go with the last view
         self._segments = []
         self._bases = []
@@ -515,7 +527,11 @@ cdef class PartitionLog:
                     self.is_dirty = False
             active.size = state.end_position
             if result < 0:
-                if result == -12:
+                if result == VALUES_CHANGED:
+                    raise InvalidRecordError(
+                        "the values were changed by another thread while they were appended: nothing was written"
+                    )
+                if result == -ENOMEM:
                     raise MemoryError(f"no memory left to encode {source.count} records; nothing was written")
                 raise os_c.storage_error("append to", active.path, result)
             return base_offset
@@ -527,14 +543,15 @@ cdef class PartitionLog:
         Published* state,
     ) noexcept nogil:
         """Write every batch behind the published end; on success `state.end_position` lies behind them."""
-        cdef int64_t i, result, position = state.end_position, offset = state.end_offset
+        cdef int64_t i, result, encoded, position = state.end_position, offset = state.end_offset
         self.is_dirty = True
         if position + total > self.allocated and position >= ALLOCATE_FROM:
             self.allocate(active, position, total)
         for i in range(batches):
             if shapes != NULL:
-                if encoder.encode(source, shapes[i].first, self.max_message_bytes) != shapes[i].count:
-                    return -12
+                encoded = encoder.encode(source, shapes[i].first, self.max_message_bytes)
+                if encoded != shapes[i].count or encoder.size != shapes[i].size:
+                    return -ENOMEM if encoded == OUT_OF_MEMORY else VALUES_CHANGED
                 shapes[i].max_timestamp = encoder.max_timestamp
             encoder.stamp(offset, self.epoch)
             offset += encoder.count
@@ -683,13 +700,12 @@ cdef class PartitionLog:
                         result = sync_without_gil(segment)
                         if result < 0:
                             raise os_c.storage_error("sync", segment.path, result)
-                        if not segment.is_durable:
-                            oscalls.sync_directory(self.path)
-                            segment.is_durable = True
                     else:
                         segment.sync()
+                    if not segment.has_durable_name:
                         oscalls.sync_directory(self.path)
-                        segment.is_durable = True
+                        segment.has_durable_name = True
+                    segment.is_durable = segment.base_offset < state.active_base
             except StorageError as error:
                 self.poisoned(error)
                 raise
@@ -710,13 +726,11 @@ cdef class PartitionLog:
         cdef list found = []
         cdef Segment segment
         cdef int64_t i = len(self._segments) - 1
-        cdef bint is_active = True
         while i >= 0:
             segment = self._segments[i]
-            if segment.is_durable and not is_active:
+            if segment.is_durable:
                 break
             found.append(segment)
-            is_active = False
             i -= 1
         found.reverse()
         return found
@@ -764,6 +778,9 @@ cdef class PartitionLog:
                     break
                 try:
                     segment.sync()
+                    if not segment.has_durable_name:
+                        oscalls.sync_directory(self.path)
+                        segment.has_durable_name = True
                 except StorageError as error:
                     self.poisoned(error)
                     return
@@ -827,7 +844,7 @@ cdef class PartitionLog:
         cdef Place place
         cdef RecordBatch batch
         cdef int64_t end = 0
-        if self.is_closed:
+        if self.is_closed or self.fork_generation != os_c.fork_generation():
             self.require_open()
         if max_bytes < 1:
             raise ConfigError(f"max_bytes={max_bytes}: expected at least 1 (a whole batch is returned in any case)")
@@ -1091,11 +1108,14 @@ cdef class PartitionLog:
     cdef int require_open(self) except -1:
         if self.is_closed:
             raise ClosedError(f"{self.path} was closed: open it again with PartitionLog.open")
+        if self.fork_generation != os_c.fork_generation():
+            raise ForkedHandleError(
+                f"{self.path} was opened before a fork and belongs to the parent process: open it after the fork instead"
+            )
         return 0
 
     cdef int require_writable(self) except -1:
-        if self.is_closed:
-            self.require_open()
+        self.require_open()
         if self.read_only:
             raise NotSupportedError(f"{self.path} was opened with read_only=True: open it without to change it")
         return 0

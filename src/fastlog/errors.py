@@ -6,6 +6,7 @@
     ├── ConfigError                 an option is unknown, out of range, or differs from the stored one
     ├── NotSupportedError           this build, platform or file cannot do what was asked
     ├── ClosedError                 the handle was closed
+    ├── ForkedHandleError           the handle was inherited by a forked child
     ├── LockedError                 another process (or handle) has the partition open      retriable
     ├── StorageError                the operating system refused a read, write or sync
     │   └── StorageFullError        no space, quota or file-size limit left                  retriable
@@ -30,6 +31,7 @@ __all__ = [
     "CorruptLogError",
     "CorruptRecordError",
     "Error",
+    "ForkedHandleError",
     "InvalidRecordError",
     "LockedError",
     "NotSupportedError",
@@ -62,6 +64,10 @@ class NotSupportedError(Error):
 
 class ClosedError(Error):
     """The handle was closed. Views and batches that were read from it stay valid."""
+
+
+class ForkedHandleError(Error):
+    """The handle was opened before ``fork`` and belongs to the parent. Open the log again in the child."""
 
 
 class LockedError(Error):

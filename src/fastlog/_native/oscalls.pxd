@@ -24,5 +24,6 @@ cdef int os_fsync(int fd) noexcept nogil
 cdef int64_t os_file_size(int fd) noexcept nogil
 cdef int os_map(int fd, int64_t size, void** address) noexcept nogil                            # read-only, shared
 cdef int64_t clock_milliseconds() noexcept nogil
+cdef int fork_generation() noexcept nogil       # changes in every forked child
 
 cdef object storage_error(str action, str path, int64_t result)    # an exception for a negative result

@@ -33,6 +33,10 @@ cdef extern from *:
     static int fastlog_fdatasync(int fd) { return fdatasync(fd); }
     static int fastlog_fsync(int fd) { return fsync(fd); }
     #endif
+    #include <pthread.h>
+    static int fastlog_forks = 0;
+    static void fastlog_after_fork(void) { fastlog_forks++; }
+    static int fastlog_watch_forks(void) { return pthread_atfork(NULL, NULL, fastlog_after_fork); }
     static int fastlog_allocate(int fd, int64_t position, int64_t size) {
     #if defined(__linux__)
         return fallocate(fd, FALLOC_FL_KEEP_SIZE, position, size);
@@ -62,6 +66,8 @@ cdef extern from *:
     int ftruncate(int fd, int64_t size) nogil
     int fastlog_fdatasync(int fd) nogil
     int fastlog_fsync(int fd) nogil
+    int fastlog_forks
+    int fastlog_watch_forks()
     int fastlog_allocate(int fd, int64_t position, int64_t size) nogil
     int64_t fastlog_file_size(int fd) nogil
     int64_t fastlog_wall_clock() nogil
@@ -147,6 +153,13 @@ def set_clock(milliseconds: int | None) -> None:
 
 cdef int64_t clock_milliseconds() noexcept nogil:
     return clock_value if clock_fixed else fastlog_wall_clock()
+
+cdef int fork_generation() noexcept nogil:
+    return fastlog_forks
+
+
+fastlog_watch_forks()
+
 
 def wall_clock() -> int:
     """Milliseconds since the epoch."""

@@ -20,7 +20,8 @@ cdef class Segment:
     cdef readonly bint gaps                 # compacted, foreign or repaired: offsets may skip
     cdef readonly int64_t created           # wall clock, ms: stands in where records have no timestamps
     cdef public object index_checksums      # (offset index, time index) as recorded by a clean close, or None
-    cdef public bint is_durable             # its bytes, and its name in the directory, were synced
+    cdef public bint is_durable             # closed, and all its bytes and its name were synced; never true of the active one
+    cdef public bint has_durable_name       # the directory was synced since the file was created
     cdef readonly int fd                    # open for appending, or -1
     cdef int read_fd                        # open for reading without mmap, or -1; lives as long as the segment
     cdef bint stores                        # rebuilt indexes may be written to their files

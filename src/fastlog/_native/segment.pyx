@@ -69,6 +69,7 @@ cdef class Segment:
         self.tracker = None
         self.first_timestamp = -2
         self.is_durable = False
+        self.has_durable_name = False
         self.known_end = -1
         self.is_damaged = False
 
@@ -484,10 +485,11 @@ cdef class Segment:
             finally:
                 oscalls.close_file(fd)
 
-    def end_appending(self) -> None:
-        """Close the file, free what was allocated ahead of its end; the mapping stays."""
+    def end_appending(self, is_owner: bool = True) -> None:
+        """Close the file, and free what was allocated ahead of its end unless it is a parent's; the mapping stays."""
         if self.fd >= 0:
-            os_c.os_ftruncate(self.fd, self.size)
+            if is_owner:
+                os_c.os_ftruncate(self.fd, self.size)
             oscalls.close_file(self.fd)
             self.fd = -1
 

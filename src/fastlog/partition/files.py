@@ -178,6 +178,12 @@ class MetaFile:
             oscalls.write_at(self._fd, slot, start, self.path)
             oscalls.sync_data(self._fd, self.path)
 
+    def __enter__(self) -> MetaFile:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Close the file."""
         if self._fd >= 0:

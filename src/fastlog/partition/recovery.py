@@ -124,7 +124,7 @@ def open_partition(folder: str, config: LogConfig, *, read_only: bool) -> Opened
                 for base, size in sizes.items()
             ]
             for segment in segments:
-                segment.is_durable = True
+                segment.is_durable = segment.has_durable_name = True
             return OpenedPartition(folder, meta, resolved, segments, marker.end_offset, True, None)
     return recover(folder, names, meta, sizes, resolved, read_only=read_only)
 
@@ -152,7 +152,8 @@ def create(folder: str, config: ResolvedConfig, *, read_only: bool) -> OpenedPar
     segment = new_segment(folder, 0, 0, meta, config)
     meta.inode = oscalls.inode(folder)
     files.write_epochs(folder, [(meta.epoch, 0)])
-    files.MetaFile(folder).write(meta)
+    with files.MetaFile(folder) as meta_file:
+        meta_file.write(meta)
     segment.begin_appending()
     oscalls.sync_directory(folder)
     return OpenedPartition(folder, meta, config, [segment], 0, False, None)
@@ -231,7 +232,7 @@ def recover(
         for base, size in kept.items()
     ]
     for segment in segments:
-        segment.is_durable = segment.base_offset < meta.recovery_segment
+        segment.is_durable = segment.has_durable_name = segment.base_offset < meta.recovery_segment
     recovery_point = meta.recovery_point
     if not read_only:
         meta.start_offset = min(meta.start_offset, end_offset)
@@ -371,16 +372,13 @@ def settle(folder: str, names: list[str], meta: Meta, segments: list[Segment], e
     for segment in segments:
         if not segment.is_durable:
             segment.sync()
-            segment.is_durable = True
+            segment.is_durable = segment.has_durable_name = True
     oscalls.sync_directory(folder)
     if files.read_epochs(folder) is None:
         files.write_epochs(folder, [(meta.epoch, meta.start_offset)])
     advance_recovery_point(meta, active, end_offset)
-    meta_file = files.MetaFile(folder)
-    try:
+    with files.MetaFile(folder) as meta_file:
         meta_file.write(meta)
-    finally:
-        meta_file.close()
     if files.POISONED in names:
         oscalls.remove(f"{folder}/{files.POISONED}")
         oscalls.sync_directory(folder)

@@ -78,11 +78,8 @@ def repair(folder: str) -> RepairReport:
     meta.start_offset = min(meta.start_offset, end_offset)
     meta.inode = oscalls.inode(folder)
     oscalls.sync_directory(folder)
-    meta_file = files.MetaFile(folder)
-    try:
+    with files.MetaFile(folder) as meta_file:
         meta_file.write(meta)
-    finally:
-        meta_file.close()
     files.write_epochs(folder, files.read_epochs(folder) or [(meta.epoch, meta.start_offset)])
     oscalls.remove(f"{folder}/{files.POISONED}")
     oscalls.remove(f"{folder}/{files.INDEXES}")
