@@ -245,8 +245,10 @@ cdef class PartitionLog:
         state.end_position = self.active.size
         state.end_offset = opened.end_offset
         state.start_offset = opened.meta.start_offset
-        # a writer's recovery has synced everything; a reader's has not: it shows what a writer would keep
+        # a writer's recovery has synced everything; a reader's has not
         state.durable_offset = opened.end_offset
+        if read_only and opened.report is not None:
+            state.durable_offset = min(opened.report.recovery_point, opened.end_offset)
         publish(&self.page, &state)
         return 0
 
@@ -716,7 +718,11 @@ cdef class PartitionLog:
                 publish(&self.page, &latest)
             finally:
                 self.writer.release()
-            self.persist(&state, False)
+            try:
+                self.persist(&state, False)
+            except StorageError as error:
+                # what was promised holds; only a recovery would begin further back
+                logger.warning("the recovery point of %s could not be written: %s", self.path, error)
         finally:
             self.syncer.release()
         return 0
@@ -873,6 +879,13 @@ cdef class PartitionLog:
             if error.errno == ENOENT and offset < self.start_offset:
                 raise self.out_of_range(offset) from None
             raise
+        except CorruptLogError as error:
+            if error.next_offset is None and error.first_offset is not None:
+                # damage up to the end of a segment: reading can go on in the next one
+                following = self._bases[bisect_right(self._bases, error.first_offset):]
+                if following and following[0] <= state.active_base:
+                    error.next_offset = following[0]
+            raise
 
     cdef RecordBatch read_segments(
         self, RecordBatch batch, const Published* state, Segment segment, Place* place, int64_t end, int64_t offset,
@@ -926,6 +939,8 @@ cdef class PartitionLog:
         batch.is_append_time = header.attributes & TIMESTAMP_TYPE_BIT
         batch.next_offset = min(next_offset, stop)
         if next_offset <= stop:
+            # dropping the last reference to a removed segment may give other threads a turn: not in the middle of this
+            previous = self.cursor_segment
             self.cursor_offset = next_offset
             self.cursor_position = next_position + shift
             self.cursor_segment = segment

@@ -126,6 +126,8 @@ def open_partition(folder: str, config: LogConfig, *, read_only: bool) -> Opened
             for segment in segments:
                 segment.is_durable = segment.has_durable_name = True
             return OpenedPartition(folder, meta, resolved, segments, marker.end_offset, True, None)
+    if meta is not None and marker is not None and meta.inode != oscalls.inode(folder):
+        refuse_incomplete_copy(folder, marker, sizes)
     return recover(folder, names, meta, sizes, resolved, read_only=read_only)
 
 
@@ -163,7 +165,7 @@ def recover(
     folder: str, names: list[str], meta: Meta | None, sizes: dict[int, int], config: ResolvedConfig, *, read_only: bool
 ) -> OpenedPartition:
     """Find the end of a log that was not closed cleanly, and put everything behind it aside."""
-    is_foreign = meta is None
+    is_foreign = is_unknown = meta is None
     bases = list(sizes)
     if meta is None:
         epochs = files.read_epochs(folder)
@@ -178,7 +180,7 @@ def recover(
     elif meta.inode != oscalls.inode(folder):
         # a copy, perhaps made while somebody appended: nothing is known to be whole
         logger.warning("%s is a copy of a log: all of it is checked", folder)
-        is_foreign = True
+        is_unknown = True
         meta.recovery_point = meta.recovery_segment = bases[0]
         meta.recovery_position = 0
     meta.inode = oscalls.inode(folder)
@@ -202,6 +204,8 @@ def recover(
                 continue
             if base != end_offset and not (gaps and base > end_offset):
                 # a hole or an overlap between segments: the log ends before it
+                if is_unknown:
+                    raise incomplete(folder, end_offset, base)
                 move_aside([base, *remaining], folder, findings, read_only=read_only)
                 break
             end_offset = base
@@ -212,8 +216,10 @@ def recover(
         kept[base] = result.position
         position = 0
         if result.problem is not None:
-            if is_foreign:
-                refuse_damage(path, result)
+            if is_unknown:
+                refuse_damage(path, result, is_first_look=is_foreign and base == bases[0])
+                if any(sizes[later] for later in remaining):
+                    raise incomplete(folder, end_offset, remaining[0])
             cut_tail(path, result, sizes[base], findings, read_only=read_only)
             move_aside(remaining, folder, findings, read_only=read_only)
             break
@@ -271,14 +277,44 @@ def check_durable_bytes(folder: str, meta: Meta, sizes: dict[int, int]) -> None:
         )
 
 
-def refuse_damage(path: str, result: ScanResult) -> None:
-    """In a log without a recovery point only the torn tail of a segment may be cut; the rest is somebody's data."""
+def incomplete(folder: str, end_offset: int, following: int) -> CorruptLogError:
+    """The error for a log of unknown history whose segments do not continue each other."""
+    return CorruptLogError(
+        f"offsets {end_offset} to {following - 1} are in no segment of {folder}: a file is missing or was cut off, "
+        f"perhaps while it was copied; nothing was touched. Copy it again, or give those records up with "
+        f"`fastlog log repair`",
+        files.segment_path(folder, following),
+        0,
+        end_offset,
+        following,
+    )
+
+
+def refuse_incomplete_copy(folder: str, marker: files.CleanMarker, sizes: dict[int, int]) -> None:
+    """A copy of a cleanly closed log has every file that its marker names, whole. Raises CorruptLogError."""
+    for name, size in marker.files.items():
+        found = sizes.get(int(name.removesuffix(".log")))
+        if found is None or found < size:
+            state = "is missing" if found is None else f"has only {found} of {size} bytes"
+            raise CorruptLogError(
+                f"{folder} is an incomplete copy of a log: {name} {state}; nothing was touched. Copy it again, or give "
+                f"those records up with `fastlog log repair`",
+                f"{folder}/{name}",
+                found or 0,
+            )
+
+
+def refuse_damage(path: str, result: ScanResult, *, is_first_look: bool) -> None:
+    """In a log without a recovery point only the torn tail of a segment may be cut; the rest is somebody's data.
+
+    ``is_first_look``: the file is the first one of a folder that fastlog has not written.
+    """
     if result.is_old_format:
         raise UnsupportedFormatError(
             f"{path}, position {result.position}: message format 0 or 1 (before Kafka 0.11), expected batches v2; "
             f"nothing was touched — let Kafka 3 or older rewrite the topic first"
         )
-    if result.position == 0 and result.resumes_at < 0 and not result.is_all_zero:
+    if is_first_look and result.position == 0 and result.resumes_at < 0 and not result.is_all_zero:
         raise UnsupportedFormatError(f"{path} is no Kafka log: {result.problem} at position 0; nothing was touched")
     if result.resumes_at >= 0 or not (result.is_torn or result.is_all_zero):
         why = "valid batches follow" if result.resumes_at >= 0 else "it does not look like an interrupted write"
