@@ -30,7 +30,6 @@ JOBS = int(os.environ.get("FASTLOG_JOBS") or min(4, os.cpu_count() or 1))
 DIRECTIVES = {
     "language_level": 3,
     "initializedcheck": False,
-    "nonecheck": True,  # a field of None is an AttributeError, not a write into the interpreter's memory
     "cdivision": True,
     "embedsignature": False,
     "binding": True,
