@@ -495,6 +495,53 @@ def test_row11_a_storm_of_threads(folder: Path, seed: int, mmap: bool, _round: i
         assert again.verify().ok
 
 
+def test_row11_a_close_between_any_two_steps_of_another_thread(folder: Path, seed: int) -> None:
+    """Each method in a thread of its own, again and again, while the log is closed: an answer or ClosedError."""
+    chance = random.Random(seed)
+    config = fastlog.LogConfig(segment_bytes=4000, max_message_bytes=2000, index_interval_bytes=100)
+    for _ in range(30):
+        log = fastlog.PartitionLog.open(folder / "events-0", durability=chance.choice(["os", "batch"]), config=config)
+        log.append([b"first"] * 10, timestamps=SOME_TIME)
+        failures: list[BaseException] = []
+        actions: list[Callable[[Any], Any]] = [
+            lambda log: log.verify(),
+            lambda log: log.read(log.start_offset).values.to_list(),
+            lambda log: log.append([b"v" * 300], timestamps=SOME_TIME),
+            lambda log: log.offset_for_time(SOME_TIME),
+            lambda log: log.segments(),
+            lambda log: log.flush(),
+            lambda log: sum(1 for _ in log.records(log.start_offset)),
+            lambda log: log.delete_records(before=max(log.start_offset, log.readable_offset - 30)),
+        ]
+        threads = [threading.Thread(target=until_closed, args=(log, action, failures)) for action in actions]
+        for thread in threads:
+            thread.start()
+        time.sleep(chance.random() * 0.01)
+        log.close()
+        for thread in threads:
+            thread.join(timeout=30)
+            assert not thread.is_alive(), "a thread hangs"
+        assert not failures, failures
+    # a field that is written through a handle without segments lands on None: look whether its type is whole
+    assert repr(type(None)) == "<class 'NoneType'>"
+    with fastlog.PartitionLog.open(folder / "events-0", durability="os") as log:
+        assert log.recovery is None
+        assert log.verify().ok
+
+
+def until_closed(log: Any, action: Callable[[Any], Any], failures: list[BaseException]) -> None:
+    try:
+        while True:
+            try:
+                action(log)
+            except fastlog.OffsetOutOfRangeError:
+                pass  # deleted by somebody in between
+    except fastlog.ClosedError:
+        pass
+    except BaseException as failure:
+        failures.append(failure)
+
+
 class Storm:
     """What the threads share."""
 
