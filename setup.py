@@ -35,9 +35,6 @@ DIRECTIVES = {
     "binding": True,
     "linetrace": COVERAGE,
 }
-# A field of None shall be an AttributeError, not a write into the interpreter's memory. Cython cannot compile that
-# check for "+=" on a field without the GIL, which these rooms need.
-WITHOUT_NONE_CHECK = {"encoder", "index", "scanner"}
 
 # -march stays at the platform's baseline: what needs newer instructions asks the processor at run time
 compile_flags = ["-std=gnu11", "-O3", "-fno-strict-aliasing", "-fvisibility=hidden", "-Wno-unreachable-code"]
@@ -75,24 +72,17 @@ def extension(source: Path) -> Extension:
     )
 
 
-def compiled(sources: list[Path], none_check: bool) -> list[Extension]:
-    """Extensions of ``sources``, their C made where it is missing or out of date."""
-    extensions: list[Extension] = cythonize(
-        [extension(source) for source in sources],
-        compiler_directives={**DIRECTIVES, "nonecheck": none_check},
+SOURCES = sorted(SOURCE.glob("fastlog/**/*.pyx"))
+setup(
+    ext_modules=[]
+    if INPLACE
+    else cythonize(
+        [extension(source) for source in SOURCES],
+        compiler_directives=DIRECTIVES,
         include_path=["src"],
         build_dir=str(GENERATED),
-        force=settings_changed(sources) or None,
+        force=settings_changed(SOURCES) or None,
         quiet="--quiet" in sys.argv,
-    )
-    return extensions
-
-
-SOURCES = [] if INPLACE else sorted(SOURCE.glob("fastlog/**/*.pyx"))
-setup(
-    ext_modules=[
-        *compiled([source for source in SOURCES if source.stem not in WITHOUT_NONE_CHECK], True),
-        *compiled([source for source in SOURCES if source.stem in WITHOUT_NONE_CHECK], False),
-    ],
+    ),
     options={"build_ext": {"parallel": JOBS}},
 )
