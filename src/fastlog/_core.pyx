@@ -940,7 +940,7 @@ cdef class PartitionLog:
         batch.next_offset = min(next_offset, stop)
         if next_offset <= stop:
             # dropping the last reference to a removed segment may give other threads a turn: not in the middle of this
-            previous = self.cursor_segment
+            _previous = self.cursor_segment
             self.cursor_offset = next_offset
             self.cursor_position = next_position + shift
             self.cursor_segment = segment
