@@ -66,7 +66,7 @@ nightly: $(DONE)/built $(DONE)/extra-test sanitize  ## the long runs: more kills
 		$(RUN) -m pytest -n $(WORKERS) --dist loadgroup --timeout 3600 $(PYTEST_ARGS) $(TESTS)
 
 sanitize: $(DONE)/extra-test  ## the suite under AddressSanitizer and UndefinedBehaviorSanitizer
-	@scripts/sanitize $(RUN) $(TESTS) $(PYTEST_ARGS)
+	@scripts/sanitize $(RUN) -n $(WORKERS) --dist loadgroup $(TESTS) $(PYTEST_ARGS)
 
 oracle: $(DONE)/extra-test  ## fetch Kafka's own tools (Maven), which the tests check every file with
 	$(SAY) "fetching Kafka's tools (the first time about half a minute)"
