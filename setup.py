@@ -50,6 +50,14 @@ if SANITIZE:
 if COVERAGE:
     compile_flags += ["-DCYTHON_TRACE_NOGIL=1", "-O1"]
 
+GENERATED = Path("build/cython-coverage" if COVERAGE else "build/cython")
+
+
+def settings_changed() -> bool:
+    """Whether this file is newer than what it had generated: Cython watches the sources only."""
+    written = Path(__file__).stat().st_mtime
+    return any(file.stat().st_mtime < written for file in GENERATED.rglob("*.c"))
+
 
 def extension(source: Path) -> Extension:
     """One extension per room. Cython finds out which .pxd files it stands on; headers are few, all count for all."""
@@ -70,7 +78,8 @@ setup(
         [extension(source) for source in sorted(SOURCE.glob("fastlog/**/*.pyx"))],
         compiler_directives=DIRECTIVES,
         include_path=["src"],
-        build_dir="build/cython-coverage" if COVERAGE else "build/cython",
+        build_dir=str(GENERATED),
+        force=settings_changed() or None,
         quiet="--quiet" in sys.argv,
     ),
     options={"build_ext": {"parallel": JOBS}},

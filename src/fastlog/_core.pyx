@@ -1,4 +1,4 @@
-# cython: annotation_typing=False
+# cython: annotation_typing=False, nonecheck=True
 """The storage engine's front door: ``PartitionLog``, one durable, append-only partition in Kafka's format.
 
 Rooms: an append goes through columns → encoder → segment; a read through segment → decoder → batch. This file holds what
@@ -940,7 +940,7 @@ cdef class PartitionLog:
         batch.next_offset = min(next_offset, stop)
         if next_offset <= stop:
             # dropping the last reference to a removed segment may give other threads a turn: not in the middle of this
-            previous = self.cursor_segment
+            _previous = self.cursor_segment
             self.cursor_offset = next_offset
             self.cursor_position = next_position + shift
             self.cursor_segment = segment
@@ -1033,12 +1033,13 @@ cdef class PartitionLog:
                 self.read_state(&state)
                 if before > state.end_offset:
                     raise self.out_of_range(before)
-                if before <= state.start_offset:
-                    return state.start_offset
+                before = max(before, state.start_offset)
+                first = max(bisect_right(self._bases, before) - 1, 0)
+                if before == state.start_offset and first == 0:
+                    return before
                 self.begin_changes()
                 read_published(&self.page, &state)
                 state.start_offset = before
-                first = max(bisect_right(self._bases, before) - 1, 0)
                 self.meta.start_offset = before
                 if self.meta.recovery_segment < self._bases[first]:
                     # what is removed need not be synced any more
@@ -1092,6 +1093,7 @@ cdef class PartitionLog:
         if not self.read_only:
             self.writer.acquire()
             try:
+                self.require_open()
                 read_published(&self.page, &state)
                 self.active.size = state.end_position
             finally:

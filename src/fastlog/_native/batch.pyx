@@ -1,8 +1,8 @@
-# cython: annotation_typing=False
+# cython: annotation_typing=False, nonecheck=True
 """What a read returns. Columns are views of the segment's mapping; Python objects are made only when asked for."""
 
 cimport cython
-from cpython.buffer cimport PyBuffer_FillInfo
+from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABLE
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.list cimport PyList_New, PyList_SET_ITEM
 from cpython.ref cimport Py_INCREF
@@ -15,6 +15,8 @@ from fastlog._native.varint cimport read_varint
 from fastlog.records import Headers
 
 NO_HEADERS = Headers()
+
+cdef char* UNSIGNED_BYTES = b"B"
 
 
 cdef class Window:
@@ -34,7 +36,19 @@ cdef class Window:
         block_release(self.block)
 
     def __getbuffer__(self, Py_buffer* view, int flags):
-        PyBuffer_FillInfo(view, self, self.block.data + self.start, <Py_ssize_t>self.size, 1, flags)
+        if flags & PyBUF_WRITABLE:
+            raise BufferError("these bytes are part of a log: they cannot be changed, copy them first")
+        view.buf = self.block.data + self.start
+        view.obj = self
+        view.len = <Py_ssize_t>self.size
+        view.itemsize = 1
+        view.readonly = 1
+        view.format = UNSIGNED_BYTES if flags & PyBUF_FORMAT else NULL
+        view.ndim = 1
+        view.shape = &view.len if flags & PyBUF_ND else NULL
+        view.strides = &view.itemsize if flags & PyBUF_STRIDES == PyBUF_STRIDES else NULL
+        view.suboffsets = NULL
+        view.internal = NULL
 
 
 @cython.freelist(128)

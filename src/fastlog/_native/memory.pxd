@@ -31,14 +31,6 @@ cdef struct BatchColumns:
     int32_t* header_counts
 
 
-cdef class Memory:
-    """A read-only buffer over a block: `memoryview(memory)` pins it."""
-    cdef Block* block
-
-    @staticmethod
-    cdef Memory wrap(Block* block)                              # takes a reference of its own
-
-
 cdef class ColumnarBatch:
     """Owner of one `BatchColumns`; `fastlog.RecordBatch` is its public face."""
     cdef BatchColumns columns

@@ -1,6 +1,5 @@
 """Reference-counted memory blocks and the columns of a decoded batch (theory in ``memory.pxd``)."""
 
-from cpython.buffer cimport PyBuffer_FillInfo
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
@@ -49,26 +48,6 @@ cdef void block_release(Block* block) noexcept nogil:
     if block.is_mapping:
         munmap(block.data, block.size)
     free(block)
-
-
-cdef class Memory:
-    def __cinit__(self):
-        self.block = NULL
-
-    @staticmethod
-    cdef Memory wrap(Block* block):
-        cdef Memory memory = Memory.__new__(Memory)
-        block_retain(block)
-        memory.block = block
-        return memory
-
-    def __dealloc__(self):
-        block_release(self.block)
-
-    def __getbuffer__(self, Py_buffer* view, int flags):
-        if self.block == NULL:
-            raise BufferError("an empty Memory has no bytes to show")
-        PyBuffer_FillInfo(view, self, self.block.data, <Py_ssize_t>self.block.size, 1, flags)
 
 
 cdef class ColumnarBatch:

@@ -1,4 +1,4 @@
-# cython: annotation_typing=False
+# cython: annotation_typing=False, nonecheck=True
 """Segments: files, mapping, indexes and look-ups.
 
 A closed segment never changes. The active one grows; only the part below the published end, which the caller passes as
