@@ -131,10 +131,12 @@ class ModelLog:
         return next((record.offset for record in self.records if record.timestamp >= timestamp), None)
 
     def delete_records(self, before: int) -> int:
-        """Raise the log start offset; segments that lie below it as a whole disappear, never the last one."""
+        """Raise the log start offset; segments that lie below it as a whole disappear then, never the last one."""
         if before > self.end_offset:
             raise ModelError("OffsetOutOfRangeError")
-        self.start_offset = max(self.start_offset, before)
+        if before <= self.start_offset:
+            return self.start_offset
+        self.start_offset = before
         while len(self.segments) > 1 and self.segments[1].base_offset <= self.start_offset:
             del self.segments[0]
         return self.start_offset

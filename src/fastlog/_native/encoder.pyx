@@ -12,7 +12,7 @@ from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
 
 from fastlog._native.checksum cimport crc32c_extend
-from fastlog._native.columns cimport ColumnData, Span, span_at
+from fastlog._native.columns cimport COLUMN_SPANS, ColumnData, Span, span_at
 from fastlog._native.layout cimport (
     ATTRIBUTES_AT, BASE_OFFSET_AT, BASE_SEQUENCE_AT, BASE_TIMESTAMP_AT, BATCH_HEADER_SIZE, BATCH_LENGTH_AT, CRC_AT,
     CRC_COVERS_FROM, LAST_OFFSET_DELTA_AT, LEADER_EPOCH_AT, LOG_OVERHEAD, MAGIC_AT, MAGIC_V2, MAX_TIMESTAMP_AT,
@@ -39,7 +39,56 @@ cdef extern from *:
             memcpy(target + at, source + at, 16);
         memcpy(target + size - 16, source + size - 16, 16);
     }
+    /* A varint of a non-negative number: one or two bytes for what most batches need. */
+    static inline uint8_t *fastlog_write_size(uint8_t *at, int64_t value) {
+        uint64_t z = (uint64_t)value << 1;
+        while (z >= 0x80) {
+            *at++ = (uint8_t)(z | 0x80);
+            z >>= 7;
+        }
+        *at++ = (uint8_t)z;
+        return at;
+    }
+    static inline int fastlog_size_of_size(int64_t value) {
+        return value < 64 ? 1 : value < 8192 ? 2 : value < 1048576 ? 3 : value < 134217728 ? 4 : 5;
+    }
+    struct fastlog_span { const uint8_t *data; int64_t size; };
+    /* Records with a value and nothing else, one timestamp for all: the plainest append, in one tight loop.
+     * Stops before a null, a value of `large` bytes, the record that exceeds `limit`, or a full buffer (`room`). */
+    static inline uint8_t *fastlog_encode_plain(uint8_t *at, const void *source, int64_t count, int64_t first_delta, int64_t large,
+                                                int64_t limit, const uint8_t *room, int64_t *done, int64_t *size) {
+        const struct fastlog_span *spans = (const struct fastlog_span *)source;
+        int64_t total = *size, i;
+        for (i = 0; i < count; i++) {
+            const uint8_t *value = spans[i].data;
+            int64_t value_size = spans[i].size, delta = first_delta + i;
+            if (value == NULL || value_size >= large)
+                break;
+            /* attributes, timestamp delta, null key, no headers: one byte each */
+            int64_t body = 4 + fastlog_size_of_size(delta) + fastlog_size_of_size(value_size) + value_size;
+            int64_t record = fastlog_size_of_size(body) + body;
+            if (total + record > limit || record + 16 > room - at)
+                break;
+            at = fastlog_write_size(at, body);
+            at[0] = 0;
+            at[1] = 0;
+            at = fastlog_write_size(at + 2, delta);
+            *at++ = 1;
+            at = fastlog_write_size(at, value_size);
+            fastlog_copy(at, value, value_size);
+            at += value_size;
+            *at++ = 0;
+            total += record;
+        }
+        *done = i;
+        *size = total;
+        return at;
+    }
     """
+    uint8_t* encode_plain "fastlog_encode_plain"(
+        uint8_t* at, const void* spans, int64_t count, int64_t first_delta, int64_t large, int64_t limit, const uint8_t* room,
+        int64_t* done, int64_t* size,
+    ) noexcept nogil
     void copy_bytes "fastlog_copy"(uint8_t* target, const uint8_t* source, int64_t size) noexcept nogil
 
 
@@ -152,7 +201,9 @@ cdef class Encoder:
         cdef bint in_place = values.is_stable
         cdef int64_t index = first
         cdef int64_t inline_size = BATCH_HEADER_SIZE
-        cdef int64_t used, pending
+        cdef int64_t used, pending, done = 0
+        cdef int64_t large = IN_PLACE_SIZE if in_place else 0x7FFFFFFF
+        cdef bint is_plain = values.kind == COLUMN_SPANS and keys == NULL and header_column == NULL and source.timestamps == NULL
         cdef uint32_t crc
         cdef int i
 
@@ -162,6 +213,17 @@ cdef class Encoder:
         at = self.buffer + BATCH_HEADER_SIZE
         piece = self.buffer
         while index < source.count:
+            if is_plain:
+                at = encode_plain(
+                    at, values.spans + index, source.count - index, count, large, limit, self.buffer + self.capacity, &done, &size
+                )
+                if done:
+                    if count == 0:
+                        base_timestamp = max_timestamp = timestamp
+                    count += done
+                    index += done
+                    if index == source.count:
+                        break
             value = span_at(values, index)
             if keys != NULL:
                 key = span_at(keys, index)
