@@ -6,6 +6,7 @@ import gc
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -871,3 +872,41 @@ def test_I10_a_forked_child_cannot_use_the_handle(checked_log: OpenLog) -> None:
     assert len(list(log.records())) == 11
     with pytest.raises(fastlog.LockedError):
         fastlog.PartitionLog.open(log.path)
+
+
+def test_I12_an_index_entry_needs_more_than_the_interval(folder: Path) -> None:
+    """Kafka compares with ``>``: exactly index.interval.bytes since the last entry are not enough."""
+    with fastlog.PartitionLog.open(folder / "probe-0", durability="os") as log:
+        log.append([b"v" * 50], timestamps=SOME_TIME)
+        [segment] = log.segments()
+    config = fastlog.LogConfig(index_interval_bytes=segment.size)
+    with fastlog.PartitionLog.open(folder / "events-0", durability="os", config=config) as log:
+        for _ in range(7):
+            log.append([b"v" * 50], timestamps=SOME_TIME)
+        path = log.segments()[0].path
+    entries = fastlog.scan_index(path.replace(".log", ".index"))
+    assert [(entry.offset, entry.position) for entry in entries] == [(i, i * segment.size) for i in (2, 4, 6)]
+
+
+def test_I3_a_new_segment_counts_once_its_name_is_durable(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Idle:
+        """In place of the thread that syncs rolled segments: what is synced is synced by the append itself."""
+
+        def __init__(self, **options: object) -> None: ...
+
+        def start(self) -> None: ...
+
+        def is_alive(self) -> bool:
+            return True
+
+    monkeypatch.setattr(threading, "Thread", Idle)
+    config = fastlog.LogConfig(segment_bytes=400, max_message_bytes=400)
+    with fastlog.PartitionLog.open(folder / "events-0", durability="batch", config=config) as log:
+        log.append([b"v" * 200])
+        for _ in range(3):
+            before = oscalls.call_counts()
+            log.append([b"v" * 200])
+            after = oscalls.call_counts()
+            assert after["fsync"] - before["fsync"] == 1, "the folder, for the name of the new segment"
+            assert after["fdatasync"] - before["fdatasync"] == 2, "the rolled segment once more, and the new one"
+        assert len(log.segments()) == 4
