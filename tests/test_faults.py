@@ -217,6 +217,31 @@ def test_I9_a_failed_append_leaves_the_file_as_it_was(folder: Path, checked_log:
     assert log.append([b"x" * 10_000], timestamps=SOME_TIME) == 1
 
 
+def test_I1_I9_an_append_that_fails_half_way_leaves_none_of_its_batches(folder: Path) -> None:
+    """Whole batches behind the end would come back to life in a recovery."""
+    config = fastlog.LogConfig(max_message_bytes=300)
+    with fastlog.PartitionLog.open(folder / "events-0", durability="os", config=config) as log:
+        log.append([b"before"], timestamps=SOME_TIME)
+        [segment] = Path(log.path).glob("*.log")
+        content = segment.read_bytes()
+        oscalls.inject("pwrite", errno=errno.ENOSPC, nth=3)
+        with pytest.raises(fastlog.StorageFullError):
+            log.append([b"x" * 100] * 10, timestamps=SOME_TIME)
+        oscalls.clear()
+        assert segment.read_bytes() == content
+        # where even cutting back fails, the next append does it first
+        oscalls.inject("pwrite", errno=errno.ENOSPC, nth=3)
+        oscalls.inject("ftruncate", errno=errno.EIO)
+        with pytest.raises(fastlog.StorageFullError):
+            log.append([b"x" * 100] * 10, timestamps=SOME_TIME)
+        oscalls.clear()
+        assert segment.read_bytes() != content
+        assert log.append([b"y"], timestamps=SOME_TIME) == 1
+        assert len(segment.read_bytes()) < len(content) + 100
+        assert [record.value for record in log.records()] == [b"before", b"y"]
+        assert log.verify().ok
+
+
 def test_I3_a_failed_sync_poisons_until_reopened(folder: Path) -> None:
     path = folder / "events-0"
     log = fastlog.PartitionLog.open(path, durability="batch")
