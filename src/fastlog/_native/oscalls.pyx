@@ -17,7 +17,6 @@ from fastlog.errors import StorageError, StorageFullError
 
 cdef extern from *:
     """
-
     #include <errno.h>
     #include <fcntl.h>
     #include <sys/file.h>
@@ -77,6 +76,7 @@ cdef extern from *:
     int PROT_READ, MAP_SHARED, LOCK_SH, LOCK_EX, LOCK_NB, LOCK_UN
     void* MAP_FAILED
 
+
 # --- fault injection ---------------------------------------------------------------------------------------------------
 
 cdef enum Call:
@@ -84,6 +84,7 @@ cdef enum Call:
     CALL_MMAP, CALL_FSTAT, CALL_FALLOCATE, CALL_COUNT
 
 CALL_NAMES = ("open", "pread", "pwrite", "pwritev", "ftruncate", "fdatasync", "fsync", "rename", "unlink", "mmap", "fstat", "fallocate")
+
 
 cdef struct Fault:
     int64_t countdown       # fails when it reaches zero; 0 = not armed
@@ -99,6 +100,7 @@ cdef int64_t clock_value = 0
 memset(faults, 0, sizeof(faults))
 memset(calls, 0, sizeof(calls))
 
+
 cdef inline int fault(Call call) noexcept nogil:
     """The errno that this call shall fail with, or 0."""
     cdef Fault* armed = &faults[<int>call]
@@ -112,11 +114,13 @@ cdef inline int fault(Call call) noexcept nogil:
         armed.countdown = 1
     return armed.error
 
+
 cdef inline size_t limited(Call call, size_t size) noexcept nogil:
     cdef int64_t limit = faults[<int>call].limit_bytes
     if faults_armed and limit != 0 and size > <size_t>limit:
         return <size_t>limit
     return size
+
 
 def inject(call: str, errno: int = 28, nth: int = 1, sticky: bool = False, limit_bytes: int | None = None) -> None:
     """Make the ``nth`` next system call named ``call`` fail with ``errno`` (every later one too if ``sticky``), or let
@@ -133,15 +137,18 @@ def inject(call: str, errno: int = 28, nth: int = 1, sticky: bool = False, limit
     armed.limit_bytes = limit_bytes or 0
     faults_armed = True
 
+
 def clear() -> None:
     """Disarm every injected fault."""
     global faults_armed
     memset(faults, 0, sizeof(faults))
     faults_armed = False
 
+
 def call_counts() -> dict:
     """How often each system call was made in this process."""
     return {name: calls[index] for index, name in enumerate(CALL_NAMES)}
+
 
 # --- clocks ------------------------------------------------------------------------------------------------------------
 
@@ -151,8 +158,10 @@ def set_clock(milliseconds: int | None) -> None:
     clock_fixed = milliseconds is not None
     clock_value = milliseconds or 0
 
+
 cdef int64_t clock_milliseconds() noexcept nogil:
     return clock_value if clock_fixed else fastlog_wall_clock()
+
 
 cdef int fork_generation() noexcept nogil:
     return fastlog_forks
@@ -165,9 +174,11 @@ def wall_clock() -> int:
     """Milliseconds since the epoch."""
     return clock_milliseconds()
 
+
 def steady_clock() -> int:
     """Milliseconds of a clock that never jumps; only differences mean something."""
     return fastlog_steady_clock()
+
 
 # --- calls on open files, from C ---------------------------------------------------------------------------------------
 
@@ -191,6 +202,7 @@ cdef int64_t os_pread(int fd, uint8_t* data, int64_t size, int64_t position) noe
         done += moved
     return done
 
+
 cdef int64_t os_pwrite(int fd, const uint8_t* data, int64_t size, int64_t position) noexcept nogil:
     cdef int64_t done = 0
     cdef ssize_t moved
@@ -210,6 +222,7 @@ cdef int64_t os_pwrite(int fd, const uint8_t* data, int64_t size, int64_t positi
             return -EIO
         done += moved
     return done
+
 
 cdef int64_t os_pwritev(int fd, iovec* vectors, int count, int64_t position) noexcept nogil:
     cdef int64_t done = 0
@@ -246,6 +259,7 @@ cdef int64_t os_pwritev(int fd, iovec* vectors, int count, int64_t position) noe
             vectors.iov_len -= left
     return done
 
+
 cdef int os_ftruncate(int fd, int64_t size) noexcept nogil:
     cdef int failure = fault(CALL_FTRUNCATE)
     if failure != 0:
@@ -254,6 +268,7 @@ cdef int os_ftruncate(int fd, int64_t size) noexcept nogil:
         if errno != EINTR:
             return -errno
     return 0
+
 
 cdef int os_allocate(int fd, int64_t position, int64_t size) noexcept nogil:
     """Reserve blocks behind the end of a file without making it longer. Worth a third of an append on ext4."""
@@ -272,6 +287,7 @@ cdef int os_fdatasync(int fd) noexcept nogil:
             return -errno
     return 0
 
+
 cdef int os_fsync(int fd) noexcept nogil:
     cdef int failure = fault(CALL_FSYNC)
     if failure != 0:
@@ -281,6 +297,7 @@ cdef int os_fsync(int fd) noexcept nogil:
             return -errno
     return 0
 
+
 cdef int64_t os_file_size(int fd) noexcept nogil:
     cdef int failure = fault(CALL_FSTAT)
     if failure != 0:
@@ -288,12 +305,14 @@ cdef int64_t os_file_size(int fd) noexcept nogil:
     cdef int64_t size = fastlog_file_size(fd)
     return size if size >= 0 else -errno
 
+
 cdef int os_map(int fd, int64_t size, void** address) noexcept nogil:
     cdef int failure = fault(CALL_MMAP)
     if failure != 0:
         return -failure
     address[0] = mmap(NULL, <size_t>size, PROT_READ, MAP_SHARED, fd, 0)
     return -errno if address[0] == MAP_FAILED else 0
+
 
 cdef object storage_error(str action, str path, int64_t result):
     cdef int code = <int>-result
@@ -305,6 +324,7 @@ cdef object storage_error(str action, str path, int64_t result):
         )
     return StorageError(f"could not {action} {path}: {text} (errno {code})", code)
 
+
 # --- calls on paths and whole files, from Python -----------------------------------------------------------------------
 
 cdef int checked(Call call, str action, str path) except -1:
@@ -313,8 +333,10 @@ cdef int checked(Call call, str action, str path) except -1:
         raise storage_error(action, path, -failure)
     return 0
 
+
 cdef object translated(str action, str path, error):
     return storage_error(action, path, -(error.errno or errno_codes.EIO))
+
 
 def open_file(path: str, writable: bool = False, create: bool = False) -> int:
     """Open a file and return its descriptor (close-on-exec, mode 0600 when created, symbolic links refused)."""
@@ -325,6 +347,7 @@ def open_file(path: str, writable: bool = False, create: bool = False) -> int:
     except OSError as error:
         raise translated("open", path, error) from None
 
+
 def open_directory(path: str) -> int:
     """Open a directory for locking and syncing."""
     checked(CALL_OPEN, "open", path)
@@ -333,9 +356,11 @@ def open_directory(path: str) -> int:
     except OSError as error:
         raise translated("open", path, error) from None
 
+
 def close_file(fd: int) -> None:
     """Close a descriptor."""
     os.close(fd)
+
 
 def try_lock(fd: int, shared: bool = False) -> bool:
     """Take a ``flock`` without waiting; False when somebody else has it. The kernel frees it on death."""
@@ -347,6 +372,7 @@ def try_lock(fd: int, shared: bool = False) -> bool:
             return False
         raise storage_error("lock", f"descriptor {fd}", -errno)
     return True
+
 
 def file_size(path: str) -> int | None:
     """Size of a regular file in bytes, or None when there is no such file."""
@@ -361,6 +387,7 @@ def file_size(path: str) -> int | None:
         raise StorageError(f"{path} is not a regular file: fastlog does not follow links or read special files there")
     return status.st_size
 
+
 def is_directory(path: str) -> bool | None:
     """Whether ``path`` is a directory; None when nothing is there."""
     try:
@@ -370,12 +397,14 @@ def is_directory(path: str) -> bool | None:
     except OSError as error:
         raise translated("examine", path, error) from None
 
+
 def inode(path: str) -> int:
     """Inode number of a directory: a copy of it has another one."""
     try:
         return os.stat(path).st_ino
     except OSError as error:
         raise translated("examine", path, error) from None
+
 
 def make_directory(path: str) -> None:
     """Create a directory (mode 0700) and its parents, and sync the parent so that it survives power loss."""
@@ -385,12 +414,14 @@ def make_directory(path: str) -> None:
         raise translated("create", path, error) from None
     sync_directory(os.path.dirname(os.path.abspath(path)))
 
+
 def list_directory(path: str) -> list:
     """Names in a directory."""
     try:
         return os.listdir(path)
     except OSError as error:
         raise translated("list", path, error) from None
+
 
 def read_bytes(fd: int, position: int, size: int) -> bytes:
     """Up to ``size`` bytes at ``position`` of an open file; fewer at its end."""
@@ -403,6 +434,7 @@ def read_bytes(fd: int, position: int, size: int) -> bytes:
     if result < 0:
         raise storage_error("read", f"descriptor {fd}", result)
     return bytes(buffer[:result]) if result < length else bytes(buffer)
+
 
 def read_file(path: str, limit: int = 1 << 30) -> bytes | None:
     """The whole of a small file, or None when there is none."""
@@ -418,6 +450,7 @@ def read_file(path: str, limit: int = 1 << 30) -> bytes | None:
     finally:
         os.close(fd)
 
+
 def write_at(fd: int, data: bytes, position: int, path: str) -> None:
     """Write ``data`` at ``position``, all of it or a StorageError."""
     cdef const uint8_t* bytes_ = data
@@ -428,6 +461,7 @@ def write_at(fd: int, data: bytes, position: int, path: str) -> None:
     if result < 0:
         raise storage_error("write", path, result)
 
+
 def drop_cache(path: str) -> None:
     """Forget clean cached pages of a file, so that it is read from the disk again. A hint to the kernel."""
     if hasattr(os, "posix_fadvise"):
@@ -437,11 +471,13 @@ def drop_cache(path: str) -> None:
         finally:
             os.close(fd)
 
+
 def truncate(fd: int, size: int, path: str) -> None:
     """Cut or extend an open file."""
     result = os_ftruncate(fd, size)
     if result < 0:
         raise storage_error("truncate", path, result)
+
 
 def sync_data(fd: int, path: str) -> None:
     """``fdatasync`` an open file."""
@@ -451,6 +487,7 @@ def sync_data(fd: int, path: str) -> None:
         result = os_fdatasync(file)
     if result < 0:
         raise storage_error("sync", path, result)
+
 
 def sync_directory(path: str) -> None:
     """Make created, renamed and removed names in a directory durable."""
@@ -462,6 +499,7 @@ def sync_directory(path: str) -> None:
     if result < 0:
         raise storage_error("sync", path, result)
 
+
 def rename(source: str, target: str) -> None:
     """Rename a file over ``target``."""
     checked(CALL_RENAME, "rename", source)
@@ -469,6 +507,7 @@ def rename(source: str, target: str) -> None:
         os.rename(source, target)
     except OSError as error:
         raise translated("rename", source, error) from None
+
 
 def remove(path: str) -> bool:
     """Unlink a file; False when it was not there."""
@@ -480,6 +519,7 @@ def remove(path: str) -> bool:
     except OSError as error:
         raise translated("remove", path, error) from None
     return True
+
 
 def replace_file(path: str, data: bytes) -> None:
     """Write ``path`` as a whole: temporary file, sync, rename, directory sync. Either all of it is there, or nothing changed."""
@@ -501,9 +541,11 @@ def replace_file(path: str, data: bytes) -> None:
         raise
     sync_directory(os.path.dirname(path))
 
+
 def process_id() -> int:
     """Id of the calling process."""
     return os.getpid()
+
 
 def process_is_alive(pid: int) -> bool:
     """Whether a process with this id exists. For messages only: ids are reused."""
