@@ -28,7 +28,7 @@ def _run(statement: str) -> Prepare:
     "Start Python and import",
     Contestant("nothing", "a process", _run("pass")),
     Contestant("numpy", "a process", _run("import numpy")),
-    Contestant("fastlog", "a process", _run("import fastlog")),
+    Contestant("fastlog", "a process", _run("import numpy, fastlog")),
     unit="processes",
     turns=lambda sizes: sizes.import_turns,
     rounds_per_turn=lambda sizes: 1,

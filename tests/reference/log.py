@@ -131,12 +131,10 @@ class ModelLog:
         return next((record.offset for record in self.records if record.timestamp >= timestamp), None)
 
     def delete_records(self, before: int) -> int:
-        """Raise the log start offset; segments that lie below it as a whole disappear then, never the last one."""
+        """Raise the log start offset, or leave it; segments wholly below it disappear then, never the last one."""
         if before > self.end_offset:
             raise ModelError("OffsetOutOfRangeError")
-        if before <= self.start_offset:
-            return self.start_offset
-        self.start_offset = before
+        self.start_offset = max(self.start_offset, before)
         while len(self.segments) > 1 and self.segments[1].base_offset <= self.start_offset:
             del self.segments[0]
         return self.start_offset
