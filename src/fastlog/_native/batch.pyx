@@ -125,6 +125,16 @@ cdef class Record:
         )
 
 
+cdef int64_t position_of(index, int64_t count) except -1:
+    """An index of Python, counted from the end when negative, as a number in [0, count)."""
+    cdef int64_t i = index
+    if i < 0:
+        i += count
+    if not 0 <= i < count:
+        raise IndexError(f"index {index} is out of range for {count} records")
+    return i
+
+
 cdef class BinaryColumn:
     """The keys or the values of a batch.
 
@@ -141,11 +151,7 @@ cdef class BinaryColumn:
     def __getitem__(self, index):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(self.batch.columns.count))]
-        cdef int64_t i = index
-        if i < 0:
-            i += self.batch.columns.count
-        if not 0 <= i < self.batch.columns.count:
-            raise IndexError(f"index {index} is out of range for {self.batch.columns.count} records")
+        cdef int64_t i = position_of(index, self.batch.columns.count)
         if self.positions == NULL or self.sizes[i] < 0:
             return None
         return memoryview(Window.over(self.batch.columns.bytes, self.positions[i], self.sizes[i]))
@@ -217,11 +223,7 @@ cdef class HeadersColumn:
     def __getitem__(self, index):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(self.batch.columns.count))]
-        cdef int64_t i = index
-        if i < 0:
-            i += self.batch.columns.count
-        if not 0 <= i < self.batch.columns.count:
-            raise IndexError(f"index {index} is out of range for {self.batch.columns.count} records")
+        cdef int64_t i = position_of(index, self.batch.columns.count)
         return self.batch.headers_at(i)
 
     def __iter__(self):
@@ -285,11 +287,7 @@ cdef class RecordBatch(ColumnarBatch):
     def __getitem__(self, index):
         if isinstance(index, slice):
             return [self.record(i) for i in range(*index.indices(self.columns.count))]
-        cdef int64_t i = index
-        if i < 0:
-            i += self.columns.count
-        if not 0 <= i < self.columns.count:
-            raise IndexError(f"index {index} is out of range for {self.columns.count} records")
+        cdef int64_t i = position_of(index, self.columns.count)
         return self.record(i)
 
     def __iter__(self):

@@ -73,7 +73,7 @@ cdef extern from *:
     int64_t fastlog_steady_clock() nogil
     void* mmap(void* address, size_t size, int protection, int flags, int fd, int64_t position) nogil
     int flock(int fd, int operation) nogil
-    int PROT_READ, MAP_SHARED, LOCK_SH, LOCK_EX, LOCK_NB, LOCK_UN
+    int PROT_READ, MAP_SHARED, LOCK_SH, LOCK_EX, LOCK_NB
     void* MAP_FAILED
 
 
