@@ -32,7 +32,7 @@ def test_open_creates_the_folder(folder: Path) -> None:
     path = folder / "deep" / "orders-7"
     with fastlog.PartitionLog.open(path) as log:
         assert Path(log.path) == path
-        assert log.durability == "batch"
+        assert log.durability == "group"
         assert not log.read_only
         assert not log.closed
         assert (log.topic, log.partition) == ("orders", 7)
@@ -139,8 +139,8 @@ def test_an_unclosed_log_is_closed_by_the_garbage_collector(folder: Path) -> Non
         assert again.end_offset == 1
 
 
-def test_LockedError_for_a_second_handle_of_the_same_process(folder: Path, checked_log: OpenLog) -> None:
-    log = checked_log()
+def test_LockedError_for_a_second_handle_beside_an_exclusive_one(folder: Path, checked_log: OpenLog) -> None:
+    log = checked_log(exclusive=True)
     with pytest.raises(fastlog.LockedError, match=str(os.getpid())) as caught:
         fastlog.PartitionLog.open(log.path)
     assert caught.value.pid == os.getpid()
@@ -155,7 +155,7 @@ def test_LockedError_for_a_second_handle_of_the_same_process(folder: Path, check
 def test_LockedError_names_the_process_that_holds_the_log(folder: Path) -> None:
     script = (
         "import sys, fastlog\n"
-        "log = fastlog.PartitionLog.open(sys.argv[1])\n"
+        "log = fastlog.PartitionLog.open(sys.argv[1], exclusive=True)\n"
         "log.append([b'theirs'])\n"
         "print('ready', flush=True)\n"
         "sys.stdin.read()\n"
@@ -871,7 +871,7 @@ def test_I10_a_forked_child_cannot_use_the_handle(checked_log: OpenLog) -> None:
     assert log.append([b"parent"]) == 10
     assert len(list(log.records())) == 11
     with pytest.raises(fastlog.LockedError):
-        fastlog.PartitionLog.open(log.path)
+        fastlog.PartitionLog.open(log.path, exclusive=True)
 
 
 def test_I12_an_index_entry_needs_more_than_the_interval(folder: Path) -> None:

@@ -7,7 +7,8 @@
     ├── NotSupportedError           this build, platform or file cannot do what was asked
     ├── ClosedError                 the handle was closed
     ├── ForkedHandleError           the handle was inherited by a forked child
-    ├── LockedError                 another process (or handle) has the partition open      retriable
+    ├── LockedError                 another process (or handle) holds what is needed         retriable
+    ├── FencedError                 somebody else was faster: what was expected is not so
     ├── StorageError                the operating system refused a read, write or sync
     │   └── StorageFullError        no space, quota or file-size limit left                  retriable
     ├── UnsupportedFormatError      the files are newer, older or somebody else's
@@ -31,6 +32,7 @@ __all__ = [
     "CorruptLogError",
     "CorruptRecordError",
     "Error",
+    "FencedError",
     "ForkedHandleError",
     "InvalidRecordError",
     "LockedError",
@@ -70,8 +72,12 @@ class ForkedHandleError(Error):
     """The handle was opened before ``fork`` and belongs to the parent. Open the log again in the child."""
 
 
+class FencedError(Error):
+    """What the caller expected no longer holds: somebody else was faster. Nothing was written; look again and decide anew."""
+
+
 class LockedError(Error):
-    """Another process, or another handle of this one, has the partition open.
+    """Another process, or another handle of this one, holds what is needed: the partition as a whole, or its writer lock.
 
     Attributes:
         pid: process id of the holder, or None when it could not be told.

@@ -8,7 +8,7 @@
 ``.fastlog-clean``        written by a clean close: end offset and size of every segment. Removed, and the directory
                           synced, before the first change of the next session
 ``.fastlog-indexes``      checksums of finished index files; an index without one is rebuilt when it is first needed
-``.fastlog-control``      who has the partition open; only ever believed for messages
+``.fastlog-control``      the page that all who have the partition open share; worth nothing once nobody has
 ``.fastlog-poisoned``     a sync failed: what is on disk must be read again before it is believed
 ``*.torn-<position>``     bytes that recovery or repair cut from a segment at that position
 ========================  ==============================================================================================
@@ -24,13 +24,12 @@ from typing import Any, Final
 
 from fastlog._native import oscalls
 from fastlog._native.checksum import crc32c
+from fastlog._native.control import CONTROL, META
 from fastlog.errors import CorruptLogError, UnsupportedFormatError
 
 FORMAT_VERSION: Final = 1
-META: Final = ".fastlog-meta"
 CLEAN: Final = ".fastlog-clean"
 INDEXES: Final = ".fastlog-indexes"
-CONTROL: Final = ".fastlog-control"
 POISONED: Final = ".fastlog-poisoned"
 EPOCHS: Final = "leader-epoch-checkpoint"
 SLOT_BYTES: Final = 4096
@@ -249,25 +248,3 @@ def write_epochs(folder: str, entries: list[tuple[int, int]]) -> None:
     """Write ``leader-epoch-checkpoint`` as Kafka does: version, count, one line per epoch."""
     lines = ["0", str(len(entries)), *(f"{epoch} {start}" for epoch, start in entries), ""]
     oscalls.replace_file(f"{folder}/{EPOCHS}", "\n".join(lines).encode())
-
-
-def write_control(folder: str) -> None:
-    """Note who has the partition open."""
-    path = f"{folder}/{CONTROL}"
-    fd = oscalls.open_file(path, writable=True, create=True)
-    try:
-        line = sealed({"pid": oscalls.process_id(), "opened": oscalls.wall_clock()})
-        oscalls.write_at(fd, line, 0, path)
-        oscalls.truncate(fd, len(line), path)
-    finally:
-        oscalls.close_file(fd)
-
-
-def read_holder(folder: str) -> int | None:
-    """Process id of who has, or last had, the partition open for writing; None when it cannot be told."""
-    content = oscalls.read_file(f"{folder}/{CONTROL}")
-    payload = unsealed(content) if content is not None else None
-    if payload is None or not isinstance(payload.get("pid"), int):
-        return None
-    pid: int = payload["pid"]
-    return pid if oscalls.process_is_alive(pid) else None

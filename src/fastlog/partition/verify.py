@@ -100,7 +100,7 @@ def check_segment(segment: Segment) -> SegmentCheck:
     """Check one segment file and its indexes."""
     path = segment.path
     # the active segment may grow, and be rolled, meanwhile
-    is_growing = segment.is_growing
+    is_growing = segment.is_appended
     size = segment.size
     actual = oscalls.file_size(path)
     damages = []
