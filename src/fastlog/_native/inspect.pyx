@@ -13,7 +13,8 @@ from fastlog._native cimport oscalls as os_c
 from fastlog._native import oscalls
 from fastlog._native.batch cimport RecordBatch
 from fastlog._native.decoder cimport (
-    BatchHeader, END_OF_BYTES, FINE, NO_MEMORY, Problem, check_order, check_records, decode_batches, describe,
+    BatchHeader, END_OF_BYTES, FINE, NO_MEMORY, Problem, TOO_MUCH_CONTENT, check_order, check_records, decode_batches,
+    describe,
 )
 from fastlog._native.layout cimport (
     INDEX_ENTRY_POSITION_AT, INDEX_ENTRY_SIZE, TIMESTAMP_TYPE_BIT, TIME_INDEX_ENTRY_OFFSET_AT, TIME_INDEX_ENTRY_SIZE,
@@ -22,7 +23,8 @@ from fastlog._native.layout cimport (
 from fastlog._native.memory cimport Block, block_allocate, block_release
 from fastlog._native.scanner cimport BatchReader
 
-from fastlog.errors import CorruptRecordError, UnsupportedFormatError
+from fastlog.config import DEFAULT_MAX_DECOMPRESSED_BYTES
+from fastlog.errors import CorruptRecordError, RecordTooLargeError, UnsupportedFormatError
 from fastlog.reports import BatchInfo, IndexEntry, TimeIndexEntry
 
 
@@ -32,11 +34,12 @@ cdef int64_t base_offset_of(str path) except -1:
     return int(digits) if digits.isascii() and digits.isdigit() and len(digits) == 20 else 0
 
 
-def scan_segment(path):
+def scan_segment(path, max_decompressed_bytes: int = DEFAULT_MAX_DECOMPRESSED_BYTES):
     """Headers of the batches in a ``.log`` file, as ``BatchInfo`` values, checked down to every record.
 
     Opens no partition and takes no lock. A stretch that does not check out is one BatchInfo with ``is_valid`` False and
-    the reason in ``problem``; the scan goes on at the next valid batch.
+    the reason in ``problem``; the scan goes on at the next valid batch. A compressed batch with more than
+    ``max_decompressed_bytes`` of content is one, too.
     """
     path = os.fsdecode(path)
     cdef int64_t expected = base_offset_of(path)
@@ -54,7 +57,7 @@ def scan_segment(path):
         if problem == FINE:
             problem = check_order(&header, expected, True, -1)
             if problem == FINE:
-                problem = check_records(reader.base(), &header)
+                problem = check_records(reader.base(), &header, max_decompressed_bytes)
         if problem == FINE:
             expected = header.last_offset + 1
             yield batch_info(&header, header.size, None)
@@ -76,10 +79,11 @@ cdef object batch_info(const BatchHeader* header, int64_t size, problem):
     )
 
 
-def read_batch(path, position: int) -> RecordBatch:
+def read_batch(path, position: int, max_decompressed_bytes: int = DEFAULT_MAX_DECOMPRESSED_BYTES) -> RecordBatch:
     """The batch at ``position`` of a ``.log`` file, as ``scan_segment`` names it; a control batch comes out empty.
 
-    Raises CorruptRecordError when it does not check out or cannot be read by this version.
+    Raises CorruptRecordError when it does not check out, and RecordTooLargeError when it is compressed and its content
+    takes more than ``max_decompressed_bytes``.
     """
     path = os.fsdecode(path)
     cdef BatchReader reader = BatchReader(path, position)
@@ -99,8 +103,8 @@ def read_batch(path, position: int) -> RecordBatch:
         batch.topic = os.path.basename(os.path.dirname(os.path.abspath(path)))
         batch.base_offset = header.base_offset
         problem = decode_batches(
-            block, 0, header.size, 0, 0x7FFFFFFFFFFFFFFF, header.base_offset, True, -1, header.size, &batch.columns, &header,
-            &next_offset, &next_position,
+            block, 0, header.size, 0, 0x7FFFFFFFFFFFFFFF, header.base_offset, True, -1, header.size, max_decompressed_bytes,
+            NULL, 0, &batch.columns, &header, &next_offset, &next_position,
         )
         block_release(block)
         if problem == FINE:
@@ -109,6 +113,8 @@ def read_batch(path, position: int) -> RecordBatch:
             return batch
         if problem == NO_MEMORY:
             raise MemoryError()
+        if problem == TOO_MUCH_CONTENT:
+            raise RecordTooLargeError(f"{path}, position {position}: {describe(problem)} ({max_decompressed_bytes})")
     raise CorruptRecordError(f"{path}, position {position}: {describe(problem)}", path, position)
 
 
