@@ -7,13 +7,14 @@ What another process appends meanwhile is seen or not; a batch that is being wri
 import os
 
 from libc.stdint cimport int64_t
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from fastlog._native cimport oscalls as os_c
 from fastlog._native import oscalls
 from fastlog._native.batch cimport RecordBatch
 from fastlog._native.decoder cimport (
-    BatchHeader, END_OF_BYTES, FINE, NO_MEMORY, Problem, TOO_MUCH_CONTENT, check_order, check_records, decode_batches,
+    AbortedRange, BatchHeader, END_OF_BYTES, FINE, NO_MEMORY, Problem, TOO_MUCH_CONTENT, check_order, check_records, decode_batches,
     describe,
 )
 from fastlog._native.layout cimport (
@@ -116,6 +117,44 @@ def read_batch(path, position: int, max_decompressed_bytes: int = DEFAULT_MAX_DE
         if problem == TOO_MUCH_CONTENT:
             raise RecordTooLargeError(f"{path}, position {position}: {describe(problem)} ({max_decompressed_bytes})")
     raise CorruptRecordError(f"{path}, position {position}: {describe(problem)}", path, position)
+
+
+def decode(
+    data: bytes, *, start_offset: int = 0, stop_offset: int = 0x7FFFFFFFFFFFFFFF, max_bytes: int = 1 << 20,
+    max_decompressed_bytes: int = DEFAULT_MAX_DECOMPRESSED_BYTES, aborted: tuple = (),
+) -> RecordBatch:
+    """What one read of the encoded batches ``data`` gives, offsets that skip included. For tests.
+
+    ``aborted``: (producer id, first offset, last offset) of transactions whose records are left out, by first offset.
+    Raises CorruptRecordError with the position of the batch that does not check out.
+    """
+    cdef int64_t size = len(data), next_offset = start_offset, next_position = 0, count = len(aborted), i
+    cdef AbortedRange* ranges = <AbortedRange*>malloc((count + 1) * sizeof(AbortedRange))
+    cdef Block* block = block_allocate(size)
+    cdef RecordBatch batch = RecordBatch.__new__(RecordBatch)
+    cdef BatchHeader header
+    cdef Problem problem
+    try:
+        if block == NULL or ranges == NULL:
+            raise MemoryError()
+        memcpy(block.data, <const char*>data, size)
+        for i in range(count):
+            ranges[i].producer_id, ranges[i].first_offset, ranges[i].last_offset = aborted[i]
+        batch.topic = ""
+        batch.base_offset = start_offset
+        header.attributes = 0
+        problem = decode_batches(
+            block, 0, size, start_offset, stop_offset, 0, True, -1, max_bytes, max_decompressed_bytes, ranges, count,
+            &batch.columns, &header, &next_offset, &next_position,
+        )
+    finally:
+        block_release(block)
+        free(ranges)
+    if problem != FINE:
+        raise CorruptRecordError(f"position {header.position}: {describe(problem)}", None, header.position)
+    batch.next_offset = next_offset
+    batch.is_append_time = header.attributes & TIMESTAMP_TYPE_BIT
+    return batch
 
 
 def scan_index(path):
