@@ -16,12 +16,14 @@ from libc.stdint cimport int64_t
 from libc.stdlib cimport free
 
 from fastlog._native cimport oscalls as os_c
-from fastlog._native.appending cimport Append, append, begin_change
+from fastlog._native.appending cimport Append, append, begin_change, fenced
 from fastlog._native.arrow cimport export_schema, export_stream
 from fastlog._native.batch cimport BinaryColumn, Record, RecordBatch
 from fastlog._native.columns cimport Column, Timestamps, make_column, make_header_column, make_timestamps
 from fastlog._native.control cimport Control, ring
-from fastlog._native.encoder cimport BatchShape, Encoder, OUT_OF_MEMORY, RecordSource, plan_batches
+from fastlog._native.encoder cimport (
+    BatchShape, EncodedBatches, Encoder, OUT_OF_MEMORY, RecordSource, encode_compressed, plan_batches,
+)
 from fastlog._native.handle cimport AT_BATCH, AT_GROUP, AT_INTERVAL, AT_OS, Handle, Level, SegmentList
 from fastlog._native.published cimport (
     Durable, Published, UNKNOWN_ENTRIES, load_word, publish, publish_durable, read_durable, read_published, store_word,
@@ -243,6 +245,7 @@ cdef class PartitionLog(Handle):
         self.meta = meta
         self.epoch = meta.epoch
         self.max_message_bytes = resolved.max_message_bytes
+        self.max_decompressed_bytes = resolved.max_decompressed_bytes
         self.segment_bytes = resolved.segment_bytes
         self.segment_ms = resolved.segment_ms
         self.timestamp_limit = resolved.message_timestamp_after_max_ms
@@ -550,7 +553,8 @@ cdef class PartitionLog(Handle):
             timestamps: milliseconds since the epoch: one int for all, or one per record (sequence, NumPy or Arrow array);
                 None = one reading of the clock.
             headers: one mapping or sequence of (str, bytes | None) pairs for all records, or one entry per record.
-            compression: None; codecs come with a later version.
+            compression: ``"gzip"``, ``"snappy"``, ``"lz4"``, ``"zstd"``, or None. Batches hold up to ``max_message_bytes`` before
+                compression. Codecs hold the GIL while they work.
 
             expected_end_offset: append only if this is the end offset; compared under the writer lock.
 
@@ -575,11 +579,13 @@ cdef class PartitionLog(Handle):
         cdef BatchShape* shapes = NULL
         cdef int64_t encoded, total, batches = 1, failed = 0, base_offset, largest, count, end_offset = 0
         cdef int64_t limit = self.max_message_bytes
+        cdef EncodedBatches compressed = None
+        cdef int codec = 0
         self.require_writable()
-        if compression is not None and compression != "none":
+        if compression is not None:
             if compression not in CODECS:
                 raise ConfigError(f"compression={compression!r}: expected one of {', '.join(map(repr, CODECS))}")
-            raise NotSupportedError(f"compression={compression!r} is not available in this version: leave it out")
+            codec = CODECS.index(compression)
         value_column = make_column(values, "values")
         count = value_column.data.length
         source.values = &value_column.data
@@ -607,16 +613,24 @@ cdef class PartitionLog(Handle):
             source.timestamps = stamps.values
             source.timestamp = stamps.constant
             largest = stamps.largest
-        if count == 0 and expected_end_offset is None:
-            return self.end_offset
+        if count == 0:
+            end_offset = self.end_offset
+            if expected_end_offset is not None and expected_end_offset != end_offset:
+                raise fenced(self, end_offset, expected_end_offset)
+            return end_offset
         encoder = self.encoders.pop() if self.encoders else Encoder()
         try:
-            with nogil:
-                encoded = encoder.encode(&source, 0, limit)
-                if encoded > 0:
-                    total = encoder.size
-                    if encoded < count:
-                        batches = encoded = plan_batches(&source, limit, &shapes, &total, &failed)
+            if codec:
+                compressed = encode_compressed(encoder, &source, codec, limit, self.max_decompressed_bytes)
+                total = compressed.size
+                batches = encoded = compressed.batches
+            else:
+                with nogil:
+                    encoded = encoder.encode(&source, 0, limit)
+                    if encoded > 0:
+                        total = encoder.size
+                        if encoded < count:
+                            batches = encoded = plan_batches(&source, limit, &shapes, &total, &failed)
             if encoded < 0:
                 if encoded == OUT_OF_MEMORY:
                     raise MemoryError(f"no memory left to encode {count} records; nothing was written")
@@ -630,13 +644,13 @@ cdef class PartitionLog(Handle):
                     f"segment; append in smaller parts. Nothing was written"
                 )
             request.source = &source
-            request.shapes = shapes
+            request.shapes = shapes if compressed is None else compressed.shapes
             request.batches = batches
             request.offsets = count
             request.size = total
             request.largest_timestamp = largest
             request.expected_end_offset = -1 if expected_end_offset is None else expected_end_offset
-            base_offset = append(self, &request, encoder, &end_offset)
+            base_offset = append(self, &request, encoder, compressed, &end_offset)
         finally:
             free(shapes)
             if len(self.encoders) < MOST_ENCODERS:

@@ -29,6 +29,9 @@ SECOND_MS: Final = 1000
 HOUR_MS: Final = 3600 * SECOND_MS
 DAY_MS: Final = 24 * HOUR_MS
 
+DEFAULT_MAX_DECOMPRESSED_BYTES: Final = 64 * MIB
+MOST_MAX_DECOMPRESSED_BYTES: Final = GIB
+
 _SIZE_UNITS: Final = {
     "": 1, "b": 1, "kib": KIB, "mib": MIB, "gib": GIB, "kb": 1000, "mb": 1000**2, "gb": 1000**3,
     "k": KIB, "m": MIB, "g": GIB,
@@ -80,6 +83,8 @@ class LogConfig:
         message_timestamp_after_max_ms: refuse timestamps so far in the future. Default 1 hour; from 0.
         flush_interval: how long at most records wait for a sync with ``durability="interval"``. Default 1 second; from 1 ms.
         lock_timeout: how long to wait for a lock that another process holds, before a LockedError. Default 30 seconds; from 0.
+        max_decompressed_bytes: refuse to read a compressed batch with more content than this, which bounds the memory
+            that a read takes; batches are not written larger either. Default 64 MiB; 1 KiB to 1 GiB.
         mmap: read through memory maps (default). False reads by ``pread`` into memory of our own: slower, but safe
             where somebody else may truncate the files while they are open.
     """
@@ -92,6 +97,7 @@ class LogConfig:
     message_timestamp_after_max_ms: int | str | timedelta | None = None
     flush_interval: float | str | timedelta | None = None
     lock_timeout: float | str | timedelta | None = None
+    max_decompressed_bytes: int | str | None = None
     mmap: bool | None = None
 
     @classmethod
@@ -146,6 +152,7 @@ class ResolvedConfig:
     message_timestamp_after_max_ms: int
     flush_interval: int
     lock_timeout: int
+    max_decompressed_bytes: int
     mmap: bool
 
     def layout(self) -> dict[str, int]:
@@ -164,4 +171,5 @@ _LIMITS: Final = {
     "message_timestamp_after_max_ms": (HOUR_MS, 0, 2**63 - 1),
     "flush_interval": (SECOND_MS, 1, DAY_MS),
     "lock_timeout": (30 * SECOND_MS, 0, DAY_MS),
+    "max_decompressed_bytes": (DEFAULT_MAX_DECOMPRESSED_BYTES, KIB, MOST_MAX_DECOMPRESSED_BYTES),
 }

@@ -17,7 +17,7 @@ from libc.stdint cimport int64_t
 
 from fastlog._native cimport oscalls as os_c
 from fastlog._native.control cimport Control, ring
-from fastlog._native.encoder cimport BatchShape, Encoder, OUT_OF_MEMORY, RecordSource
+from fastlog._native.encoder cimport BatchShape, EncodedBatches, Encoder, OUT_OF_MEMORY, RecordSource
 from fastlog._native.handle cimport Handle, SegmentList
 from fastlog._native.index cimport IndexTracker
 from fastlog._native.layout cimport INDEX_ENTRY_SIZE, TIME_INDEX_ENTRY_SIZE
@@ -43,8 +43,8 @@ cdef enum:
     UNKNOWN_TIMESTAMP = -2
 
 
-cdef int64_t append(Handle log, Append* request, Encoder encoder, int64_t* end_offset) except -1:
-    """Put encoded (one batch) or planned (`shapes`) batches at the end of the log, and publish them. The base offset."""
+cdef int64_t append(Handle log, Append* request, Encoder encoder, EncodedBatches ready, int64_t* end_offset) except -1:
+    """Put batches at the end of the log and publish them: the one in the encoder, planned ones (`shapes`), or `ready` ones; the base offset."""
     cdef Published state
     cdef Control control = log.control
     cdef int64_t result, base_offset
@@ -52,15 +52,12 @@ cdef int64_t append(Handle log, Append* request, Encoder encoder, int64_t* end_o
     try:
         begin_change(log, &state)
         if request.expected_end_offset >= 0 and request.expected_end_offset != state.end_offset:
-            raise FencedError(
-                f"the end offset of {log.path} is {state.end_offset}, expected {request.expected_end_offset}: somebody else has "
-                f"appended; nothing was written"
-            )
+            raise fenced(log, state.end_offset, request.expected_end_offset)
         if must_roll(log, &state, request):
             roll(log, &state)
         base_offset = state.end_offset
         with nogil:
-            result = write_batches(log, request, encoder, &state)
+            result = write_batches(log, request, encoder, ready, &state)
         if result < 0:
             if result == VALUES_CHANGED:
                 raise InvalidRecordError("the values were changed by another thread while they were appended: nothing was written")
@@ -75,7 +72,13 @@ cdef int64_t append(Handle log, Append* request, Encoder encoder, int64_t* end_o
     return base_offset
 
 
-cdef int64_t write_batches(Handle log, Append* request, Encoder encoder, Published* state) noexcept nogil:
+cdef object fenced(Handle log, int64_t found, int64_t expected):
+    return FencedError(
+        f"the end offset of {log.path} is {found}, expected {expected}: somebody else has appended; nothing was written"
+    )
+
+
+cdef int64_t write_batches(Handle log, Append* request, Encoder encoder, EncodedBatches ready, Published* state) noexcept nogil:
     """Write every batch behind the published end, then publish. A negative result: the files are as they were."""
     cdef ControlPage* page = log.control.page
     cdef int fd = log.active.fd
@@ -86,7 +89,12 @@ cdef int64_t write_batches(Handle log, Append* request, Encoder encoder, Publish
     os_c.reach(os_c.APPEND_DIRTY)
     if position + request.size > page.allocated and position >= ALLOCATE_FROM:
         allocate(log, position, request.size)
-    for i in range(request.batches):
+    if ready is not None:
+        ready.stamp(offset, log.epoch)
+        result = os_c.os_pwrite(fd, ready.data, ready.size, position)
+        position += ready.size
+        offset += ready.offsets
+    for i in range(request.batches if ready is None else 0):
         if shapes != NULL:
             encoded = encoder.encode(request.source, shapes[i].first, log.max_message_bytes)
             if encoded != shapes[i].count or encoder.size != shapes[i].size:

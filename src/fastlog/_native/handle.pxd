@@ -44,6 +44,7 @@ cdef class Handle:
     cdef object meta                    # as last read, or written, by this handle
     cdef object meta_file
     cdef int64_t max_message_bytes
+    cdef int64_t max_decompressed_bytes
     cdef int64_t segment_bytes
     cdef int64_t segment_ms
     cdef int64_t timestamp_limit

@@ -135,7 +135,8 @@ cdef RecordBatch read_segments(
         with nogil:
             problem = decode_batches(
                 block, place.position - shift, place.position - shift + size, offset, stop, place.expected_offset,
-                segment.gaps, segment.epoch, max_bytes, &batch.columns, &header, &next_offset, &next_position,
+                segment.gaps, segment.epoch, max_bytes, segment.max_decompressed_bytes, NULL, 0, &batch.columns, &header, &next_offset,
+                &next_position,
             )
     finally:
         block_release(block)

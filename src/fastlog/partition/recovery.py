@@ -89,6 +89,7 @@ def new_segment(
         stores=stores,
         index_checksums=index_checksums,
         inode=identity[1] if identity is not None else 0,
+        max_decompressed_bytes=config.max_decompressed_bytes,
     )
 
 
