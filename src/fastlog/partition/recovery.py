@@ -134,6 +134,13 @@ def open_partition(folder: str, config: LogConfig, *, read_only: bool) -> Opened
                 for base, size in sizes.items()
             ]
             return OpenedPartition(folder, meta, resolved, segments, marker.end_offset, True, None)
+    epochs = files.read_epochs(folder)
+    if meta is not None and epochs and epochs[-1][0] != meta.epoch:
+        # a broker had the folder in the meantime: what is known of the log does not hold any more
+        logger.warning("%s was written by a leader of epoch %d: all of it is checked", folder, epochs[-1][0])
+        opened = recover(folder, names, None, sizes, resolved, read_only=read_only)
+        opened.meta.start_offset = max(opened.meta.start_offset, meta.start_offset)
+        return opened
     if meta is not None and marker is not None and meta.inode != oscalls.inode(folder):
         refuse_incomplete_copy(folder, marker, sizes)
     return recover(folder, names, meta, sizes, resolved, read_only=read_only)
