@@ -21,6 +21,11 @@ import org.apache.kafka.common.record.Record;
  * A request is one line: a command and its arguments, separated by tabs.
  *   dump ARGUMENTS...   kafka.tools.DumpLogSegments with these arguments
  *   records FILE...     every record of the segment files, read by Kafka's FileRecords, all bytes in hexadecimal
+ *   transactions FILE   the entries of a .txnindex file, as JSON
+ *   snapshot FILE       the entries of a .snapshot file, as JSON
+ *   replay FOLDER       the state of all producers after every batch of the folder, as JSON; changes nothing
+ *   load FOLDER START RECOVERY_POINT IS_CLEAN NOW EXPIRATION_MS NAME=VALUE...
+ *                       what Kafka's log has to say of the folder after opening it, as JSON; changes the folder
  * The answer is a line "OUTPUT_BYTES ERROR_BYTES", followed by these bytes.
  */
 public final class OracleServer {
@@ -83,6 +88,12 @@ public final class OracleServer {
                     records(path);
                 }
             }
+            case "transactions" -> System.out.print(LogFolder.transactionIndex(words[1]));
+            case "snapshot" -> System.out.print(LogFolder.snapshot(words[1]));
+            case "replay" -> System.out.print(LogFolder.replay(words[1]));
+            case "load" -> System.out.print(LogFolder.load(words[1], Long.parseLong(words[2]), Long.parseLong(words[3]),
+                Boolean.parseBoolean(words[4]), Long.parseLong(words[5]), Integer.parseInt(words[6]),
+                Arrays.copyOfRange(words, 7, words.length)));
             default -> System.err.println("unknown command " + words[0]);
         }
     }
