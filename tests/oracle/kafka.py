@@ -50,6 +50,8 @@ JAVA_FLAGS = (
     "-XX:+UseSerialGC",
     "-XX:TieredStopAtLevel=1",
     "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
+    # what clients say of a broker that was stopped is no answer to a question about files
+    "-Dorg.slf4j.simpleLogger.log.org.apache.kafka.clients=off",
 )
 
 
@@ -151,6 +153,7 @@ class LoadedLog:
     recovery_point: int = 0
     leader_epochs: tuple[tuple[int, int], ...] = ()
     segments: tuple[dict[str, int], ...] = ()
+    complaints: tuple[str, ...] = ()
 
 
 def run_or_explain(command: Sequence[str], what: str) -> None:
@@ -291,10 +294,14 @@ class KafkaOracle:
 
     def ask_json(self, command: str, *arguments: str) -> Any:
         """The parsed answer of a command that answers in JSON; raises ``ValueError`` with Kafka's own words."""
+        return self.ask_json_loudly(command, *arguments)[0]
+
+    def ask_json_loudly(self, command: str, *arguments: str) -> tuple[Any, list[str]]:
+        """As ``ask_json``, and what Kafka logged as a warning or an error meanwhile."""
         output, errors = self.ask(command, *arguments)
-        if errors:
-            raise ValueError(f"Kafka refuses {command} {' '.join(arguments)}: {errors}")
-        return json.loads(output)
+        if "EXCEPTION " in errors:
+            raise ValueError(f"Kafka refuses {command} {' '.join(arguments)[:200]}: {errors}")
+        return json.loads(output), [line for line in errors.splitlines() if not line.startswith("SLF4J")]
 
     def aborted_transactions(self, path: str | os.PathLike[str]) -> list[AbortedTransaction]:
         """The entries of a ``.txnindex`` file, in its order; ``ValueError`` when Kafka finds it corrupt."""
@@ -331,7 +338,8 @@ class KafkaOracle:
         """
         clean = "true" if is_clean else "false"
         numbers = (str(start_offset), str(recovery_point), clean, str(now), str(producer_expiration_ms))
-        return loaded_of(self.ask_json("load", os.fspath(folder), *numbers, *options))
+        answer, complaints = self.ask_json_loudly("load", os.fspath(folder), *numbers, *options)
+        return replace(loaded_of(answer), complaints=tuple(complaints))
 
     def records(self, path: str | os.PathLike[str]) -> list[KafkaRecord]:
         """All records of one segment, control records included; raises ``ValueError`` when Kafka finds it invalid."""

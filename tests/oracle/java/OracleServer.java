@@ -26,6 +26,7 @@ import org.apache.kafka.common.record.Record;
  *   replay FOLDER       the state of all producers after every batch of the folder, as JSON; changes nothing
  *   load FOLDER START RECOVERY_POINT IS_CLEAN NOW EXPIRATION_MS NAME=VALUE...
  *                       what Kafka's log has to say of the folder after opening it, as JSON; changes the folder
+ *   clients STEPS       steps for Kafka's clients and their answers, as JSON: see Clients
  * The answer is a line "OUTPUT_BYTES ERROR_BYTES", followed by these bytes.
  */
 public final class OracleServer {
@@ -43,6 +44,8 @@ public final class OracleServer {
             target.write(bytes, from, count);
         }
     }
+
+    private static final Clients CLIENTS = new Clients();
 
     private static String hex(ByteBuffer bytes) {
         if (bytes == null) {
@@ -79,7 +82,7 @@ public final class OracleServer {
         System.out.print(lines);
     }
 
-    private static void run(String[] words) throws IOException {
+    private static void run(String[] words) throws Exception {
         String[] arguments = Arrays.copyOfRange(words, 1, words.length);
         switch (words[0]) {
             case "dump" -> kafka.tools.DumpLogSegments.main(arguments);
@@ -94,6 +97,7 @@ public final class OracleServer {
             case "load" -> System.out.print(LogFolder.load(words[1], Long.parseLong(words[2]), Long.parseLong(words[3]),
                 Boolean.parseBoolean(words[4]), Long.parseLong(words[5]), Integer.parseInt(words[6]),
                 Arrays.copyOfRange(words, 7, words.length)));
+            case "clients" -> System.out.print(CLIENTS.run(words[1]));
             default -> System.err.println("unknown command " + words[0]);
         }
     }
