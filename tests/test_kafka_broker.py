@@ -426,11 +426,14 @@ WRITERS: dict[str, Callable[[Path, random.Random], Ours]] = {
 class Exchange:
     """Hands logs to the broker and takes them back: one partition each of one topic, in the order of the logs."""
 
-    def __init__(self, broker: KafkaBroker, clients: KafkaClients, kafka: KafkaOracle, topic: str) -> None:
+    def __init__(
+        self, broker: KafkaBroker, clients: KafkaClients, kafka: KafkaOracle, topic: str, chance: random.Random
+    ) -> None:
         self.broker = broker
         self.clients = clients
         self.kafka = kafka
         self.topic = topic
+        self.chance = chance
 
     def hand_over(self, logs: list[Ours], *, trust: bool = True, everything: bool = False, **options: object) -> None:
         """Let a new, empty topic adopt the logs; Kafka's consumer has to find all of them."""
@@ -447,10 +450,18 @@ class Exchange:
             self.compare(partition, ours)
 
     def compare(self, partition: int, ours: Ours) -> None:
-        expected = (ours.start_offset, ours.last_stable_offset, ours.end_offset)
-        assert self.clients.offsets(self.topic, partition) == expected
+        offsets = (ours.start_offset, ours.last_stable_offset, ours.end_offset)
+        assert self.clients.offsets(self.topic, partition) == offsets
         for isolation in ISOLATIONS:
             assert self.clients.consume(self.topic, partition, isolation=isolation) == ours.visible(isolation)
+        # by offset and by time, which needs the indexes
+        start = self.chance.randint(ours.start_offset, ours.end_offset)
+        expected = [record for record in ours.records if record.offset >= start]
+        assert self.clients.consume(self.topic, partition, start=start) == expected
+        if not ours.start_offset and not ours.hidden:
+            for moment in (SOME_TIME + self.chance.randrange(-100_000, 100_000) for _ in range(4)):
+                first = next((record.offset for record in ours.records if record.timestamp >= moment), None)
+                assert self.clients.offset_for_time(self.topic, moment, partition) == first
 
     def append(self, logs: list[Ours], chance: random.Random, **config: object) -> None:
         """Let Kafka append to each of them."""
@@ -482,9 +493,10 @@ class Exchange:
 
 @pytest.fixture
 def exchange(
-    broker: KafkaBroker, clients: KafkaClients, kafka: KafkaOracle, request: pytest.FixtureRequest
+    broker: KafkaBroker, clients: KafkaClients, kafka: KafkaOracle, seed: int, request: pytest.FixtureRequest
 ) -> Exchange:
-    return Exchange(broker, clients, kafka, re.sub(r"[^a-zA-Z0-9-]", "-", request.node.name))
+    topic = re.sub(r"[^a-zA-Z0-9-]", "-", request.node.name)
+    return Exchange(broker, clients, kafka, topic, random.Random(f"{seed} {topic}"))
 
 
 def go_there_and_back(
