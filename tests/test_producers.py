@@ -536,6 +536,46 @@ def test_damage_in_the_log_is_passed_over_and_counted(folder: Path, caplog: pyte
     assert (rebuilt.damages, rebuilt.states.end_offset) == (2, 11)
 
 
+@pytest.mark.parametrize("_round", range(5))
+def test_catching_up_with_what_others_append(folder: Path, seed: int, _round: int) -> None:
+    """A growing log, read in steps: each batch once, and nothing at all while only plain batches were appended."""
+    chance = random.Random(f"{seed} {_round}")
+    batches = random_log(chance, 60)
+    log = Producers()
+    states = ProducerStates()
+    entries = b""
+    segments: list[tuple[int, int]] = []
+    for number, batch in enumerate(batches):
+        if number % 13 == 0:
+            segments.append((batch.base_offset, 0))
+        base = segments[-1][0]
+        with (folder / f"{base:020d}.log").open("ab") as file:
+            file.write(encode_batch(batch))
+            segments[-1] = (base, file.tell())
+        log.batches.append(batch)
+        if chance.random() < 0.3:
+            newest = max((b.last_offset for b in log.batches if b.producer_id >= 0), default=-1)
+            if not states.jump_to(newest, log.end_offset, *segments[-1]):
+                assert snapshots.catch_up(str(folder), states, segments, log.end_offset, check_crc=False) == 0
+            same_as_model(states, log)
+            entries += states.take_aborted()
+            assert unpack_entries(entries) == log.aborted()
+            assert (states.segment_base, states.position) == segments[-1]
+    # by hand: the same from memory
+    own = ProducerStates()
+    for batch in batches:
+        own.append(encode_batch(batch))
+    assert own.position == sum(size for _, size in segments)
+
+
+def test_a_jump_is_refused_where_a_producer_has_written() -> None:
+    states = run([data(0, 0), plain(1)])
+    assert states.jump_to(0, 10, 0, 999)
+    assert (states.end_offset, states.position) == (10, 999)
+    assert not states.jump_to(10, 20, 0, 1999)
+    assert (states.end_offset, states.position) == (10, 999)
+
+
 def test_names_of_snapshots() -> None:
     names = [
         "00000000000000000012.snapshot",

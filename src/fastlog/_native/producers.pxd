@@ -72,6 +72,8 @@ cdef class ProducerStates:
     cdef int64_t aborted_capacity
     cdef readonly int64_t last_producer_offset      # last offset that carries a producer id, -1 when none
     cdef public int64_t end_offset
+    cdef public int64_t segment_base        # the batch at `end_offset` is to be looked for in this segment
+    cdef public int64_t position            # at this position, or behind it
 
     cdef ProducerState* find(self, int64_t producer_id) noexcept nogil
     cdef int64_t first_unstable(self) noexcept nogil
@@ -80,6 +82,9 @@ cdef class ProducerStates:
     ) noexcept nogil
     cdef int apply(self, const uint8_t* bytes_, int64_t size, int64_t now) noexcept nogil
     cdef int observe(self, const BatchHeader* header, const Marker* marker, int64_t now) noexcept nogil
+    cdef bint jump(
+        self, int64_t last_producer_offset, int64_t end_offset, int64_t segment_base, int64_t position
+    ) noexcept nogil
     cdef int reserve(self, int64_t producers, int64_t markers) noexcept nogil
     cdef int64_t snapshot_size(self) noexcept nogil
     cdef void store_snapshot(self, uint8_t* at) noexcept nogil

@@ -363,7 +363,20 @@ cdef class ProducerStates:
                 parse_marker(bytes_, &header, &marker)
             if self.observe(&header, &marker, now) < 0:
                 return -1
+        self.position += size
         return 0
+
+    cdef bint jump(self, int64_t last_producer_offset, int64_t end_offset, int64_t segment_base, int64_t position) noexcept nogil:
+        """Go to the end of the log when no batch on the way carries a producer id: True, and nothing has to be read.
+
+        The arguments are the published ones: of the newest batch with a producer id, and where the log ends.
+        """
+        if last_producer_offset >= self.end_offset:
+            return False
+        self.end_offset = end_offset
+        self.segment_base = segment_base
+        self.position = position
+        return True
 
     cdef int observe(self, const BatchHeader* header, const Marker* marker, int64_t now) noexcept nogil:
         """Take notice of the next batch in the log; -1, and nothing changed, when out of memory.
@@ -512,7 +525,7 @@ cdef class ProducerStates:
         """Take notice of the batches of a segment file from ``position`` on, from ``self.end_offset`` to below ``end_offset``.
 
         Damage is passed over and logged; the number of damaged stretches is returned. ``take_aborted`` has the entries
-        for ``.txnindex`` afterwards. ``now``: see ``expire``.
+        for ``.txnindex`` afterwards, ``position`` is where it stopped. ``now``: see ``expire``.
         """
         cdef BatchReader reader = BatchReader(path, position, end_position)
         cdef BatchHeader header
@@ -545,6 +558,8 @@ cdef class ProducerStates:
                 logger.warning("%s, position %d: %s; producers go on without it", path, header.position, describe(marker_problem))
                 continue
             if problem == FINE or problem == END_OF_BYTES:
+                # `next` has moved behind the first batch that is not wanted
+                self.position = header.position if problem == FINE else reader.position
                 return damages
             damages += 1
             logger.warning(
@@ -553,7 +568,12 @@ cdef class ProducerStates:
             with nogil:
                 failure = reader.resynchronise(reader.position + 1, self.end_offset, &header)
             if failure < 0:
+                self.position = reader.end
                 return damages
+
+    def jump_to(self, last_producer_offset: int, end_offset: int, segment_base: int, position: int) -> bool:
+        """``jump``, for cold code."""
+        return self.jump(last_producer_offset, end_offset, segment_base, position)
 
     def take_aborted(self) -> bytes:
         """The entries for ``.txnindex`` that came up since the last call, encoded, in the order of their markers."""
@@ -635,6 +655,8 @@ cdef class ProducerStates:
         self.aborted_count = 0
         self.last_producer_offset = -1
         self.end_offset = end_offset
+        self.segment_base = 0
+        self.position = 0
 
     def expire(self, now: int, expiration_ms: int) -> int:
         """Forget producers idle for ``expiration_ms``, never one with an open transaction. Returns how many.

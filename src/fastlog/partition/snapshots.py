@@ -134,18 +134,41 @@ def rebuild(
     found = RebuiltStates(ProducerStates())
     newest = end_offset if from_offset is None else min(end_offset, from_offset)
     found.snapshot_offset = load_newest(folder, names, newest, found.states)
-    start = found.snapshot_offset or 0
+    found.damages = catch_up(folder, found.states, segments, end_offset, now=now, transactions=found.transactions)
+    return found
+
+
+def catch_up(
+    folder: str,
+    states: ProducerStates,
+    segments: Sequence[tuple[int, int]],
+    end_offset: int,
+    *,
+    now: int = -1,
+    check_crc: bool = True,
+    transactions: dict[int, bytes] | None = None,
+) -> int:
+    """Read what was appended since ``states.end_offset``. Returns how many stretches of the log could not be read.
+
+    Args: as of ``rebuild``, and
+        check_crc: False where the batches were written by others who are alive: they have checked them.
+        transactions: filled with what the ``.txnindex`` of each segment has to hold that was read from its beginning.
+    """
+    damages, start = 0, states.end_offset
     for index, (base, size) in enumerate(segments):
         behind = segments[index + 1][0] if index + 1 < len(segments) else end_offset
         if behind <= start or base >= end_offset:
             continue
+        if states.segment_base != base:
+            states.segment_base, states.position = base, 0
         path = f"{folder}/{base:020d}.log"
-        found.damages += found.states.replay(path, 0, size, end_offset, now)
-        entries = found.states.take_aborted()
-        if base >= start:
-            found.transactions[base] = entries
-    found.states.end_offset = end_offset
-    return found
+        damages += states.replay(path, states.position, size, end_offset, now, check_crc)
+        if transactions is not None:
+            entries = states.take_aborted()
+            if base >= start:
+                transactions[base] = entries
+    states.end_offset = end_offset
+    return damages
 
 
 def read_transaction_index(log_path: str, base_offset: int, end_offset: int) -> bytes | None:
