@@ -28,6 +28,9 @@ SECOND_MS: Final = 1000
 HOUR_MS: Final = 3600 * SECOND_MS
 DAY_MS: Final = 24 * HOUR_MS
 
+DEFAULT_MAX_DECOMPRESSED_BYTES: Final = 64 * MIB
+MOST_MAX_DECOMPRESSED_BYTES: Final = GIB
+
 _SIZE_UNITS: Final = {
     "": 1, "b": 1, "kib": KIB, "mib": MIB, "gib": GIB, "kb": 1000, "mb": 1000**2, "gb": 1000**3,
     "k": KIB, "m": MIB, "g": GIB,
@@ -77,6 +80,8 @@ class LogConfig:
         segment_ms: roll when a record is so much younger than the first batch of the segment. Default 7 days; from 1.
         max_message_bytes: largest encoded batch, and so largest record. Default 1,048,588; 100 B to 1 GiB.
         message_timestamp_after_max_ms: refuse timestamps so far in the future. Default 1 hour; from 0.
+        max_decompressed_bytes: refuse to read a compressed batch with more content than this, which bounds the memory
+            that a read takes; batches are not written larger either. Default 64 MiB; 1 KiB to 1 GiB.
         mmap: read through memory maps (default). False reads by ``pread`` into memory of our own: slower, but safe
             where somebody else may truncate the files while they are open.
     """
@@ -87,6 +92,7 @@ class LogConfig:
     segment_ms: int | str | timedelta | None = None
     max_message_bytes: int | str | None = None
     message_timestamp_after_max_ms: int | str | timedelta | None = None
+    max_decompressed_bytes: int | str | None = None
     mmap: bool | None = None
 
     @classmethod
@@ -139,6 +145,7 @@ class ResolvedConfig:
     segment_ms: int
     max_message_bytes: int
     message_timestamp_after_max_ms: int
+    max_decompressed_bytes: int
     mmap: bool
 
     def layout(self) -> dict[str, int]:
@@ -155,4 +162,5 @@ _LIMITS: Final = {
     "segment_ms": (7 * DAY_MS, 1, 2**63 - 1),
     "max_message_bytes": (1_048_588, 100, GIB),
     "message_timestamp_after_max_ms": (HOUR_MS, 0, 2**63 - 1),
+    "max_decompressed_bytes": (DEFAULT_MAX_DECOMPRESSED_BYTES, KIB, MOST_MAX_DECOMPRESSED_BYTES),
 }

@@ -3,7 +3,7 @@
 
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t
 
-from fastlog._native.decoder cimport BatchHeader, Problem
+from fastlog._native.decoder cimport AbortedRange, BatchHeader, Problem
 
 cdef enum:
     ABORT_MARKER = 0                # types of control records, as Kafka numbers them
@@ -19,11 +19,6 @@ cdef struct AbortedTransaction:     # an entry of .txnindex
     int64_t first_offset
     int64_t last_offset             # the marker's
     int64_t last_stable_offset      # of the log, as the marker left it
-
-cdef struct AbortedRange:           # a batch of this producer from first_offset to last_offset is not to be shown
-    int64_t producer_id
-    int64_t first_offset
-    int64_t last_offset
 
 cdef struct AbortedRanges:          # zero it before use, release it with `free_ranges`
     AbortedRange* ranges

@@ -16,7 +16,7 @@ from libc.string cimport memset
 
 from fastlog._native import oscalls
 from fastlog._native.checksum cimport crc32c_extend
-from fastlog._native.decoder cimport BAD_CONTROL, BatchHeader, FINE, Problem, check_records, describe, parse_header
+from fastlog._native.decoder cimport AbortedRange, BAD_CONTROL, BatchHeader, FINE, Problem, check_records, describe, parse_header
 from fastlog._native.layout cimport (
     ATTRIBUTES_AT, BASE_OFFSET_AT, BASE_SEQUENCE_AT, BASE_TIMESTAMP_AT, BATCH_HEADER_SIZE, BATCH_LENGTH_AT, CODEC_MASK,
     CONTROL_BIT, CONTROL_KEY_SIZE, CONTROL_TYPE_AT, CONTROL_VERSION_AT, CRC_AT, CRC_COVERS_FROM, END_MARKER_BATCH_SIZE,
@@ -53,7 +53,8 @@ cdef Problem parse_marker(const uint8_t* bytes_, const BatchHeader* header, Mark
         return BAD_CONTROL
     if header.count == 0:
         return FINE
-    problem = check_records(bytes_, header)
+    # it is not compressed, so that this neither decompresses nor raises
+    problem = check_records(bytes_, header, 0)
     if problem != FINE:
         return problem
     # the record is whole: what is read here lies inside

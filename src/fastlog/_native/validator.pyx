@@ -10,23 +10,24 @@ the records is corrected, as Kafka does: it would spoil the time index.
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int32_t, int64_t, uint8_t
-from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
 
 from fastlog._native.checksum cimport crc32c_extend
 from fastlog._native.decoder cimport (
-    BAD_CRC, BatchHeader, FINE, Problem, check_records, crc_matches, describe, parse_header,
+    BAD_CONTROL, BAD_CRC, BatchHeader, FINE, NO_MEMORY, Problem, RAISED, TOO_MUCH_CONTENT, check_records, crc_matches, describe,
+    open_area, parse_header,
 )
-from fastlog._native.encoder cimport BatchShape
+from fastlog._native.encoder cimport EncodedBatches
 from fastlog._native.layout cimport (
-    BASE_OFFSET_AT, BATCH_HEADER_SIZE, CODEC_MASK, CONTROL_BIT, CRC_AT, CRC_COVERS_FROM, DELETE_HORIZON_BIT,
-    LEADER_EPOCH_AT, MAX_TIMESTAMP_AT, TIMESTAMP_TYPE_BIT, TRANSACTIONAL_BIT, store_int32, store_int64, store_uint32,
+    BATCH_HEADER_SIZE, CODEC_MASK, CONTROL_BIT, CRC_AT, CRC_COVERS_FROM, DELETE_HORIZON_BIT,
+    MAX_TIMESTAMP_AT, TIMESTAMP_TYPE_BIT, TRANSACTIONAL_BIT, store_int64, store_uint32,
 )
+from fastlog._native.memory cimport Block, block_release
 from fastlog._native.transactions cimport Marker, parse_marker
 from fastlog._native.varint cimport read_varint, read_varlong
 
 from fastlog._native import oscalls
-from fastlog.errors import CorruptRecordError, InvalidRecordError, NotSupportedError, RecordTooLargeError
+from fastlog.errors import CorruptRecordError, InvalidRecordError, RecordTooLargeError
 
 cdef enum:
     MOST_OFFSETS = 0x7FFFFFFF       # in one append: it lies in one segment, whose indexes hold 32-bit offsets
@@ -83,30 +84,21 @@ cdef int64_t walk_records(const uint8_t* records, const uint8_t* end, const Batc
     return largest
 
 
-cdef class BatchPlan:
-    def __dealloc__(self):
-        free(self.data)
-        free(self.shapes)
-
-    cdef void stamp(self, int64_t base_offset, int32_t leader_epoch) noexcept nogil:
-        """Give the batches their offsets; the CRC does not cover what is written."""
-        cdef uint8_t* at = self.data
-        cdef int64_t i
-        for i in range(self.batches):
-            store_int64(at + BASE_OFFSET_AT, base_offset + self.shapes[i].first)
-            store_int32(at + LEADER_EPOCH_AT, leader_epoch)
-            at += self.shapes[i].size
-
+cdef class ValidatedBatches(EncodedBatches):
     def stamped(self, base_offset: int, leader_epoch: int = 0) -> bytes:
         """The bytes as they go into a segment."""
         self.stamp(base_offset, leader_epoch)
         return self.data[:self.size]
 
+    def shape(self) -> tuple:
+        """(batches, offsets that they take, bytes, largest timestamp)."""
+        return self.batches, self.offsets, self.size, self.max_timestamp
+
 
 def validate_batches(
     buffer, max_message_bytes: int, segment_bytes: int, latest_timestamp: int | None = None, internal: bool = False,
-    needs_keys: bool = False, decompress=None,
-) -> BatchPlan:
+    needs_keys: bool = False, max_decompressed_bytes: int = 64 << 20,
+) -> ValidatedBatches:
     """Check one or several whole, encoded batches and copy them for appending.
 
     Args:
@@ -116,40 +108,36 @@ def validate_batches(
         latest_timestamp: largest timestamp allowed, in milliseconds; None: none is too large.
         internal: control batches are allowed: the log's own markers.
         needs_keys: every record has to have a key (compacted logs).
-        decompress: called with (codec, compressed bytes) of each compressed batch, returns the bytes of its records, and
-            caps their size. None: compressed batches are not supported.
+        max_decompressed_bytes: largest content of a compressed batch.
 
-    Raises CorruptRecordError, InvalidRecordError, RecordTooLargeError or NotSupportedError; each names the batch, its
+    Raises CorruptRecordError, InvalidRecordError or RecordTooLargeError; each names the batch, its
     position in the buffer, and the reason.
     """
     cdef Py_buffer view
-    cdef BatchPlan plan = BatchPlan.__new__(BatchPlan)
+    cdef int64_t end
+    cdef ValidatedBatches plan = ValidatedBatches.__new__(ValidatedBatches)
     PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
     try:
         if view.len > <int64_t>segment_bytes:
             raise RecordTooLargeError(
                 f"the append has {view.len} bytes, more than the {segment_bytes} of a segment: append it in parts; nothing was written"
             )
-        plan.data = <uint8_t*>malloc(max(view.len, 1))
-        if plan.data == NULL:
-            raise MemoryError()
+        plan.reserve(view.len)
         memcpy(plan.data, view.buf, view.len)
-        plan.size = view.len
+        end = view.len
     finally:
         PyBuffer_Release(&view)
-    if plan.size == 0:
+    if end == 0:
         raise InvalidRecordError("the append is empty: expected at least one record batch")
-    plan.max_timestamp = -1
     cdef BatchHeader header
     cdef Marker marker
-    cdef int64_t position = 0, limit = max_message_bytes, capacity = 0, largest
+    cdef int64_t position = 0, limit = max_message_bytes, most_content = max_decompressed_bytes, largest = -1
     cdef int64_t latest = MOST_TIMESTAMP if latest_timestamp is None else latest_timestamp
     cdef bint internal_ = internal, needs_keys_ = needs_keys
-    cdef int32_t keyless
-    cdef BatchShape* shapes
+    cdef int32_t keyless = NO_KEYLESS
     cdef Problem problem
-    while position < plan.size:
-        problem = parse_header(plan.data, position, plan.size, &header)
+    while position < end:
+        problem = parse_header(plan.data, position, end, &header)
         # of a batch that is too large the size is the better reason, whatever else it is
         if problem == FINE and header.size > limit:
             raise RecordTooLargeError(
@@ -162,9 +150,15 @@ def validate_batches(
         reason = refused(&header, internal_)
         if reason is not None:
             raise InvalidRecordError(f"{named(plan, position)} cannot be appended: {reason}; nothing was written")
-        problem = check_batch(plan, &header, decompress, &largest, &keyless)
+        problem = check_batch(plan.data, &header, most_content, &largest, &keyless)
         if problem == FINE and header.attributes & CONTROL_BIT:
             problem = parse_marker(plan.data, &header, &marker)
+        if problem == NO_MEMORY:
+            raise MemoryError()
+        if problem == TOO_MUCH_CONTENT:
+            raise RecordTooLargeError(
+                f"{named(plan, position)} decompresses to more than max_decompressed_bytes={most_content}; nothing was written"
+            )
         if problem != FINE:
             raise CorruptRecordError(f"{named(plan, position)}: {describe(problem)}; nothing was written", None, position)
         if needs_keys_ and keyless != NO_KEYLESS and not header.attributes & CONTROL_BIT:
@@ -184,54 +178,39 @@ def validate_batches(
             )
         if plan.offsets + header.count > MOST_OFFSETS:
             raise RecordTooLargeError(f"the append has more than {MOST_OFFSETS} records: append it in parts; nothing was written")
-        if plan.batches == capacity:
-            capacity = max(<int64_t>4, 2 * capacity)
-            shapes = <BatchShape*>realloc(plan.shapes, capacity * sizeof(BatchShape))
-            if shapes == NULL:
-                raise MemoryError()
-            plan.shapes = shapes
-        shapes = &plan.shapes[plan.batches]
-        shapes.first = plan.offsets
-        shapes.count = header.count
-        shapes.size = header.size
-        shapes.max_timestamp = largest
-        plan.batches += 1
-        plan.offsets += header.count
-        plan.max_timestamp = max(plan.max_timestamp, largest)
+        plan.add(header.size, header.count, largest)
         plan.has_producer = plan.has_producer or header.producer_id >= 0
         position += header.size
     return plan
 
 
-cdef str named(BatchPlan plan, int64_t position):
+cdef str named(ValidatedBatches plan, int64_t position):
     return f"batch {plan.batches} at position {position} of the append"
 
 
-cdef Problem check_batch(BatchPlan plan, const BatchHeader* header, decompress, int64_t* largest, int32_t* keyless) except *:
+cdef Problem check_batch(
+    const uint8_t* bytes_, const BatchHeader* header, int64_t max_decompressed_bytes, int64_t* largest, int32_t* keyless
+) except RAISED nogil:
     """Decode every record of a batch; its largest timestamp, and the first record without a key (-1: none)."""
     cdef BatchHeader loose = header[0]
-    cdef const uint8_t* data = plan.data
-    cdef Problem problem
-    cdef bytes records
-    # the records say what the largest timestamp is
+    cdef const uint8_t* at
+    cdef const uint8_t* end
+    cdef Block* content
+    cdef Problem problem = BAD_CONTROL
+    if header.attributes & CONTROL_BIT and header.attributes & CODEC_MASK:
+        return problem
+    problem = open_area(bytes_, header, max_decompressed_bytes, &at, &end, &content)
+    if problem != FINE:
+        return problem
+    # as if the records had been written without a codec; and they say what the largest timestamp is
+    loose.position = 0
+    loose.size = BATCH_HEADER_SIZE + (end - at)
+    loose.attributes &= ~CODEC_MASK
     loose.max_timestamp = MOST_TIMESTAMP
-    if header.attributes & CODEC_MASK and not header.attributes & CONTROL_BIT:
-        codec = header.attributes & CODEC_MASK
-        if decompress is None:
-            raise NotSupportedError(f"{named(plan, header.position)} is compressed (codec {codec}), which is not supported here")
-        body = data[header.position + BATCH_HEADER_SIZE:header.position + header.size]
-        # room for a header in front: the decoder finds records behind one
-        records = bytes(BATCH_HEADER_SIZE) + decompress(codec, body)
-        data = records
-        loose.position = 0
-        loose.size = len(records)
-        loose.attributes &= ~CODEC_MASK
-    with nogil:
-        problem = check_records(data, &loose)
-        if problem == FINE:
-            largest[0] = walk_records(
-                data + loose.position + BATCH_HEADER_SIZE, data + loose.position + loose.size, &loose, keyless
-            )
+    problem = check_records(at - BATCH_HEADER_SIZE, &loose, 0)
+    if problem == FINE:
+        largest[0] = walk_records(at, end, &loose, keyless)
+    block_release(content)
     return problem
 
 

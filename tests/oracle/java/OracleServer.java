@@ -21,6 +21,7 @@ import org.apache.kafka.common.record.Record;
  * A request is one line: a command and its arguments, separated by tabs.
  *   dump ARGUMENTS...   kafka.tools.DumpLogSegments with these arguments
  *   records FILE...     every record of the segment files, read by Kafka's FileRecords, all bytes in hexadecimal
+ *   recompress FROM TO CODEC   the batches of a segment file, written anew by Kafka's builders
  *   producers BATCHES FOLDER START END   what Kafka's producer state says of each batch: see ProducerOracle
  * The answer is a line "OUTPUT_BYTES ERROR_BYTES", followed by these bytes.
  */
@@ -84,6 +85,7 @@ public final class OracleServer {
                     records(path);
                 }
             }
+            case "recompress" -> Recompressor.recompress(words[1], words[2], words[3]);
             case "producers" -> ProducerOracle.run(words[1], words[2], Long.parseLong(words[3]), Long.parseLong(words[4]));
             default -> System.err.println("unknown command " + words[0]);
         }
