@@ -8,7 +8,6 @@
     ├── ClosedError                 the handle was closed
     ├── ForkedHandleError           the handle was inherited by a forked child
     ├── LockedError                 another process (or handle) holds what is needed         retriable
-    ├── FencedError                 somebody else was faster: what was expected is not so
     ├── StorageError                the operating system refused a read, write or sync
     │   └── StorageFullError        no space, quota or file-size limit left                  retriable
     ├── UnsupportedFormatError      the files are newer, older or somebody else's
@@ -16,7 +15,11 @@
     │   └── CorruptRecordError      the checksum holds, but the format is broken             kafka 2
     ├── InvalidRecordError          what was passed to append cannot become records          kafka 87
     ├── RecordTooLargeError         a record, an append or a content exceeds its limit       kafka 10
-    └── OffsetOutOfRangeError       the offset is below the start or beyond the end          kafka 1
+    ├── OffsetOutOfRangeError       the offset is below the start or beyond the end          kafka 1
+    ├── FencedError                 somebody else was there first: a condition of the append does not hold
+    ├── ProducerFencedError         a newer epoch of the same producer id has written        kafka 47
+    ├── OutOfOrderSequenceError     a batch of an idempotent producer is missing or too old  kafka 45
+    └── TransactionError            the state of the transaction does not allow this         kafka 48
 
 ``retriable`` says whether the same call may succeed later without a change by the caller;
 ``kafka_code`` is the error code of the Kafka protocol, where Kafka has one.
@@ -38,9 +41,12 @@ __all__ = [
     "LockedError",
     "NotSupportedError",
     "OffsetOutOfRangeError",
+    "OutOfOrderSequenceError",
+    "ProducerFencedError",
     "RecordTooLargeError",
     "StorageError",
     "StorageFullError",
+    "TransactionError",
     "UnsupportedFormatError",
 ]
 
@@ -70,10 +76,6 @@ class ClosedError(Error):
 
 class ForkedHandleError(Error):
     """The handle was opened before ``fork`` and belongs to the parent. Open the log again in the child."""
-
-
-class FencedError(Error):
-    """What the caller expected no longer holds: somebody else was faster. Nothing was written; look again and decide anew."""
 
 
 class LockedError(Error):
@@ -184,3 +186,86 @@ class OffsetOutOfRangeError(Error):
         self.offset = offset
         self.start_offset = start_offset
         self.end_offset = end_offset
+
+
+class FencedError(Error):
+    """A condition of the append does not hold any more, because somebody else was there first. Nothing was written.
+
+    ``kafka_code`` is None, but 52 where the coordinator of a transaction was overtaken by a newer one.
+
+    Attributes:
+        expected_end_offset: the end offset that the caller expected, or None when that was not the condition.
+        end_offset: the end offset of the log at that moment, or None.
+    """
+
+    def __init__(self, message: str, expected_end_offset: int | None = None, end_offset: int | None = None) -> None:
+        super().__init__(message)
+        self.expected_end_offset = expected_end_offset
+        self.end_offset = end_offset
+
+
+class ProducerFencedError(Error):
+    """A newer epoch of the same producer id has written: this producer was replaced. Nothing was written.
+
+    ``kafka_code`` is 47 (INVALID_PRODUCER_EPOCH), which a Kafka broker answers to an append since version 2.7. 90
+    (PRODUCER_FENCED) is what the coordinator of transactions answers to other requests.
+
+    Attributes:
+        producer_id: the producer.
+        producer_epoch: the epoch that the batch carries.
+        current_epoch: the newest epoch that the log has seen.
+    """
+
+    kafka_code = 47
+
+    def __init__(
+        self,
+        message: str,
+        producer_id: int | None = None,
+        producer_epoch: int | None = None,
+        current_epoch: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.producer_id = producer_id
+        self.producer_epoch = producer_epoch
+        self.current_epoch = current_epoch
+
+
+class OutOfOrderSequenceError(Error):
+    """The sequence number of an idempotent producer's batch does not follow its last one. Nothing was written.
+
+    A batch before it is missing; or it was appended before, but too long ago for the log to know at which offset.
+
+    Attributes:
+        producer_id: the producer.
+        sequence: the first sequence number of the batch.
+        expected_sequence: the one that the log expects.
+    """
+
+    kafka_code = 45
+
+    def __init__(
+        self,
+        message: str,
+        producer_id: int | None = None,
+        sequence: int | None = None,
+        expected_sequence: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.producer_id = producer_id
+        self.sequence = sequence
+        self.expected_sequence = expected_sequence
+
+
+class TransactionError(Error):
+    """The state of the producer's transaction does not allow this batch. Nothing was written.
+
+    Attributes:
+        producer_id: the producer.
+    """
+
+    kafka_code = 48
+
+    def __init__(self, message: str, producer_id: int | None = None) -> None:
+        super().__init__(message)
+        self.producer_id = producer_id

@@ -6,5 +6,6 @@ Nothing here shares code with the product: the property tests compare the two. R
 * ``codecs``   what a compressed batch holds;
 * ``batch``    record batches, version 2;
 * ``indexes``  the ``.index`` and ``.timeindex`` files;
+* ``producers``  what is known of producers and transactions, with ``.snapshot`` and ``.txnindex``;
 * ``log``      a whole partition: append, roll, read, search by time, delete.
 """

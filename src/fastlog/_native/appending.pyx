@@ -74,7 +74,8 @@ cdef int64_t append(Handle log, Append* request, Encoder encoder, EncodedBatches
 
 cdef object fenced(Handle log, int64_t found, int64_t expected):
     return FencedError(
-        f"the end offset of {log.path} is {found}, expected {expected}: somebody else has appended; nothing was written"
+        f"the end offset of {log.path} is {found}, expected {expected}: somebody else has appended; nothing was written",
+        expected, found,
     )
 
 

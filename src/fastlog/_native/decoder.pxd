@@ -66,4 +66,8 @@ cdef Problem find_timestamp(
     int64_t* found,
 ) except RAISED nogil
 cdef Problem check_records(const uint8_t* bytes_, const BatchHeader* header, int64_t max_decompressed_bytes) except RAISED nogil
+cdef Problem open_area(
+    const uint8_t* bytes_, const BatchHeader* header, int64_t max_decompressed_bytes, const uint8_t** at, const uint8_t** end,
+    Block** content,
+) except RAISED nogil
 cdef str describe(Problem problem)

@@ -69,6 +69,39 @@ cdef enum:
     INDEX_ENTRY_POSITION_AT = 4
     TIME_INDEX_ENTRY_SIZE = 12     # int64 timestamp, int32 relative offset
     TIME_INDEX_ENTRY_OFFSET_AT = 8
+    # record of a control batch
+    CONTROL_VERSION_AT = 0         # key: int16 version, int16 type
+    CONTROL_TYPE_AT = 2
+    CONTROL_KEY_SIZE = 4
+    END_MARKER_VERSION_AT = 0      # value of ABORT and COMMIT: int16 version, int32 coordinator epoch
+    END_MARKER_EPOCH_AT = 2
+    END_MARKER_VALUE_SIZE = 6
+    END_MARKER_RECORD_SIZE = 17    # with its length; every varint in it takes one byte
+    END_MARKER_BATCH_SIZE = 78
+    # .txnindex: int16 version, then four int64
+    TRANSACTION_ENTRY_SIZE = 34
+    TRANSACTION_ENTRY_VERSION = 0
+    TRANSACTION_VERSION_AT = 0
+    TRANSACTION_PRODUCER_ID_AT = 2
+    TRANSACTION_FIRST_OFFSET_AT = 10
+    TRANSACTION_LAST_OFFSET_AT = 18
+    TRANSACTION_STABLE_OFFSET_AT = 26
+    # .snapshot: int16 version, uint32 CRC-32C of what follows it, int32 number of producers, producers
+    SNAPSHOT_VERSION = 1
+    SNAPSHOT_VERSION_AT = 0
+    SNAPSHOT_CRC_AT = 2
+    SNAPSHOT_CRC_COVERS_FROM = 6
+    SNAPSHOT_COUNT_AT = 6
+    SNAPSHOT_HEADER_SIZE = 10
+    SNAPSHOT_ENTRY_SIZE = 46
+    SNAPSHOT_PRODUCER_ID_AT = 0
+    SNAPSHOT_EPOCH_AT = 8
+    SNAPSHOT_LAST_SEQUENCE_AT = 10
+    SNAPSHOT_LAST_OFFSET_AT = 14
+    SNAPSHOT_OFFSET_DELTA_AT = 22
+    SNAPSHOT_TIMESTAMP_AT = 26
+    SNAPSHOT_COORDINATOR_EPOCH_AT = 34
+    SNAPSHOT_TRANSACTION_OFFSET_AT = 38
 
 # Frames of the codecs, as far as they have to be walked or written here (their numbers are little-endian, but xerial's):
 #

@@ -28,6 +28,7 @@ import org.apache.kafka.common.record.Record;
  *   load FOLDER START RECOVERY_POINT IS_CLEAN NOW EXPIRATION_MS NAME=VALUE...
  *                       what Kafka's log has to say of the folder after opening it, as JSON; changes the folder
  *   clients STEPS       steps for Kafka's clients and their answers, as JSON: see Clients
+ *   producers BATCHES FOLDER START END   what Kafka's producer state says of each batch: see ProducerOracle
  * The answer is a line "OUTPUT_BYTES ERROR_BYTES", followed by these bytes.
  */
 public final class OracleServer {
@@ -100,6 +101,7 @@ public final class OracleServer {
                 Boolean.parseBoolean(words[4]), Long.parseLong(words[5]), Integer.parseInt(words[6]),
                 Arrays.copyOfRange(words, 7, words.length)));
             case "clients" -> System.out.print(CLIENTS.run(words[1]));
+            case "producers" -> ProducerOracle.run(words[1], words[2], Long.parseLong(words[3]), Long.parseLong(words[4]));
             default -> System.err.println("unknown command " + words[0]);
         }
     }
