@@ -677,6 +677,26 @@ def test_delete_records_raises_the_start(checked_log: OpenLog) -> None:
         assert (again.start_offset, again.end_offset) == (60, 61)
 
 
+def test_what_an_interrupted_deletion_leaves_is_no_damage(folder: Path) -> None:
+    """Power was lost before the directory was synced: some of the removed files are back, others are gone."""
+    path = folder / "events-0"
+    with fastlog.PartitionLog.open(path, config=fastlog.LogConfig(**SMALL)) as log:
+        for i in range(60):
+            log.append([b"v" * 50], timestamps=SOME_TIME + i)
+        files = sorted(path.glob("*.log"))
+        assert len(files) > 3
+        left = files[0].read_bytes()
+        start = log.delete_records(before=int(files[2].stem))
+    files[0].write_bytes(left)
+    for read_only in (True, False, True):
+        with fastlog.PartitionLog.open(path, read_only=read_only) as log:
+            assert log.start_offset == start
+            assert log.offset_for_time(0) == start
+            assert log.offset_for_time(SOME_TIME + 59) == 59
+            assert log.verify().damages == ()
+            assert len(read_all(log)) == 60 - start
+
+
 @pytest.mark.parametrize("mmap", [True, False])
 def test_I8_views_outlive_close_and_deletion(folder: Path, mmap: bool) -> None:
     path = folder / "events-0"
