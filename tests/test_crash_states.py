@@ -30,7 +30,7 @@ from tests.crash.recording import Entry, Kind, Record, RecorderUnavailable, buil
 from tests.crash.replayer import DIRECTORY, Losses, Place, Replayer, all_losses, choose_disks
 
 DISKS = int(os.environ.get("FASTLOG_DISKS", "3600"))
-ALONE = ["durable_appends", "lazy_appends", "deletions", "clean_closes", "deaths"]
+ALONE = ["durable_appends", "lazy_appends", "deletions", "clean_closes", "deaths", "threads"]
 RECOVERIES = 6  # disks on which the recovery itself is recorded
 SHARE = DISKS // (len(ALONE) + 1) + 1
 BITES = 1500  # disks in which a planted bug has to be seen

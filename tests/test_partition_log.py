@@ -18,6 +18,7 @@ import pytest
 
 import fastlog
 from fastlog._native import oscalls  # type: ignore[attr-defined]
+from fastlog.partition import files
 from tests.foreign import read_all
 from tests.strategies import SOME_TIME
 
@@ -695,6 +696,28 @@ def test_what_an_interrupted_deletion_leaves_is_no_damage(folder: Path) -> None:
             assert log.offset_for_time(SOME_TIME + 59) == 59
             assert log.verify().damages == ()
             assert len(read_all(log)) == 60 - start
+
+
+def test_a_start_beyond_the_end_is_lowered_for_readers_too(folder: Path) -> None:
+    """A deletion is durable at once; at "os" the records that it passed over need not be, when power is lost."""
+    path = folder / "events-0"
+    with fastlog.PartitionLog.open(path, durability="os") as log:
+        log.append([b"kept"])
+        log.flush()
+        size = log.segments()[0].size
+        log.append([b"lost"] * 9)
+        log.delete_records(before=8)
+    (path / ".fastlog-clean").unlink()
+    os.truncate(next(path.glob("*.log")), size)
+    meta = files.read_meta(str(path))
+    assert meta is not None
+    meta.recovery_point, meta.recovery_position = 1, size
+    with files.MetaFile(str(path)) as meta_file:
+        meta_file.write(meta)
+    for read_only in (True, False, True):
+        with fastlog.PartitionLog.open(path, read_only=read_only) as log:
+            assert (log.start_offset, log.end_offset) == (1, 1)
+            assert list(log.records()) == []
 
 
 @pytest.mark.parametrize("mmap", [True, False])

@@ -9,6 +9,7 @@
  *
  *   FASTLOG_RECORD         the file of the record; made by the one who starts the run, sparse, as large as it may become
  *   FASTLOG_RECORD_FOLDER  the folder, without symbolic links in its path
+ *   FASTLOG_RECORD_LATENCY how many microseconds a sync takes at least: in memory it is over before anybody could write
  *
  * A program says what it was promised by fastlog_mark(text, size). Memory that is mapped for writing leaves an entry with
  * its content whenever it has changed at a mark or at the beginning of a sync.
@@ -80,6 +81,7 @@ struct mapping {
 static struct record *record;
 static char folder[PATH_MAX];
 static size_t folder_size;
+static useconds_t latency;
 static struct mapping mappings[MOST_MAPPINGS];
 
 /* --- the record ---------------------------------------------------------------------------------------------------- */
@@ -118,6 +120,8 @@ __attribute__((constructor)) static void begin(void) {
     if (folder_size >= sizeof folder)
         give_up("the folder's path is too long");
     memcpy(folder, below, folder_size + 1);
+    const char *microseconds = getenv("FASTLOG_RECORD_LATENCY");
+    latency = microseconds ? atoi(microseconds) : 0;
     record = found;
 }
 
@@ -561,6 +565,8 @@ static int record_sync(int fd, long call) {
     note_mappings();
     uint64_t number = note(SYNC_BEGIN, is_directory, status.st_ino, 0, path, NULL, NULL, 0, 0);
     unlock();
+    if (latency)
+        usleep(latency);
     int result = syscall(call, fd);
     if (result == 0) {
         lock();

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HEAD = struct.Struct("<QQQQ")
 ENTRY = struct.Struct("<IHHiiQqIIQ")
 FIRST = 4096
+LATENCY = 200  # microseconds of a sync
 MAGIC = 0x31646F6365526C66
 
 
@@ -132,6 +133,7 @@ def record_run(library: Path, root: Path, trace: Path, arguments: list[str], tim
         "LD_PRELOAD": " ".join([*preloaded, str(library)]),
         "FASTLOG_RECORD": str(trace),
         "FASTLOG_RECORD_FOLDER": str(root),
+        "FASTLOG_RECORD_LATENCY": str(LATENCY),
     }
     result = subprocess.run(
         [sys.executable, *arguments], check=False, capture_output=True, text=True, env=environment, timeout=timeout

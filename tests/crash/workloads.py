@@ -21,6 +21,7 @@ import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import fastlog
@@ -126,8 +127,8 @@ def deletions(folder: Path, seed: int) -> None:
         with writer.open(durability) as log:
             for _ in range(3):
                 writer.append(log, writer.chance.randint(5, 30))
-                if durability == "os":
-                    # a start beyond what is durable says nothing about what is left
+                if writer.chance.random() < 0.5:
+                    # else the start may lie beyond what is durable
                     writer.flush(log)
                 writer.delete(log)
 
@@ -192,6 +193,22 @@ def tear_tail(log: Any, chance: random.Random) -> None:
     os.close(fd)
 
 
+def threads(folder: Path, seed: int) -> None:
+    """Four threads append to one handle, a fifth flushes and deletes; each sync runs while others write."""
+    first = Writer(folder, seed)
+    with first.open("batch") as log:
+        working = [Thread(target=Writer(folder, seed, number).append, args=(log, 12)) for number in range(1, 5)]
+        for thread in working:
+            thread.start()
+        while any(thread.is_alive() for thread in working):
+            first.append(log)
+            first.flush(log)
+            if first.chance.random() < 0.2:
+                first.delete(log)
+        for thread in working:
+            thread.join()
+
+
 def recovery(folder: Path, seed: int) -> None:
     """Opening what power loss left, and going on; the folder holds a disk of another record."""
     writer = Writer(folder, seed, 1000 + seed % 1000)
@@ -202,7 +219,7 @@ def recovery(folder: Path, seed: int) -> None:
 
 WORKLOADS: dict[str, Callable[[Path, int], None]] = {
     function.__name__: function
-    for function in (durable_appends, lazy_appends, deletions, clean_closes, deaths, recovery)
+    for function in (durable_appends, lazy_appends, deletions, clean_closes, deaths, threads, recovery)
 }
 
 

@@ -244,8 +244,9 @@ def recover(
         for base, size in kept.items()
     ]
     recovery_point = meta.recovery_point
+    # the start may have been raised over records that power loss took
+    meta.start_offset = min(meta.start_offset, end_offset)
     if not read_only:
-        meta.start_offset = min(meta.start_offset, end_offset)
         settle(folder, names, meta, segments, end_offset)
     report = RecoveryReport(
         recovery_point,
