@@ -720,6 +720,38 @@ def test_a_start_beyond_the_end_is_lowered_for_readers_too(folder: Path) -> None
             assert list(log.records()) == []
 
 
+def test_I7_a_checksum_speaks_for_the_size_of_its_segment(folder: Path) -> None:
+    """A clean close vouches for the indexes of the active segment too. When that has grown and was rolled since, and
+    power is lost, they may be on disk as they were at that close."""
+    path = folder / "events-0"
+    with fastlog.PartitionLog.open(path, config=fastlog.LogConfig(**SMALL)) as log:
+        log.append([b"v" * 50], timestamps=SOME_TIME)
+    first = f"{0:020}"
+    indexes = {
+        name: (path / name).read_bytes() for name in (f"{first}.index", f"{first}.timeindex", ".fastlog-indexes")
+    }
+    with fastlog.PartitionLog.open(path) as log:
+        for i in range(1, 60):
+            log.append([b"v" * 50], timestamps=SOME_TIME + i)
+        assert len(log.segments()) > 1
+    (path / ".fastlog-clean").unlink()
+    for name, content in indexes.items():
+        (path / name).write_bytes(content)
+    rewind(path)
+    for read_only in (True, False, True):
+        with fastlog.PartitionLog.open(path, read_only=read_only) as log:
+            assert [log.offset_for_time(SOME_TIME + i) for i in range(60)] == list(range(60))
+
+
+def rewind(path: Path) -> None:
+    """Put the recovery point of a log back to its beginning."""
+    meta = files.read_meta(str(path))
+    assert meta is not None
+    meta.recovery_point = meta.recovery_segment = meta.recovery_position = 0
+    with files.MetaFile(str(path)) as meta_file:
+        meta_file.write(meta)
+
+
 @pytest.mark.parametrize("mmap", [True, False])
 def test_I8_views_outlive_close_and_deletion(folder: Path, mmap: bool) -> None:
     path = folder / "events-0"

@@ -146,7 +146,9 @@ def check_times(log: Any, found: list[Stored], chance: random.Random) -> None:
     """Looking for a time gives the first record that is young enough."""
     wanted = SOME_TIME + chance.randint(-1001, 1001)
     offsets = (offset for offset, record in enumerate(found, log.start_offset) if record[0] >= wanted)
-    assert log.offset_for_time(wanted) == next(offsets, None)
+    first = next(offsets, None)
+    told = log.offset_for_time(wanted)
+    assert told == first, f"the first record from {wanted} on has offset {first}, not {told}: {log}"
 
 
 def check_extent(log: Any, found: list[Stored], promise: Promise) -> None:

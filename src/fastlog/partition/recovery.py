@@ -128,7 +128,13 @@ def open_partition(folder: str, config: LogConfig, *, read_only: bool) -> Opened
             checksums = files.read_index_checksums(folder)
             segments = [
                 new_segment(
-                    folder, base, size, meta, resolved, stores=not read_only, index_checksums=checksums.get(base)
+                    folder,
+                    base,
+                    size,
+                    meta,
+                    resolved,
+                    stores=not read_only,
+                    index_checksums=files.checksums_of(checksums, base, size, is_clean=True),
                 )
                 for base, size in sizes.items()
             ]
@@ -239,7 +245,7 @@ def recover(
             meta,
             config,
             stores=not read_only,
-            index_checksums=checksums.get(base) if base != active else None,
+            index_checksums=files.checksums_of(checksums, base, size) if base != active else None,
         )
         for base, size in kept.items()
     ]
