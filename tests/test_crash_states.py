@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,16 +22,15 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import UNDER_CI
-from tests.crash import workloads
 from tests.crash.checker import History, Promise, check_disk, partition, quiet
 from tests.crash.failures import keep_failure
 from tests.crash.recording import Entry, Kind, Record, RecorderUnavailable, build_recorder, record_run
 from tests.crash.replayer import DIRECTORY, Losses, Place, Replayer, all_losses, choose_disks
+from tests.crash.workloads import ALONE, SHARED
 
 DISKS = int(os.environ.get("FASTLOG_DISKS", "3600"))
-ALONE = ["durable_appends", "lazy_appends", "deletions", "clean_closes", "deaths", "threads"]
 RECOVERIES = 6  # disks on which the recovery itself is recorded
-SHARE = DISKS // (len(ALONE) + 1) + 1
+SHARE = DISKS // (len(ALONE) + len(SHARED) + 1) + 1
 BITES = 1500  # disks in which a planted bug has to be seen
 
 
@@ -111,7 +109,7 @@ def make_folder(path: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize("name", ALONE)
+@pytest.mark.parametrize("name", [*ALONE, *SHARED])
 def test_I5_every_disk_keeps_what_was_promised(library: Path, folder: Path, name: str, seed: int) -> None:
     run = record(library, folder, name, seed)
     with quiet():
@@ -309,14 +307,17 @@ def test_the_record_is_complete(library: Path, folder: Path) -> None:
     assert len({entry.thread for entry in recorded.entries}) == 6
 
 
-@pytest.mark.parametrize("name", ALONE)
+@pytest.mark.parametrize("name", [*ALONE, *SHARED])
 def test_the_record_of_a_log_is_complete(library: Path, folder: Path, name: str, seed: int) -> None:
     run = record(library, folder, name, seed)
-    disk = Replayer(run.recorded).disk(len(run.recorded.entries), {})
+    replayer = Replayer(run.recorded)
+    disk = replayer.disk(len(run.recorded.entries), {})
+    # what was mapped for writing may have changed after the last mark
+    mapped = {name for name, file in disk.names.items() if file in replayer.moments[-1].pages}
     root = run.place.root
-    assert disk.files() == {
-        file.relative_to(root).as_posix(): file.read_bytes() for file in root.rglob("*") if file.is_file()
-    }
+    found = {file.relative_to(root).as_posix(): file.read_bytes() for file in root.rglob("*") if file.is_file()}
+    assert set(disk.files()) == set(found)
+    assert {name for name, content in disk.files().items() if content != found[name]} <= mapped
 
 
 def test_what_cannot_be_replayed_is_refused(library: Path, folder: Path) -> None:
@@ -432,6 +433,36 @@ def test_a_disk_is_put_into_the_same_folders(folder: Path) -> None:
     assert replayer.disk(2, {}).names == {"d": DIRECTORY, "d/a": 0}
 
 
-def test_workloads_are_what_is_tested() -> None:
-    assert set(workloads.WORKLOADS) == {*ALONE, "recovery"}
-    assert shutil.which(sys.executable)
+def test_mapped_memory_may_be_anything_that_it_was(library: Path, folder: Path) -> None:
+    script = """
+import ctypes, mmap, os, sys
+os.chdir(sys.argv[1])
+mark = ctypes.CDLL(None).fastlog_mark
+fd = os.open("page", os.O_CREAT | os.O_RDWR)
+os.pwrite(fd, b"0" * 4096, 0)
+os.fdatasync(fd)
+page = mmap.mmap(fd, 4096)
+for digit in b"123":
+    page[:] = bytes([digit]) * 4096
+    if os.fork() == 0:
+        page[512:1024] = b"child" * 102 + b"..."[:2]
+        mark(b"{}", 2)
+        os._exit(0)
+    os.wait()
+"""
+    root, recorded = run_script(library, folder, script)
+    replayer = Replayer(recorded)
+    end = len(recorded.entries)
+    pages = next(iter(replayer.moments[-1].pages.values()))
+    assert len(pages) == 4, "the first, and one after each change"
+    assert replayer.disk(end, {}).files() == {"page": (root / "page").read_bytes()}
+
+    def content(outcome: str) -> bytes:
+        return replayer.disk(end, {-1: outcome}).files()["page"]
+
+    assert content("page:0") == b"0" * 4096
+    assert content("page:1")[:515] == b"1" * 512 + b"chi"
+    assert content("zeros") == bytes(4096)
+    assert len(content("random:5")) == 4096
+    assert set(content("mixed:3")) >= {ord("1"), ord("3")}
+    assert replayer.disk(end, {-1: "absent"}).files() == {}

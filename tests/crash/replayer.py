@@ -126,7 +126,10 @@ class Replayer:
             return self._synced(moment, at, entry)
         if kind == Kind.PAGE:
             file = self._by_inode[entry.inode]
-            pages = {**moment.pages, file: (*moment.pages.get(file, ()), entry.data)}
+            pages = dict(moment.pages)
+            known = pages.get(file, ())
+            if not known or known[-1] != entry.data:  # each process notes what it had not seen
+                pages[file] = (*known, entry.data)
             return Moment(at, moment.names, moment.images, moment.pending, pages)
         operation: Operation
         images = moment.images

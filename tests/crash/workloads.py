@@ -18,6 +18,7 @@ import ctypes
 import json
 import os
 import random
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from typing import Any
 
 import fastlog
 from fastlog._native import oscalls
+from fastlog.config import DURABILITY_LEVELS
 
 SOME_TIME = 1_700_000_000_000
 NAME = "events-0"
@@ -76,10 +78,9 @@ class Writer:
         self.appends = 0
         self.chance = random.Random(f"{seed} writer {number}")
 
-    def open(self, durability: str, **options: Any) -> Any:
-        return fastlog.PartitionLog.open(
-            self.path, durability=durability, config=fastlog.LogConfig(**CONFIG), **options
-        )
+    def open(self, durability: str, *, read_only: bool = False, **options: Any) -> Any:
+        config = fastlog.LogConfig(**{**CONFIG, **options})
+        return fastlog.PartitionLog.open(self.path, durability=durability, read_only=read_only, config=config)
 
     def append(self, log: Any, times: int = 1) -> None:
         for _ in range(times):
@@ -209,6 +210,106 @@ def threads(folder: Path, seed: int) -> None:
             thread.join()
 
 
+# --- several processes ------------------------------------------------------------------------------------------------
+
+
+def group_threads(folder: Path, seed: int) -> None:
+    """Eight threads of one handle share syncs."""
+    with Writer(folder, seed).open("group") as log:
+        share_among_threads(log, [Writer(folder, seed, number) for number in range(1, 9)], 8)
+
+
+def share_among_threads(log: Any, writers: list[Writer], times: int) -> None:
+    working = [Thread(target=writer.append, args=(log, times)) for writer in writers]
+    for thread in working:
+        thread.start()
+    for thread in working:
+        thread.join()
+
+
+def group_processes(folder: Path, seed: int) -> None:
+    """Processes come and go: two threads each, at every level, one that deletes, one that only reads."""
+    chance = random.Random(seed)
+    levels = ["group", "group", "batch", "interval", "os"]
+    chance.shuffle(levels)
+    lives = [
+        lambda number=number, level=level: live(folder, seed, number, level) for number, level in enumerate(levels)
+    ]
+    in_processes([*lives, lambda: watch(folder, seed)])
+
+
+def group_deaths(folder: Path, seed: int) -> None:
+    """Some processes are killed at named places; the others take over, and power is lost meanwhile."""
+    chance = random.Random(seed)
+    in_processes([lambda: live(folder, seed, 0, "group")])
+    lives: list[Callable[[], None]] = []
+    for number in range(1, 7):
+        place = chance.choice([None, *PLACES])
+        lives.append(lambda number=number, place=place: live(folder, seed, number, "group", place))  # type: ignore[misc]
+    in_processes([*lives, lambda: watch(folder, seed)], may_die=True)
+    in_processes([lambda: live(folder, seed, 9, "group")])
+
+
+PLACES = [
+    *("append.dirty", "append.batch_written", "append.written", "append.indexed", "append.published"),
+    *("roll.begun", "roll.created", "roll.published", "sync.locked", "sync.synced", "sync.published"),
+    *("open.recovered", "open.page_written", "close.exclusive", "close.synced"),
+]
+
+
+def live(folder: Path, seed: int, number: int, durability: str, place: str | None = None) -> None:
+    """The life of one process among others."""
+    first, second = Writer(folder, seed, 2 * number + 10), Writer(folder, seed, 2 * number + 11)
+    if place is not None:
+        oscalls.arm(place, "kill", first.chance.randint(1, 6) if place.startswith("append") else 1)
+    with first.open(durability) as log:
+        share_among_threads(log, [first, second], first.chance.randint(1, 6))
+        mark("durable", end=log.durable_offset)
+        if first.chance.random() < 0.3:
+            first.flush(log)
+        if number == 1:
+            first.delete(log)
+
+
+def watch(folder: Path, seed: int) -> None:
+    """Somebody who acts on what is durable."""
+    writer = Writer(folder, seed, 999)
+    for _ in range(10):
+        try:
+            with writer.open("group", read_only=True) as log:
+                mark("durable", end=log.durable_offset)
+                log.wait(log.durable_offset, 0.01)
+                mark("durable", end=log.durable_offset)
+        except fastlog.StorageError as error:
+            assert "holds no log yet" in str(error) or "does not exist" in str(error), error
+
+
+def in_processes(lives: list[Callable[[], None]], *, may_die: bool = False) -> None:
+    """Run each in a process of its own, all at once."""
+    processes = []
+    for life in lives:
+        pid = os.fork()
+        if pid == 0:
+            run_and_exit(life)
+        processes.append(pid)
+    allowed = {0, -signal.SIGKILL} if may_die else {0}
+    ends = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in processes]
+    assert set(ends) <= allowed, f"processes ended with {ends}"
+
+
+def intervals(folder: Path, seed: int) -> None:
+    """Appends that somebody syncs some time later; what is durable is shown."""
+    writer = Writer(folder, seed)
+    with writer.open("interval", flush_interval="5ms") as log:
+        for _ in range(60):
+            writer.append(log)
+            mark("durable", end=log.durable_offset)
+            log.wait(log.end_offset, 0.002)
+
+
+# --- on what power loss left ------------------------------------------------------------------------------------------
+
+
 def recovery(folder: Path, seed: int) -> None:
     """Opening what power loss left, and going on; the folder holds a disk of another record."""
     writer = Writer(folder, seed, 1000 + seed % 1000)
@@ -217,9 +318,23 @@ def recovery(folder: Path, seed: int) -> None:
         writer.append(log, 2)
 
 
+ALONE = ["durable_appends", "lazy_appends", "deletions", "clean_closes", "deaths", "threads"]
+SHARED = ["group_threads", "group_processes", "group_deaths", "intervals"] if "group" in DURABILITY_LEVELS else []
 WORKLOADS: dict[str, Callable[[Path, int], None]] = {
     function.__name__: function
-    for function in (durable_appends, lazy_appends, deletions, clean_closes, deaths, threads, recovery)
+    for function in (
+        durable_appends,
+        lazy_appends,
+        deletions,
+        clean_closes,
+        deaths,
+        threads,
+        group_threads,
+        group_processes,
+        group_deaths,
+        intervals,
+        recovery,
+    )
 }
 
 
