@@ -430,7 +430,7 @@ cdef class PartitionLog(Handle):
                     # nobody vouches for indexes that had to leave something out
                     continue
                 segment.index_checksums = segment.compute_checksums()
-            checksums[segment.base_offset] = segment.index_checksums
+            checksums[segment.base_offset] = (*segment.index_checksums, segment.size)
         oscalls.sync_directory(self.path)
         durable.base = state.active_base
         durable.position = state.end_position

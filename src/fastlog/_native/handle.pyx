@@ -124,7 +124,7 @@ cdef class Handle:
             segment = recovery.new_segment(
                 self.path, base, size, self.meta, self.config, stores=not self.read_only,
                 # of what was appended to since the log was opened they would be stale
-                index_checksums=checksums.get(base) if base < trusted or (base == active_base and is_untouched) else None,
+                index_checksums=files.checksums_of(checksums, base, size) if base < trusted or (base == active_base and is_untouched) else None,
             )
             segment.inode = inode
             segment.is_trusted = trusted <= base < active_base

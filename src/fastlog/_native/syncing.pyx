@@ -232,7 +232,7 @@ def sync_rolled(Handle log) -> None:
                 segment.sync_indexes()
                 segment.index_checksums = segment.compute_checksums()
             if segment.index_checksums is not None:
-                checksums[segment.base_offset] = segment.index_checksums
+                checksums[segment.base_offset] = (*segment.index_checksums, segment.size)
             if segment is not log.active:
                 segment.close_files()
         if not log.read_only and checksums:

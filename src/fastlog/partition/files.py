@@ -215,18 +215,31 @@ def write_clean_marker(folder: str, marker: CleanMarker) -> None:
     oscalls.replace_file(f"{folder}/{CLEAN}", sealed(payload))
 
 
-def read_index_checksums(folder: str) -> dict[int, tuple[int, int]]:
-    """Segment base offset → checksums of its offset index and time index; empty when they cannot be told."""
+def read_index_checksums(folder: str) -> dict[int, tuple[int, ...]]:
+    """Segment base offset → checksums of its offset index and its time index, and the size of the segment that they speak
+    for (0.1 did not write it); empty when they cannot be told. ``checksums_of`` says which are to be believed."""
     content = oscalls.read_file(f"{folder}/{INDEXES}")
     payload = unsealed(content) if content is not None else None
-    if payload is None:
-        return {}
-    return {int(base): (pair[0], pair[1]) for base, pair in payload.items()}
+    return {int(base): tuple(entry) for base, entry in (payload or {}).items()}
 
 
-def write_index_checksums(folder: str, checksums: dict[int, tuple[int, int]]) -> None:
+def checksums_of(
+    entries: dict[int, tuple[int, ...]], base: int, size: int, *, is_clean: bool = False
+) -> tuple[int, int] | None:
+    """Checksums of the indexes of a segment of this size; None when nobody vouches for them.
+
+    What a clean close said about the active segment is no longer true when that has grown, though after power loss its
+    indexes may be on disk as they were then. An entry that names no size is believed after a clean close only.
+    """
+    entry = entries.get(base)
+    if entry is None or entry[2:] not in ([(size,), ()] if is_clean else [(size,)]):
+        return None
+    return entry[0], entry[1]
+
+
+def write_index_checksums(folder: str, entries: dict[int, tuple[int, ...]]) -> None:
     """Write ``.fastlog-indexes`` atomically."""
-    oscalls.replace_file(f"{folder}/{INDEXES}", sealed({str(base): list(pair) for base, pair in checksums.items()}))
+    oscalls.replace_file(f"{folder}/{INDEXES}", sealed({str(base): list(entry) for base, entry in entries.items()}))
 
 
 def read_epochs(folder: str) -> list[tuple[int, int]] | None:

@@ -129,7 +129,13 @@ def open_partition(folder: str, config: LogConfig, *, read_only: bool) -> Opened
             checksums = files.read_index_checksums(folder)
             segments = [
                 new_segment(
-                    folder, base, size, meta, resolved, stores=not read_only, index_checksums=checksums.get(base)
+                    folder,
+                    base,
+                    size,
+                    meta,
+                    resolved,
+                    stores=not read_only,
+                    index_checksums=files.checksums_of(checksums, base, size, is_clean=True),
                 )
                 for base, size in sizes.items()
             ]
@@ -247,13 +253,14 @@ def recover(
             meta,
             config,
             stores=not read_only,
-            index_checksums=checksums.get(base) if base != active else None,
+            index_checksums=files.checksums_of(checksums, base, size) if base != active else None,
         )
         for base, size in kept.items()
     ]
     recovery_point = meta.recovery_point
+    # the start may have been raised over records that power loss took
+    meta.start_offset = min(meta.start_offset, end_offset)
     if not read_only:
-        meta.start_offset = min(meta.start_offset, end_offset)
         settle(folder, names, meta, segments, end_offset)
     report = RecoveryReport(
         recovery_point,
