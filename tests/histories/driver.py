@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,14 +29,28 @@ class Worker:
     role: str
     child: Child
     notes: Path
-    killed: bool = False
+    lines: list[str] = field(default_factory=list)
+    read_to: int = 0
+
+    def noted(self) -> list[str]:
+        """The lines that it has written so far."""
+        if self.notes.exists():
+            with self.notes.open("rb") as file:
+                file.seek(self.read_to)
+                data = file.read()
+            complete = data.rpartition(b"\n")[0]
+            if complete:
+                self.read_to += len(complete) + 1
+                self.lines += complete.decode().split("\n")
+        return self.lines
 
     @property
     def alive(self) -> bool:
         return self.child.alive
 
-    def acks(self) -> int:
-        return sum(line.startswith("A ") for line in read_lines(self.notes))
+    def count(self, letter: str, since: int = 0) -> int:
+        """How many events of a kind it has noted behind the line number ``since``."""
+        return sum(line.startswith(letter) for line in self.noted()[since:])
 
 
 class WorkerEnded(AssertionError):
@@ -82,7 +95,6 @@ class Crowd:
         return [worker for worker in self.workers if worker.alive]
 
     def kill(self, worker: Worker) -> None:
-        worker.killed = True
         worker.child.kill()
         self.kills += 1
 
@@ -90,43 +102,44 @@ class Crowd:
         """Wait for a worker that kills itself at a failpoint."""
         status = worker.child.wait(timeout)
         assert status == signal.SIGKILL, f"{worker.child.name} ended with {status} without reaching its failpoint"
-        worker.killed = True
         self.kills += 1
 
     def settled(self, worker: Worker, timeout: float = 30) -> None:
         """Wait until a worker has its first acknowledgement, or its first read."""
         wanted = "A " if worker.role == "write" else "R "
-        self.until(lambda: any(line.startswith(wanted) for line in read_lines(worker.notes)), timeout, "began", worker)
+        self.until(lambda: worker.count(wanted) > 0, timeout, "began", worker)
 
-    def until(self, condition: Any, timeout: float, what: str, worker: Worker) -> None:
+    def until(self, condition: Any, timeout: float, what: str, worker: Worker) -> Any:
+        """Wait for something that a living worker will do; what ``condition`` returned."""
         limit = time.monotonic() + timeout
-        while not condition():
+        while not (result := condition()):
             if not worker.alive:
                 raise WorkerEnded(f"{worker.child.name} ended: {self.last_words(worker)}")
             assert time.monotonic() < limit, f"{worker.child.name}: never {what}; {self.last_words(worker)}"
             time.sleep(0.002)
+        return result
 
     def last_words(self, worker: Worker) -> str:
-        return "\n".join(read_lines(worker.notes)[-3:])
+        return "\n".join(worker.noted()[-3:])
 
     def goes_on(self, worker: Worker, after: int, timeout: float = 30) -> float:
         """Wait for an append of ``worker`` that began and was acknowledged after a moment; seconds until then."""
-        found: list[int] = []
+        begun: dict[str, int] = {}
+        at = 0
 
-        def has() -> bool:
-            begun: dict[str, int] = {}
-            for line in read_lines(worker.notes):
-                words = line.split(" ")
-                which = " ".join(words[1:4])
-                if words[0] == "T":
-                    begun[which] = int(words[5])
-                elif words[0] == "A" and int(words[5]) > after and begun.get(which, 0) > after:
-                    found.append(int(words[5]))
-                    return True
-            return False
+        def ended() -> int:
+            nonlocal at
+            lines = worker.noted()
+            while at < len(lines):
+                letter, *words = lines[at].split(" ")
+                at += 1
+                if letter == "T":
+                    begun[" ".join(words[:3])] = int(words[4])
+                elif letter == "A" and int(words[4]) > after and begun[" ".join(words[:3])] > after:
+                    return int(words[4])
+            return 0
 
-        self.until(has, timeout, "acknowledged an append again", worker)
-        return (found[0] - after) / 1e9
+        return (self.until(ended, timeout, "acknowledged an append again", worker) - after) / 1e9
 
     def __enter__(self) -> Crowd:
         return self
@@ -175,9 +188,3 @@ class Crowd:
             f"{history.end_offset} records"
         )
         return check(history, **options)
-
-
-def moments(chance: random.Random, shortest: float, longest: float) -> Iterator[float]:
-    """Random spans of time, many short ones."""
-    while True:
-        yield shortest + (longest - shortest) * chance.random() ** 2

@@ -62,6 +62,7 @@ class Writer:
         self.maintains: float = options.pop("maintains", 0.0)
         self.conditions: float = options.pop("conditions", 0.1)
         self.sizes: list[int] = options.pop("sizes", [1, 1, 1, 2, 10, 60])
+        self.idle_until: str = options.pop("idle_until", "")  # a file that has to be there before the first append
         self.stubborn: bool = options.pop("stubborn", True)  # goes on after an append that was refused
         self.options = options
         self.handles = 0
@@ -101,6 +102,7 @@ class Writer:
     def run(self) -> None:
         try:
             self.open()
+            wait_for_start(self.idle_until)
             threads = [threading.Thread(target=self.run_thread, args=(n,), daemon=True) for n in range(self.threads)]
             for thread in threads:
                 thread.start()
@@ -194,7 +196,7 @@ def arm(failpoint: list[Any] | None, inject: dict[str, Any] | None) -> None:
 
 
 def wait_for_start(start: str) -> None:
-    """Until a file is there: processes that shall begin together."""
+    """Until a file is there: for processes that shall begin together, or later."""
     while start and not Path(start).exists() and not stopping.is_set():
         time.sleep(0.001)
 
