@@ -63,6 +63,7 @@ class Writer:
         self.conditions: float = options.pop("conditions", 0.1)
         self.sizes: list[int] = options.pop("sizes", [1, 1, 1, 2, 10, 60])
         self.idle_until: str = options.pop("idle_until", "")  # a file that has to be there before the first append
+        self.inject: dict[str, Any] | None = options.pop("inject_when_open", None)
         self.stubborn: bool = options.pop("stubborn", True)  # goes on after an append that was refused
         self.options = options
         self.handles = 0
@@ -103,6 +104,7 @@ class Writer:
         try:
             self.open()
             wait_for_start(self.idle_until)
+            arm(None, self.inject)
             threads = [threading.Thread(target=self.run_thread, args=(n,), daemon=True) for n in range(self.threads)]
             for thread in threads:
                 thread.start()
@@ -240,7 +242,7 @@ class Reader:
         except fastlog.LockedError:
             return False  # the next one may recover, or is frozen
         except fastlog.StorageError as error:
-            if "no such" in str(error).lower() or error.errno == 2:
+            if "does not exist" in str(error):
                 stopping.rest(0.005)  # nobody has made it yet
                 return False
             raise
