@@ -142,7 +142,7 @@ cdef extern from *:
         clock_gettime(CLOCK_MONOTONIC, &now);
         return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
     }
-    static void fastlog_signal_self(int number) { kill(getpid(), number); }
+    static void fastlog_signal_self(int number) { raise(number); }  /* this thread: it shall not run on */
     static int fastlog_allocate(int fd, int64_t position, int64_t size) {
     #if defined(__linux__)
         return fallocate(fd, FALLOC_FL_KEEP_SIZE, position, size);

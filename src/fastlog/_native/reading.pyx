@@ -56,7 +56,8 @@ cdef RecordBatch read_range(Handle log, int64_t offset, int64_t stop, int64_t ma
         if offset == state.end_offset:
             return batch
         segment = None
-        if offset == log.cursor_offset:
+        # of another list, the segment may have been the active one, and its size then means nothing
+        if offset == log.cursor_offset and log.list_.generation == state.generation:
             segment = log.cursor_segment
             place.position = log.cursor_position
             place.expected_offset = offset
