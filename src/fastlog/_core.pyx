@@ -24,24 +24,29 @@ from fastlog._native.control cimport Control, ring
 from fastlog._native.encoder cimport (
     BatchShape, EncodedBatches, Encoder, OUT_OF_MEMORY, RecordSource, encode_compressed, plan_batches,
 )
+from fastlog._native.layout cimport TRANSACTION_ENTRY_SIZE
 from fastlog._native.handle cimport AT_BATCH, AT_GROUP, AT_INTERVAL, AT_OS, Handle, Level, SegmentList
 from fastlog._native.published cimport (
     Durable, Published, UNKNOWN_ENTRIES, load_word, publish, publish_durable, read_durable, read_published, store_word,
 )
-from fastlog._native.reading cimport find_time, out_of_range, read_range, readable_end, wait_for
+from fastlog._native.reading cimport aborted_entries, find_time, out_of_range, read_range, readable_end, wait_for
 from fastlog._native.segment cimport Segment
+from fastlog._native.validator cimport ValidatedBatches
 from fastlog._native.syncing cimport keep_interval, persist, poisoned_error, sync_all, sync_own, sync_until
 
 from fastlog._native import control as presence
 from fastlog._native import oscalls
+from fastlog._native.checksum import crc32c
 from fastlog._native import batch as batch_room
 from fastlog._native.inspect import read_batch, scan_index, scan_segment
 from fastlog._native.syncing import wake_flusher, write_meta
+from fastlog._native.transactions import TransactionIndex, end_transaction_marker
+from fastlog._native.validator import validate_batches
 from fastlog.config import DEFAULT_DURABILITY, DURABILITY_LEVELS, ISOLATION_LEVELS, LogConfig, parse_duration_ms
 from fastlog.errors import (
     ConfigError, InvalidRecordError, LockedError, NotSupportedError, RecordTooLargeError, StorageError, UnsupportedFormatError,
 )
-from fastlog.partition import files, recovery
+from fastlog.partition import files, recovery, snapshots
 from fastlog.partition.repair import repair as repair_folder
 from fastlog.partition.verify import verify as verify_segments
 from fastlog.reports import CODECS, SegmentInfo
@@ -70,6 +75,7 @@ cdef enum:
     PAGE_PATIENCE = 1000        # milliseconds to wait for a page while others are there
     COMPANY_INTERVAL = 5        # milliseconds between two looks of a lone reader
     UNKNOWN_TIMESTAMP = -2
+    PRODUCER_EXPIRATION = 24 * 3600 * 1000      # milliseconds
 
 
 cdef class PartitionLog(Handle):
@@ -263,12 +269,12 @@ cdef class PartitionLog(Handle):
         state.end_position = active.size
         state.end_offset = opened.end_offset
         state.start_offset = opened.meta.start_offset
-        state.first_unstable_offset = -1
-        state.last_producer_offset = -1
+        state.first_unstable_offset = opened.first_unstable_offset
+        state.last_producer_offset = opened.last_producer_offset
         state.generation = self.list_.generation
         state.index_entries = UNKNOWN_ENTRIES
         state.time_index_entries = UNKNOWN_ENTRIES
-        state.transaction_entries = 0
+        state.transaction_entries = len(opened.aborted) // TRANSACTION_ENTRY_SIZE
         state.bytes_since_entry = 0
         state.max_timestamp = -1
         state.offset_of_max = -1
@@ -284,12 +290,16 @@ cdef class PartitionLog(Handle):
         self.seen_version = control.page.version
         durable.base = active.base_offset
         durable.position = active.size
-        durable.offset = opened.end_offset
+        durable.offset = durable.last_stable_offset = opened.end_offset
+        if state.first_unstable_offset >= 0:
+            durable.last_stable_offset = max(state.first_unstable_offset, state.start_offset)
+        active.aborted = opened.aborted if self.read_only else None
         if self.read_only and opened.report is not None and opened.report.recovery_point < opened.end_offset:
             # a writer's recovery has synced everything; a reader's has not
             durable.base = opened.meta.recovery_segment
             durable.position = opened.meta.recovery_position
             durable.offset = opened.report.recovery_point
+            durable.last_stable_offset = min(durable.last_stable_offset, durable.offset)
         publish_durable(control.page, &durable)
         return 0
 
@@ -414,6 +424,8 @@ cdef class PartitionLog(Handle):
                 self.tracker.offsets.lost = True
             self.active.finish_indexes()
             finished = self.active
+        if state.last_producer_offset >= 0:
+            self.finish_producers(state)
         checksums = {}
         for segment in self.list_.segments:
             if segment.base_offset >= durable.base:
@@ -430,11 +442,14 @@ cdef class PartitionLog(Handle):
                     # nobody vouches for indexes that had to leave something out
                     continue
                 segment.index_checksums = segment.compute_checksums()
-            checksums[segment.base_offset] = (*segment.index_checksums, segment.size)
+            checksums[segment.base_offset] = files.checksum_entry(
+                (*segment.index_checksums[:2], segment.transaction_checksum), segment.size
+            )
         oscalls.sync_directory(self.path)
         durable.base = state.active_base
         durable.position = state.end_position
         durable.offset = state.end_offset
+        durable.last_stable_offset = min(durable.last_stable_offset, durable.offset)
         publish_durable(control.page, &durable)
         os_c.reach(os_c.CLOSE_SYNCED)
         self.meta = files.read_meta(self.path) or self.meta
@@ -445,6 +460,31 @@ cdef class PartitionLog(Handle):
         control.remove_page()
         files.write_clean_marker(self.path, files.CleanMarker(self.meta, state.end_offset, sizes))
         os_c.reach(os_c.CLOSE_MARKED)
+        return 0
+
+    cdef int finish_producers(self, Published* state) except -1:
+        """The snapshot that opening begins with, and the transaction indexes; nobody else is there."""
+        cdef SegmentList list_ = self.list_
+        cdef Segment segment = list_.last()
+        cdef Py_ssize_t i
+        index = TransactionIndex(files.transaction_index_path(segment.path), segment.base_offset)
+        index.truncate(state.transaction_entries)
+        segment.transaction_checksum = crc32c(index.entries(state.transaction_entries))
+        for i in range(len(list_.segments) - 1):
+            segment = list_.segments[i]
+            known = aborted_entries(self, list_, i)
+            if known != snapshots.read_transaction_index(segment.path, segment.base_offset, list_.bases[i + 1]):
+                TransactionIndex(files.transaction_index_path(segment.path), segment.base_offset).replace(known)
+        names = oscalls.list_directory(self.path)
+        for name in names:
+            if name.endswith(".txnindex"):
+                oscalls.sync_file(f"{self.path}/{name}")
+        if f"{state.end_offset:020d}.snapshot" not in names:
+            states = snapshots.rebuild(self.path, names, self.sizes_at(state), state.end_offset).states
+            states.expire(os_c.clock_milliseconds(), PRODUCER_EXPIRATION)
+            snapshots.write_snapshot(self.path, states)
+        offsets = [*snapshots.snapshot_offsets(names), state.end_offset]
+        snapshots.remove_snapshots(self.path, snapshots.stale_snapshots(offsets, list_.bases, state.end_offset))
         return 0
 
     cdef int forget_files(self) except -1:
@@ -460,6 +500,7 @@ cdef class PartitionLog(Handle):
                 segment.close_files()
         self.active = None
         self.tracker = None
+        self.producers = None
         self.encoders = []
         self.forget_cursor()
         return 0
@@ -513,7 +554,7 @@ cdef class PartitionLog(Handle):
         self.require_open()
         cdef Published state
         read_published(self.control.page, &state)
-        return state.end_offset if state.first_unstable_offset < 0 else state.first_unstable_offset
+        return state.end_offset if state.first_unstable_offset < 0 else max(state.first_unstable_offset, state.start_offset)
 
     @property
     def readable_offset(self) -> int:
@@ -655,11 +696,76 @@ cdef class PartitionLog(Handle):
             free(shapes)
             if len(self.encoders) < MOST_ENCODERS:
                 self.encoders.append(encoder)
+        self.reach_level(end_offset)
+        return base_offset
+
+    cdef int reach_level(self, int64_t end_offset) except -1:
+        """After an append: what its durability level promises."""
         if self.level == AT_GROUP:
             sync_until(self, end_offset)
         elif self.level == AT_BATCH:
             sync_own(self)
+        return 0
+
+    def append_batch(self, buffer: object, expected_end_offset: int | None = None) -> int:
+        """Append record batches that are encoded already; return the offset of the first record.
+
+        Args:
+            buffer: one or several whole record batches, version 2, in any object with a buffer. They are checked as a Kafka
+                leader checks its clients': lengths, CRC, every record, timestamps; then stamped with offset and leader epoch,
+                and written as they are, compressed ones too. All of them are appended, or none.
+            expected_end_offset: append only if this is the end offset; compared under the writer lock.
+
+        Batches with a producer id are idempotent: an exact repetition of one of the producer's last five batches is not
+        written again, its first offset is returned. Batches that are marked transactional become readable for
+        ``read_committed`` with ``end_transaction``.
+
+        Guarantee and errors as of ``append``, and:
+
+        Raises:
+            CorruptRecordError: a batch does not check out.
+            OutOfOrderSequenceError: the producer's sequence numbers skip, or go back further than five batches.
+            ProducerFencedError: a newer epoch of the same producer id has written.
+            TransactionError: a batch outside of a transaction while its producer has one open.
+        """
+        cdef ValidatedBatches batches
+        self.require_writable()
+        if not isinstance(expected_end_offset, (int, type(None))):
+            raise InvalidRecordError(f"expected_end_offset={expected_end_offset!r}: expected an offset or None")
+        batches = validate_batches(
+            buffer, self.max_message_bytes, self.segment_bytes, os_c.clock_milliseconds() + self.timestamp_limit, internal=False,
+            needs_keys=False, max_decompressed_bytes=self.max_decompressed_bytes,
+        )
+        return self.append_validated(batches, -1 if expected_end_offset is None else expected_end_offset)
+
+    cdef int64_t append_validated(self, ValidatedBatches batches, int64_t expected_end_offset) except -1:
+        cdef Append request
+        cdef int64_t end_offset = 0, base_offset
+        request.source = NULL
+        request.shapes = batches.shapes
+        request.batches = batches.batches
+        request.offsets = batches.offsets
+        request.size = batches.size
+        request.largest_timestamp = batches.max_timestamp
+        request.expected_end_offset = expected_end_offset
+        base_offset = append(self, &request, None, batches, &end_offset)
+        self.reach_level(end_offset)
         return base_offset
+
+    def end_transaction(
+        self, producer_id: int, producer_epoch: int, *, commit: bool, coordinator_epoch: int = 0,
+    ) -> int:
+        """End the open transaction of a producer in this partition: append its marker; return the marker's offset.
+
+        ``commit=True`` lets ``read_committed`` readers see its records, False takes them away from them for ever. Readers see
+        neither marker. Guarantee and errors as of ``append_batch``; FencedError for a ``coordinator_epoch`` that is overtaken.
+        Source: KIP-98.
+        """
+        self.require_writable()
+        marker = end_transaction_marker(producer_id, producer_epoch, coordinator_epoch, commit, os_c.clock_milliseconds())
+        return self.append_validated(
+            validate_batches(marker, self.max_message_bytes, self.segment_bytes, None, internal=True), -1
+        )
 
     def flush(self) -> int:
         """Make every record appended so far survive power loss; return the durable offset.
@@ -782,7 +888,8 @@ cdef class PartitionLog(Handle):
                 self.list_ = SegmentList(list_.segments[first:], state.generation)
                 self.forget_cursor()
                 for segment in removed:
-                    for path in (segment.index_path, segment.time_index_path, segment.path):
+                    transactions, snapshot = files.transaction_index_path(segment.path), segment.path.removesuffix(".log") + ".snapshot"
+                    for path in (segment.index_path, segment.time_index_path, transactions, snapshot, segment.path):
                         oscalls.remove(path)
                 os_c.reach(os_c.DELETE_REMOVED)
                 if removed:

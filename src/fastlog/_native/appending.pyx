@@ -12,7 +12,7 @@ published before it does anything else. A failed append does that itself.
 
 import logging
 
-from libc.errno cimport ENOMEM
+from libc.errno cimport EIO, ENOMEM
 from libc.stdint cimport int64_t
 
 from fastlog._native cimport oscalls as os_c
@@ -24,12 +24,15 @@ from fastlog._native.layout cimport INDEX_ENTRY_SIZE, TIME_INDEX_ENTRY_SIZE
 from fastlog._native.published cimport (
     ControlPage, Published, UNKNOWN_ENTRIES, load_word, publish, read_published, store_word,
 )
+from fastlog._native.producers cimport ACCEPTED, DUPLICATE, ProducerStates, Rejection, Verdict
 from fastlog._native.segment cimport Segment
+from fastlog._native.validator cimport ValidatedBatches
 from fastlog._native.syncing cimport keep_interval, poisoned_error, sync_rolled_later
 
 from fastlog._native import oscalls
 from fastlog.errors import FencedError, InvalidRecordError, StorageError
-from fastlog.partition import files, recovery
+from fastlog._native.transactions import TransactionIndex
+from fastlog.partition import files, recovery, snapshots
 
 logger = logging.getLogger("fastlog.log")
 
@@ -41,6 +44,8 @@ cdef enum:
     ALLOCATE_FROM = 1 << 20     # a segment of this size gets disk blocks ahead of its end, as many as it has,
     MOST_ALLOCATED = 8 << 20    # up to so many
     UNKNOWN_TIMESTAMP = -2
+    FAR_BEHIND = 1 << 20        # bytes of batches that are read while others wait for the lock
+NOTHING_ABORTED = 0             # checksum of a .txnindex that is not there
 
 
 cdef int64_t append(Handle log, Append* request, Encoder encoder, EncodedBatches ready, int64_t* end_offset) except -1:
@@ -48,16 +53,36 @@ cdef int64_t append(Handle log, Append* request, Encoder encoder, EncodedBatches
     cdef Published state
     cdef Control control = log.control
     cdef int64_t result, base_offset
+    cdef ValidatedBatches given = ready if isinstance(ready, ValidatedBatches) else None
+    cdef Verdict verdict
+    cdef Rejection rejection
+    cdef int64_t duplicate = -1
+    cdef ProducerStates known = None
+    if given is not None and given.has_producer:
+        known = look_back(log)
+    else:
+        given = None
     control.lock_writer()
     try:
         begin_change(log, &state)
         if request.expected_end_offset >= 0 and request.expected_end_offset != state.end_offset:
             raise fenced(log, state.end_offset, request.expected_end_offset)
+        if given is not None:
+            know_producers(log, known, &state)
+            given.stamp(state.end_offset, log.epoch)
+            with nogil:
+                verdict = log.producers.check(given.data, given.size, True, &duplicate, &rejection)
+            if verdict == DUPLICATE:
+                # there already, but perhaps not yet durable: whoever wrote it may have died before that
+                end_offset[0] = state.end_offset
+                return duplicate
+            if verdict != ACCEPTED:
+                raise log.producers.rejected(verdict, &rejection)
         if must_roll(log, &state, request):
             roll(log, &state)
         base_offset = state.end_offset
         with nogil:
-            result = write_batches(log, request, encoder, ready, &state)
+            result = write_batches(log, request, encoder, ready, given, &state)
         if result < 0:
             if result == VALUES_CHANGED:
                 raise InvalidRecordError("the values were changed by another thread while they were appended: nothing was written")
@@ -79,7 +104,7 @@ cdef object fenced(Handle log, int64_t found, int64_t expected):
     )
 
 
-cdef int64_t write_batches(Handle log, Append* request, Encoder encoder, EncodedBatches ready, Published* state) noexcept nogil:
+cdef int64_t write_batches(Handle log, Append* request, Encoder encoder, EncodedBatches ready, ValidatedBatches given, Published* state) noexcept nogil:
     """Write every batch behind the published end, then publish. A negative result: the files are as they were."""
     cdef ControlPage* page = log.control.page
     cdef int fd = log.active.fd
@@ -118,9 +143,23 @@ cdef int64_t write_batches(Handle log, Append* request, Encoder encoder, Encoded
             store_word(&page.dirty, 0)
         return result
     os_c.reach(os_c.APPEND_WRITTEN)
+    if given is not None:
+        result = log.producers.apply(given.data, given.size, os_c.clock_milliseconds())
+        if result >= 0 and log.producers.aborted_count:
+            # a reader that sees the marker must know what it aborted: unlike other indexes this one may not fail
+            with gil:
+                result = index_aborted(log, state)
+        if result < 0:
+            with gil:
+                log.producers = None
+            if os_c.os_ftruncate(fd, begin) == 0 and os_c.os_fdatasync(fd) == 0:
+                store_word(&page.dirty, 0)
+            return result
+        state.first_unstable_offset = log.producers.first_unstable()
+        state.last_producer_offset = log.producers.last_producer_offset
     if begin == 0:
         state.first_timestamp = encoder.max_timestamp if shapes == NULL else shapes[0].max_timestamp
-    if shapes == NULL:
+    if shapes == NULL and ready is None:
         log.tracker.track(begin, encoder.size, offset - 1, encoder.max_timestamp)
     else:
         position = begin
@@ -140,6 +179,62 @@ cdef int64_t write_batches(Handle log, Append* request, Encoder encoder, Encoded
     os_c.reach(os_c.APPEND_PUBLISHED)
     store_word(&page.dirty, 0)
     return 0
+
+
+# --- producers ---------------------------------------------------------------------------------------------------------
+
+cdef ProducerStates look_back(Handle log):
+    """Before the lock is taken: producer state for a handle that lacks it, or is far behind. None when it has it."""
+    cdef Published state, listed
+    read_published(log.control.page, &state)
+    if state.last_producer_offset < 0:
+        return None
+    if log.producers is not None and (
+        log.producers.end_offset > state.last_producer_offset
+        or log.producers.segment_base == state.active_base and state.end_position - log.producers.position < FAR_BEHIND
+    ):
+        return None
+    while True:
+        read_published(log.control.page, &state)
+        listed = state
+        sizes = log.sizes_at(&listed)
+        if listed.generation == state.generation and listed.end_position == state.end_position:
+            return snapshots.rebuild(log.path, oscalls.list_directory(log.path), sizes, state.end_offset).states
+
+
+cdef int know_producers(Handle log, ProducerStates known, Published* state) except -1:
+    """Bring producer state to the published end; under the writer lock."""
+    cdef Published current = state[0]
+    if known is not None and (log.producers is None or log.producers.end_offset < known.end_offset):
+        log.producers = known
+    if log.producers is None:
+        log.producers = ProducerStates()
+        if state.last_producer_offset >= 0:
+            log.producers = snapshots.rebuild(
+                log.path, oscalls.list_directory(log.path), log.sizes_at(&current), state.end_offset
+            ).states
+    states = log.producers
+    if states.end_offset != state.end_offset and not states.jump_to(
+        state.last_producer_offset, state.end_offset, state.active_base, state.end_position
+    ):
+        snapshots.catch_up(log.path, states, log.sizes_at(&current), state.end_offset, check_crc=False)
+    # others have written these entries
+    states.take_aborted()
+    states.segment_base, states.position = state.active_base, state.end_position
+    return 0
+
+
+cdef int64_t index_aborted(Handle log, Published* state) noexcept:
+    """Write the entries of transactions that are aborted by what is being appended; a negative result when that fails."""
+    try:
+        index = TransactionIndex(files.transaction_index_path(log.active.path), log.active.base_offset)
+        state.transaction_entries = index.write(state.transaction_entries, log.producers.take_aborted())
+        return 0
+    except StorageError as error:
+        return -(error.errno or EIO)
+    except Exception:
+        logger.exception("aborted transactions of %s could not be indexed", log.path)
+        return -EIO
 
 
 cdef void allocate(Handle log, int64_t position, int64_t size) noexcept nogil:
@@ -224,10 +319,12 @@ cdef int take_over(Handle log) except -1:
         path = files.segment_path(log.path, base)
         if oscalls.file_size(path):
             oscalls.rename(path, recovery.side_file(path, 0))
-        for name in (path, *files.index_paths(path)):
+        for name in (path, *files.index_paths(path), files.transaction_index_path(path)):
             oscalls.remove(name)
     path = files.segment_path(log.path, state.active_base)
     cut(path, state.end_position, True)
+    if state.last_producer_offset >= 0:
+        TransactionIndex(files.transaction_index_path(path), state.active_base).truncate(state.transaction_entries)
     if state.index_entries != UNKNOWN_ENTRIES:
         for index, entries, size in zip(files.index_paths(path), (state.index_entries, state.time_index_entries), ENTRY_SIZES):
             cut(index, entries * size, False)
@@ -311,6 +408,11 @@ cdef int roll(Handle log, Published* state) except -1:
                 oscalls.remove(index)
             except StorageError:
                 logger.warning("%s may be incomplete", index)
+    if state.last_producer_offset >= 0:
+        # what a dead writer has left behind the published entries
+        TransactionIndex(files.transaction_index_path(old.path), old.base_offset).truncate(state.transaction_entries)
+    else:
+        old.transaction_checksum, old.aborted = NOTHING_ABORTED, b""
     page.allocated = 0
     page.has_lost_entries = 0
     state.active_base = state.end_offset
@@ -322,6 +424,9 @@ cdef int roll(Handle log, Published* state) except -1:
     fresh.tracker.tell(state)
     publish(page, state)
     old.is_growing = False
+    old.is_trusted = True
+    if state.last_producer_offset >= 0:
+        old.aborted = None
     log.list_ = SegmentList([*list_.segments, fresh], state.generation)
     log.active = fresh
     log.tracker = fresh.tracker

@@ -4,6 +4,7 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from fastlog._native.control cimport Control
 from fastlog._native.index cimport IndexTracker
+from fastlog._native.producers cimport ProducerStates
 from fastlog._native.published cimport Published
 from fastlog._native.segment cimport Segment
 
@@ -19,6 +20,7 @@ cdef class SegmentList:
     cdef list segments          # rising; the last one is the active one
     cdef list bases
     cdef int64_t generation
+    cdef int has_aborted        # whether a closed segment knows of aborted transactions; -1 = nobody has looked
 
     cdef Segment last(self)
 
@@ -54,6 +56,7 @@ cdef class Handle:
     # the appender's, guarded by the writer lock
     cdef Segment active                 # open for appending, or None
     cdef IndexTracker tracker           # of `active`
+    cdef ProducerStates producers       # as the log up to some offset tells of them, or None
     cdef uint64_t seen_version          # of the published tuple that `tracker` agrees with
     cdef bint keeps_interval            # the flush interval that somebody asked for is watched by this process
     cdef object background              # thread that syncs rolled segments, or None
@@ -72,5 +75,6 @@ cdef class Handle:
     cdef int64_t end_of(self, Segment segment, const Published* state) noexcept
     cdef int prepare(self, Segment segment, const Published* state) except -1
     cdef int forget_cursor(self) except -1
+    cdef list sizes_at(self, Published* state)
     cdef int look_for_company(self) except -1
     cdef list look_at_segments(self, int64_t active_base, int64_t start_offset, bint is_untouched)

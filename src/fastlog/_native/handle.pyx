@@ -25,6 +25,7 @@ cdef class SegmentList:
         self.segments = segments
         self.bases = [segment.base_offset for segment in segments]
         self.generation = generation
+        self.has_aborted = -1
 
     cdef Segment last(self):
         return self.segments[len(self.segments) - 1]
@@ -52,12 +53,13 @@ cdef class Handle:
         """The published tuple, with `end_offset` lowered to what this handle may show."""
         cdef Control control = self.control
         cdef Durable durable
+        # in this order: what is durable may be newer than what was published, never the other way round
         read_published(control.page, state)
         if self.reads_committed and state.first_unstable_offset >= 0:
-            state.end_offset = min(state.end_offset, state.first_unstable_offset)
+            state.end_offset = min(state.end_offset, max(state.first_unstable_offset, state.start_offset))
         if self.reads_durably or load_word(&control.page.poisoned):
             read_durable(control.page, &durable)
-            state.end_offset = min(state.end_offset, durable.offset)
+            state.end_offset = min(state.end_offset, durable.last_stable_offset if self.reads_committed else durable.offset)
         return 0
 
     cdef SegmentList segments_at(self, Published* state):
@@ -130,6 +132,11 @@ cdef class Handle:
             segment.is_trusted = trusted <= base < active_base
             found.append(segment)
         return found
+
+    cdef list sizes_at(self, Published* state):
+        """(base offset, published size) of every segment."""
+        cdef Segment segment
+        return [(segment.base_offset, self.end_of(segment, state)) for segment in self.segments_at(state).segments]
 
     cdef int64_t end_of(self, Segment segment, const Published* state) noexcept:
         """How many bytes of a segment may be looked at."""

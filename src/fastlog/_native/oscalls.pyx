@@ -862,6 +862,15 @@ def sync_data(fd: int, path: str) -> None:
         raise storage_error("sync", path, result)
 
 
+def sync_file(path: str) -> None:
+    """Make the bytes of a closed file durable."""
+    cdef int fd = open_file(path)
+    try:
+        sync_data(fd, path)
+    finally:
+        close_file(fd)
+
+
 def sync_directory(path: str) -> None:
     """Make created, renamed and removed names in a directory durable."""
     cdef int fd = open_directory(path)

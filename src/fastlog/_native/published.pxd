@@ -18,6 +18,7 @@ cdef extern from *:
     #define fastlog_load(at) __atomic_load_n(at, __ATOMIC_ACQUIRE)
     #define fastlog_store(at, value) __atomic_store_n(at, value, __ATOMIC_RELEASE)
     #define fastlog_read_fence() __atomic_thread_fence(__ATOMIC_ACQUIRE)
+    #define fastlog_write_fence() __atomic_thread_fence(__ATOMIC_RELEASE)
     #define fastlog_full_fence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
     #define fastlog_exchange(at, value) __atomic_exchange_n(at, value, __ATOMIC_SEQ_CST)
     #define fastlog_increment(at) __atomic_add_fetch(at, 1, __ATOMIC_SEQ_CST)
@@ -30,6 +31,7 @@ cdef extern from *:
     uint32_t exchange_bell "fastlog_exchange"(uint32_t* at, uint32_t value) noexcept nogil
     uint32_t increment_bell "fastlog_increment"(uint32_t* at) noexcept nogil
     void read_fence "fastlog_read_fence"() noexcept nogil
+    void write_fence "fastlog_write_fence"() noexcept nogil
     void full_fence "fastlog_full_fence"() noexcept nogil
 
 
@@ -61,6 +63,7 @@ cdef struct Durable:
     int64_t base                    # the segment in which the durable part ends,
     int64_t position                # the position there,
     int64_t offset                  # and the offset
+    int64_t last_stable_offset      # as far as that is known to be durable: power loss takes back no outcome below it
 
 
 cdef struct Bell:
@@ -99,13 +102,15 @@ cdef struct ControlPage:
     int64_t poisoned                # a sync failed
     int64_t flush_interval          # milliseconds; 0 = nobody asked for one
     Bell sync_bell
-    uint8_t[24] gap_d
+    uint8_t[16] gap_d
     Bell append_bell
 
 
 cdef inline void publish(ControlPage* page, const Published* state) noexcept nogil:
     """Only under the writer lock."""
     cdef uint64_t version = page.version + 1
+    # the last version must be out before its other slot changes again
+    write_fence()
     memcpy(&page.slots[version & 1], state, sizeof(Published))
     store_version(&page.version, version)
 
@@ -124,6 +129,7 @@ cdef inline uint64_t read_published(ControlPage* page, Published* state) noexcep
 cdef inline void publish_durable(ControlPage* page, const Durable* durable) noexcept nogil:
     """Only under the sync owner's lock."""
     cdef uint64_t version = page.durable_version + 1
+    write_fence()
     memcpy(&page.durable_slots[version & 1], durable, sizeof(Durable))
     store_version(&page.durable_version, version)
 

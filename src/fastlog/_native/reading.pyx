@@ -9,20 +9,27 @@ the log has a view of its own; from time to time it looks whether somebody came.
 from bisect import bisect_right
 from errno import ENOENT
 
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport int64_t, uint32_t, uint8_t
+from libc.string cimport memset
 
 from fastlog._native cimport oscalls as os_c
 from fastlog._native.batch cimport RecordBatch
 from fastlog._native.control cimport Control, listen, sleep_on
 from fastlog._native.decoder cimport BatchHeader, FINE, NO_MEMORY, Problem, decode_batches
 from fastlog._native.handle cimport Handle, SegmentList
-from fastlog._native.layout cimport TIMESTAMP_TYPE_BIT
+from fastlog._native.layout cimport TIMESTAMP_TYPE_BIT, TRANSACTION_ENTRY_SIZE
 from fastlog._native.memory cimport Block, block_release
 from fastlog._native.published cimport Durable, Published, load_word, read_durable, read_published, store_word
 from fastlog._native.segment cimport Place, Segment
 from fastlog._native.syncing cimport keep_interval, sync_until
+from fastlog._native.transactions cimport AbortedRanges, collect_entries, free_ranges, sort_ranges
+
+from fastlog._native import oscalls
+from fastlog._native.checksum import crc32c
+from fastlog._native.transactions import TransactionIndex
 
 from fastlog.errors import ConfigError, CorruptLogError, OffsetOutOfRangeError, StorageError
+from fastlog.partition import files, snapshots
 
 cdef enum:
     WAIT_SLICE = 50_000_000         # nanoseconds: a writer killed before its bell delays nobody for longer
@@ -98,6 +105,7 @@ cdef RecordBatch read_segments(
     cdef BatchHeader header
     cdef Block* block
     cdef Problem problem
+    cdef AbortedRanges aborted
     cdef int64_t shift = 0, next_offset = offset, next_position = 0, size
     cdef Py_ssize_t i
     cdef SegmentList found
@@ -132,15 +140,20 @@ cdef RecordBatch read_segments(
         if segment.peek(place.position, end, &header) == FINE:
             size = min(size, max(max_bytes, header.size))
     block = segment.fetch(place.position, size, &shift)
+    memset(&aborted, 0, sizeof(aborted))
     try:
+        if log.reads_committed and state.last_producer_offset >= 0:
+            collect_aborted(log, state, segment, offset, min(stop, state.end_offset), &aborted)
         with nogil:
             problem = decode_batches(
                 block, place.position - shift, place.position - shift + size, offset, stop, place.expected_offset,
-                segment.gaps, segment.epoch, max_bytes, segment.max_decompressed_bytes, NULL, 0, &batch.columns, &header, &next_offset,
+                segment.gaps, segment.epoch, max_bytes, segment.max_decompressed_bytes, aborted.ranges, aborted.count,
+                &batch.columns, &header, &next_offset,
                 &next_position,
             )
     finally:
         block_release(block)
+        free_ranges(&aborted)
     if problem == NO_MEMORY:
         raise MemoryError(f"no memory left to decode a batch of {segment.path}")
     if problem != FINE:
@@ -154,6 +167,72 @@ cdef RecordBatch read_segments(
         log.cursor_position = next_position + shift
         log.cursor_segment = segment
     return batch
+
+
+cdef int collect_aborted(
+    Handle log, Published* state, Segment first, int64_t offset, int64_t end_offset, AbortedRanges* found
+) except -1:
+    """Aborted transactions that reach into [offset, end_offset), from the `.txnindex` of this and later segments."""
+    cdef Segment segment
+    cdef SegmentList list_ = log.list_
+    cdef bytes entries
+    cdef Py_ssize_t i
+    cdef int done = 0
+    if list_.has_aborted < 0:
+        list_.has_aborted = 0
+        for i, segment in enumerate(list_.segments):
+            if segment.base_offset < state.active_base and aborted_entries(log, list_, i):
+                list_.has_aborted = 1
+    if not list_.has_aborted and not state.transaction_entries:
+        return 0
+    for i, segment in enumerate(list_.segments):
+        if segment.base_offset < first.base_offset or segment.base_offset > state.active_base:
+            continue
+        if segment.base_offset == state.active_base:
+            entries = active_entries(segment, state.transaction_entries)
+        else:
+            entries = aborted_entries(log, list_, i)
+        if len(entries):
+            done = collect_entries(
+                <const uint8_t*><const char*>entries, len(entries) // TRANSACTION_ENTRY_SIZE, offset, end_offset, found
+            )
+            if done < 0:
+                raise MemoryError()
+            if done:
+                break
+    sort_ranges(found)
+    return 0
+
+
+cdef bytes active_entries(Segment segment, int64_t count):
+    """The published entries of the active segment."""
+    if count == 0:
+        return b""
+    if segment.aborted is None:
+        segment.aborted = TransactionIndex(files.transaction_index_path(segment.path), segment.base_offset)
+    if isinstance(segment.aborted, bytes):
+        return segment.aborted[:count * TRANSACTION_ENTRY_SIZE]
+    return segment.aborted.entries(count)
+
+
+cdef bytes aborted_entries(Handle log, SegmentList list_, Py_ssize_t i):
+    """The entries of a closed segment: from its file when somebody vouches for that, else told by the log again."""
+    cdef Segment segment = list_.segments[i]
+    cdef int64_t end
+    if isinstance(segment.aborted, bytes):
+        return segment.aborted
+    end = list_.bases[i + 1]
+    content = snapshots.read_transaction_index(segment.path, segment.base_offset, end)
+    if content is not None and not (segment.is_trusted and segment.transaction_checksum is None):
+        if segment.transaction_checksum != crc32c(content):
+            content = None
+    if content is None:
+        sizes = [(other.base_offset, other.size) for other in list_.segments[:i + 1]]
+        rebuilt = snapshots.rebuild(log.path, oscalls.list_directory(log.path), sizes, end, from_offset=segment.base_offset)
+        content = rebuilt.transactions.get(segment.base_offset, b"")
+    segment.aborted = content
+    segment.transaction_checksum = crc32c(content)
+    return content
 
 
 cdef object out_of_range(Handle log, offset):
@@ -238,7 +317,9 @@ cdef int catch_up(Handle log, int64_t offset, Published* state) except -1:
         return 0
     read_published(control.page, &latest)
     read_durable(control.page, &durable)
-    if durable.offset < latest.end_offset and durable.offset <= offset:
+    if log.reads_committed and 0 <= latest.first_unstable_offset <= offset:
+        return 0        # an open transaction is in the way, not the disk
+    if durable.offset < latest.end_offset:
         try:
             sync_until(log, latest.end_offset)
         except StorageError:

@@ -152,6 +152,7 @@ cdef class ScanResult:
     cdef readonly int64_t resumes_at        # position of the next valid batch behind the problem, or -1
     cdef readonly int64_t resume_offset     # its base offset, or -1
     cdef readonly int32_t first_epoch       # leader epoch of the first batch, or -1
+    cdef readonly int64_t last_producer_offset      # last offset that carries a producer id, or -1
 
 
 def scan(
@@ -171,6 +172,7 @@ def scan(
     cdef int32_t epoch_ = epoch
     cdef int64_t max_decompressed_bytes_ = max_decompressed_bytes
     result.first_epoch = -1
+    result.last_producer_offset = -1
     with nogil:
         while True:
             problem = reader.next(&header, True, &failure)
@@ -182,6 +184,8 @@ def scan(
             if problem != FINE:
                 reader.position = header.position
                 break
+            if header.producer_id >= 0:
+                result.last_producer_offset = header.last_offset
             if batches == 0:
                 result.first_epoch = header.leader_epoch
             if tracker is not None:

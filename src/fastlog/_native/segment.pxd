@@ -22,7 +22,9 @@ cdef class Segment:
     cdef public int64_t inode               # of the file; 0 = not looked at. Compaction puts another file in its place
     cdef public bint is_growing             # the active segment
     cdef public bint is_trusted             # closed while we looked on: its indexes are finished, their checksums may be unknown
-    cdef public object index_checksums      # (offset index, time index) as recorded by a clean close, or None
+    cdef public object index_checksums      # (offset, time, transaction index or None) as recorded when finished, or None
+    cdef public object transaction_checksum     # of `.txnindex`, once somebody has looked, or None
+    cdef public object aborted              # its entries, likewise: of a closed segment they never change
     cdef readonly int fd                    # open for appending, or -1
     cdef int read_fd                        # open for reading without mmap, or -1; lives as long as the segment
     cdef bint stores                        # rebuilt indexes may be written to their files

@@ -72,6 +72,8 @@ cdef class Segment:
         self.stores = stores
         self.max_decompressed_bytes = max_decompressed_bytes
         self.index_checksums = index_checksums
+        self.transaction_checksum = None if index_checksums is None else index_checksums[2]
+        self.aborted = None
         self.inode = inode
         self.is_growing = False
         self.is_trusted = False
@@ -382,7 +384,7 @@ cdef class Segment:
             return self.tracker
         if self.index_checksums is not None or self.is_trusted:
             tracker = self.new_tracker()
-            expected = self.index_checksums or (None, None)
+            expected = self.index_checksums or (None, None, None)
             if load_checked(tracker.offsets, self.maps, expected[0]) and load_checked(tracker.times, self.maps, expected[1]):
                 if tracker.times.count:
                     last = tracker.times.time_entry(tracker.times.count - 1)
@@ -457,7 +459,7 @@ cdef class Segment:
     def compute_checksums(self) -> tuple:
         """Checksums of both index files, for the clean marker; forces the final time entry's presence beforehand."""
         cdef IndexTracker tracker = self.load_indexes()
-        return (tracker.offsets.checksum(), tracker.times.checksum())
+        return (tracker.offsets.checksum(), tracker.times.checksum(), self.transaction_checksum)
 
     # --- life of the active segment ----------------------------------------------------------------------------------
 
@@ -526,6 +528,8 @@ cdef class Segment:
         self.is_trusted = True
         self.tracker = None
         self.grows_tracker = False
+        self.aborted = None
+        self.transaction_checksum = None
         return 0
 
     def discard(self) -> None:

@@ -25,7 +25,7 @@ from fastlog._native.segment cimport Segment
 
 from fastlog._native import oscalls
 from fastlog.errors import CorruptLogError, StorageError
-from fastlog.partition import files
+from fastlog.partition import files, snapshots
 
 logger = logging.getLogger("fastlog.log")
 
@@ -120,17 +120,25 @@ cdef int sync_all(Handle log, const Published* state) except -1:
     read_durable(control.page, &durable)
     reached.base = state.active_base
     reached.position = state.end_position
-    reached.offset = state.end_offset
+    reached.offset = reached.last_stable_offset = state.end_offset
+    if state.first_unstable_offset >= 0:
+        reached.last_stable_offset = min(state.end_offset, max(state.first_unstable_offset, state.start_offset))
+    # what fails here, for want of descriptors say, has lost nothing
+    list_ = log.segments_at(&current)
+    unsynced = [
+        segment for segment in list_.segments
+        if durable.base <= segment.base_offset <= state.active_base and (segment.fd >= 0 or segment.reading_file() >= 0)
+    ]
+    folder_fd = oscalls.open_directory(log.path) if durable.base != state.active_base else -1
     try:
-        list_ = log.segments_at(&current)
-        if durable.base != state.active_base:
+        if folder_fd >= 0:
             # the names of new segments, before their bytes count
-            oscalls.sync_directory(log.path)
-        for segment in list_.segments:
-            if segment.base_offset < durable.base:
-                continue
-            if segment.base_offset > state.active_base:
-                break
+            fd = folder_fd
+            with nogil:
+                result = os_c.os_fsync(fd)
+            if result < 0:
+                raise os_c.storage_error("sync", log.path, result)
+        for segment in unsynced:
             # the one call that every durable append waits for
             fd = segment.reading_file() if segment.fd < 0 else segment.fd
             with nogil:
@@ -141,6 +149,9 @@ cdef int sync_all(Handle log, const Published* state) except -1:
     except StorageError as error:
         poison(log, error)
         raise
+    finally:
+        if folder_fd >= 0:
+            oscalls.close_file(folder_fd)
     if reached.offset >= durable.offset:
         publish_durable(control.page, &reached)
     control.page.synced_at = os_c.steady_milliseconds()
@@ -170,6 +181,7 @@ cdef int persist(Handle log, bint at_once) except -1:
     """Write the recovery point to disk, every few seconds or `at_once`; the sync owner's."""
     cdef int64_t now = os_c.steady_milliseconds()
     cdef Durable durable
+    cdef Published state
     if log.read_only or (not at_once and now - log.control.page.persisted_at < PERSIST_INTERVAL):
         return 0
     read_durable(log.control.page, &durable)
@@ -177,6 +189,8 @@ cdef int persist(Handle log, bint at_once) except -1:
     meta.recovery_point = durable.offset
     meta.recovery_segment = durable.base
     meta.recovery_position = durable.position
+    read_published(log.control.page, &state)
+    meta.last_producer_offset = state.last_producer_offset
     write_meta(log, meta)
     log.control.page.persisted_at = now
     return 0
@@ -188,6 +202,19 @@ def write_meta(Handle log, meta: object) -> None:
         log.meta_file = files.MetaFile(log.path)
     log.meta_file.write(meta)
     log.meta = meta
+
+
+cdef int write_producers(Handle log, const Published* state) except -1:
+    """The snapshot of producers that belongs to the active segment; from what is closed, which never changes."""
+    cdef Published current = state[0]
+    names = oscalls.list_directory(log.path)
+    base = state.active_base
+    if f"{base:020d}.snapshot" not in names:
+        closed = [pair for pair in log.sizes_at(&current) if pair[0] < base]
+        snapshots.write_snapshot(log.path, snapshots.rebuild(log.path, names, closed, base).states)
+    bases = files.segment_bases(names)
+    snapshots.remove_snapshots(log.path, snapshots.stale_snapshots(snapshots.snapshot_offsets(names), bases, current.end_offset))
+    return 0
 
 
 # --- in the background -------------------------------------------------------------------------------------------------
@@ -222,6 +249,9 @@ def sync_rolled(Handle log) -> None:
             state.end_position = 0
             state.end_offset = state.active_base
             sync_all(log, &state)
+            read_published(control.page, &state)
+            if state.last_producer_offset >= 0:
+                write_producers(log, &state)
         read_published(control.page, &state)
         list_ = log.segments_at(&state)
         checksums = {}
@@ -232,7 +262,7 @@ def sync_rolled(Handle log) -> None:
                 segment.sync_indexes()
                 segment.index_checksums = segment.compute_checksums()
             if segment.index_checksums is not None:
-                checksums[segment.base_offset] = (*segment.index_checksums, segment.size)
+                checksums[segment.base_offset] = files.checksum_entry((*segment.index_checksums[:2], segment.transaction_checksum), segment.size)
             if segment is not log.active:
                 segment.close_files()
         if not log.read_only and checksums:

@@ -33,6 +33,7 @@ INDEXES: Final = ".fastlog-indexes"
 POISONED: Final = ".fastlog-poisoned"
 EPOCHS: Final = "leader-epoch-checkpoint"
 SLOT_BYTES: Final = 4096
+PRODUCERS_UNKNOWN: Final = -2
 MOST_GAP_RANGES: Final = 100
 
 SEGMENT_NAME: Final = re.compile(r"(\d{20})\.log")
@@ -47,6 +48,11 @@ def index_paths(log_path: str) -> tuple[str, str]:
     """Paths of the offset index and the time index beside a ``.log`` file."""
     stem = log_path.removesuffix(".log")
     return stem + ".index", stem + ".timeindex"
+
+
+def transaction_index_path(log_path: str) -> str:
+    """Path of the ``.txnindex`` beside a ``.log`` file."""
+    return log_path.removesuffix(".log") + ".txnindex"
 
 
 def segment_bases(names: Iterable[str]) -> list[int]:
@@ -86,6 +92,8 @@ def check_version(path: str, payload: dict[str, Any]) -> None:
 class Meta:
     """What a partition must remember to be opened: the content of ``.fastlog-meta``.
 
+    ``last_producer_offset``: no batch behind it, up to the recovery point, carries a producer id; -1 = none does at all,
+    ``PRODUCERS_UNKNOWN`` = nobody has looked.
     ``inode`` is the folder's: a copy of the folder has another one, and its recovery point means nothing.
     ``recovery_point`` is an offset below which everything is durable; it lies at ``recovery_position`` of the segment
     ``recovery_segment``. ``gap_ranges`` are pairs (first, last) of segment base offsets where offsets may skip:
@@ -99,6 +107,7 @@ class Meta:
     recovery_position: int = 0
     epoch: int = 0
     inode: int = 0
+    last_producer_offset: int = -1
     gap_ranges: list[list[int]] = field(default_factory=list)
 
     def allows_gaps(self, base_offset: int) -> bool:
@@ -130,6 +139,7 @@ class Meta:
             "recovery_position": self.recovery_position,
             "epoch": self.epoch,
             "inode": self.inode,
+            "last_producer_offset": self.last_producer_offset,
             "gap_ranges": self.gap_ranges,
         }
 
@@ -138,7 +148,7 @@ class Meta:
         """From the file's content; refuses a newer format."""
         check_version(path, payload)
         known = {name: payload[name] for name in cls.__slots__ if name in payload}
-        return cls(**known)
+        return cls(**{"last_producer_offset": PRODUCERS_UNKNOWN, **known})
 
 
 def read_meta(folder: str) -> Meta | None:
@@ -216,8 +226,9 @@ def write_clean_marker(folder: str, marker: CleanMarker) -> None:
 
 
 def read_index_checksums(folder: str) -> dict[int, tuple[int, ...]]:
-    """Segment base offset → checksums of its offset index and its time index, and the size of the segment that they speak
-    for (0.1 did not write it); empty when they cannot be told. ``checksums_of`` says which are to be believed."""
+    """Segment base offset → checksums of its offset index and its time index, the size of the segment that they speak for
+    (0.1 did not write it) and the checksum of its ``.txnindex``; empty when they cannot be told. ``checksums_of`` says which
+    are to be believed."""
     content = oscalls.read_file(f"{folder}/{INDEXES}")
     payload = unsealed(content) if content is not None else None
     return {int(base): tuple(entry) for base, entry in (payload or {}).items()}
@@ -225,16 +236,22 @@ def read_index_checksums(folder: str) -> dict[int, tuple[int, ...]]:
 
 def checksums_of(
     entries: dict[int, tuple[int, ...]], base: int, size: int, *, is_clean: bool = False
-) -> tuple[int, int] | None:
-    """Checksums of the indexes of a segment of this size; None when nobody vouches for them.
+) -> tuple[int, int, int | None] | None:
+    """Checksums of the three indexes of a segment of this size; None when nobody vouches for them.
 
     What a clean close said about the active segment is no longer true when that has grown, though after power loss its
     indexes may be on disk as they were then. An entry that names no size is believed after a clean close only.
     """
     entry = entries.get(base)
-    if entry is None or entry[2:] not in ([(size,), ()] if is_clean else [(size,)]):
+    if entry is None or entry[2:3] not in ([(size,), ()] if is_clean else [(size,)]):
         return None
-    return entry[0], entry[1]
+    return entry[0], entry[1], entry[3] if len(entry) > 3 else None
+
+
+def checksum_entry(checksums: tuple[int, int, int | None], size: int) -> tuple[int, ...]:
+    """What ``.fastlog-indexes`` says of the indexes of a segment of this size."""
+    offsets, times, transactions = checksums
+    return (offsets, times, size) if transactions is None else (offsets, times, size, transactions)
 
 
 def write_index_checksums(folder: str, entries: dict[int, tuple[int, ...]]) -> None:

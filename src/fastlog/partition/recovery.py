@@ -17,11 +17,13 @@ import logging
 from dataclasses import dataclass, field
 
 from fastlog._native import oscalls
+from fastlog._native.checksum import crc32c
 from fastlog._native.scanner import ScanResult, scan
 from fastlog._native.segment import Segment
+from fastlog._native.transactions import TransactionIndex
 from fastlog.config import LogConfig, ResolvedConfig
 from fastlog.errors import CorruptLogError, StorageError, UnsupportedFormatError
-from fastlog.partition import files
+from fastlog.partition import files, snapshots
 from fastlog.partition.files import Meta
 from fastlog.reports import CutTail, RecoveryReport
 
@@ -51,6 +53,9 @@ class OpenedPartition:
     end_offset: int
     is_clean: bool
     report: RecoveryReport | None
+    first_unstable_offset: int = -1
+    last_producer_offset: int = -1
+    aborted: bytes = b""
 
 
 @dataclass(slots=True)
@@ -61,6 +66,7 @@ class _Findings:
     scanned_batches: int = 0
     cut: list[CutTail] = field(default_factory=list)
     moved_aside: list[str] = field(default_factory=list)
+    last_producer_offset: int = -1
 
 
 def new_segment(
@@ -71,7 +77,7 @@ def new_segment(
     config: ResolvedConfig,
     *,
     stores: bool = True,
-    index_checksums: tuple[int, int] | None = None,
+    index_checksums: tuple[int, int, int | None] | None = None,
 ) -> Segment:
     """A Segment object for a file of this partition; opens nothing. ``stores``: it may write rebuilt indexes."""
     gaps = meta.allows_gaps(base_offset)
@@ -98,6 +104,50 @@ def open_partition(folder: str, config: LogConfig, *, read_only: bool) -> Opened
 
     Raises CorruptLogError, UnsupportedFormatError, ConfigError or StorageError; nothing was changed then.
     """
+    opened = open_segments(folder, config, read_only=read_only)
+    recover_producers(opened, read_only=read_only)
+    return opened
+
+
+def recover_producers(opened: OpenedPartition, *, read_only: bool) -> None:
+    """What the log tells of producers and transactions; nothing is read when no batch carries a producer id."""
+    meta, folder, active = opened.meta, opened.folder, opened.segments[-1]
+    known = meta.last_producer_offset
+    last = max(known, opened.last_producer_offset)
+    if last == -1 and known != files.PRODUCERS_UNKNOWN:
+        for segment in opened.segments:
+            segment.aborted, segment.transaction_checksum = b"", 0
+        meta.last_producer_offset = -1
+        return
+    names = oscalls.list_directory(folder)
+    offsets = snapshots.snapshot_offsets(names)
+    beyond = [offset for offset in offsets if offset > opened.end_offset]
+    if beyond and not read_only:
+        # they tell of records that were cut, and would be believed when others take their place
+        snapshots.remove_snapshots(folder, beyond)
+        oscalls.sync_directory(folder)
+    sizes = [(segment.base_offset, segment.size) for segment in opened.segments]
+    content = snapshots.read_transaction_index(active.path, active.base_offset, opened.end_offset)
+    is_vouched = opened.is_clean and content is not None and active.transaction_checksum == crc32c(content)
+    now = oscalls.wall_clock() if known != files.PRODUCERS_UNKNOWN else -1
+    rebuilt = snapshots.rebuild(
+        folder, names, sizes, opened.end_offset, now=now, from_offset=None if is_vouched else active.base_offset
+    )
+    if rebuilt.damages:
+        logger.warning("%s: %d damaged stretches: transactions that ended there look open", folder, rebuilt.damages)
+    if not is_vouched:
+        found = rebuilt.transactions.get(active.base_offset, b"")
+        if found != content and not read_only:
+            TransactionIndex(files.transaction_index_path(active.path), active.base_offset).replace(found)
+        content = found
+    opened.aborted = content or b""
+    active.transaction_checksum = crc32c(opened.aborted)
+    opened.first_unstable_offset = -1 if rebuilt.states.first_unstable_offset is None else rebuilt.states.first_unstable_offset
+    opened.last_producer_offset = meta.last_producer_offset = max(last, rebuilt.states.last_producer_offset, -1)
+
+
+def open_segments(folder: str, config: LogConfig, *, read_only: bool) -> OpenedPartition:
+    """Find the segments of a locked folder and where the log ends."""
     names = oscalls.list_directory(folder)
     bases = files.segment_bases(names)
     marker = files.read_clean_marker(folder)
@@ -232,6 +282,7 @@ def recover(
         result = scan(path, position, sizes[base], end_offset, gaps, ANY_EPOCH if gaps else meta.epoch, False)
         findings.scanned_bytes += result.position - position
         findings.scanned_batches += result.batches
+        findings.last_producer_offset = max(findings.last_producer_offset, result.last_producer_offset)
         end_offset = result.next_offset
         kept[base] = result.position
         position = 0
@@ -276,7 +327,9 @@ def recover(
         logger.warning("cut %d bytes at %d of %s (%s), %s", tail.size, tail.position, tail.path, tail.reason, kept_in)
     for path in report.moved_aside:
         logger.warning("moved a segment beyond the end of the log aside: %s", path)
-    return OpenedPartition(folder, meta, config, segments, end_offset, False, report)
+    opened = OpenedPartition(folder, meta, config, segments, end_offset, False, report)
+    opened.last_producer_offset = findings.last_producer_offset
+    return opened
 
 
 def leave_out_deleted(folder: str, meta: Meta, bases: list[int], *, read_only: bool) -> list[int]:

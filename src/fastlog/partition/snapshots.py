@@ -19,6 +19,7 @@ from typing import Final
 from fastlog._native import oscalls
 from fastlog._native.producers import ProducerStates
 from fastlog._native.transactions import check_entries
+from fastlog.partition.files import transaction_index_path
 
 logger = logging.getLogger("fastlog.producers")
 
@@ -29,11 +30,6 @@ LARGEST_OFFSET: Final = 2**63 - 1
 def snapshot_path(folder: str, offset: int) -> str:
     """Path of the snapshot that tells of the log up to ``offset``, exclusive."""
     return f"{folder}/{offset:020d}.snapshot"
-
-
-def transaction_index_path(log_path: str) -> str:
-    """Path of the ``.txnindex`` beside a ``.log`` file."""
-    return log_path.removesuffix(".log") + ".txnindex"
 
 
 def snapshot_offsets(names: Iterable[str]) -> list[int]:
