@@ -652,19 +652,34 @@ def test_lies_inside_a_stream_are_refused(folder: Path, codec: str, name: str) -
 
 
 @each_codec
-def test_good_batches_before_a_bad_one_are_shown_first(folder: Path, codec: str) -> None:
+@pytest.mark.parametrize("fault", ["cut off", "huge count", "checksum", "records"])
+def test_good_batches_before_a_bad_one_are_shown_first(folder: Path, codec: str, fault: str) -> None:
     number = NUMBERS[codec]
     good = [encode_batch(replace(make_batch(some_records(3, 3 * i)), attributes=number)) for i in range(4)]
-    bad = sealed(make_batch(some_records(3, 6)), number, good[2][HEADER_SIZE:-3])
-    path = write_foreign_log(folder / "t-0", [good[0], good[1], bad, good[3]])
+    third = make_batch(some_records(3, 6))
+    huge = replace(third, last_offset=2**31 + 4)
+    bad = {
+        "cut off": sealed(third, number, good[2][HEADER_SIZE:-3]),
+        "huge count": sealed(huge, number, good[2][HEADER_SIZE:], 2**31 - 1),
+        "checksum": good[2][:17] + bytes([good[2][17] ^ 1]) + good[2][18:],
+        "records": sealed(third, number, reference.compress(number, area_of(third) + b"?")),
+    }[fault]
+    following = huge.last_offset + 1 if fault == "huge count" else 9
+    good[3] = encode_batch(replace(make_batch(some_records(3, following)), attributes=number))
+    # a checksum that fails is found when somebody else's log is opened: it comes later
+    third_at_first = good[2] if fault == "checksum" else bad
+    path = write_foreign_log(folder / "t-0", [good[0], good[1], third_at_first, good[3]])
     with fastlog.PartitionLog.open(path.parent, read_only=True) as log:
+        with path.open("r+b") as file:
+            file.seek(len(good[0]) + len(good[1]))
+            file.write(bad)
         first = log.read(0)
         assert first.next_offset == 6 and len(first) == 6
-        with pytest.raises(fastlog.CorruptRecordError, match="offset 6") as caught:
+        with pytest.raises(fastlog.CorruptLogError, match="offset 6") as caught:
             log.read(6)
         assert caught.value.position == len(good[0]) + len(good[1])
-        assert caught.value.next_offset == 9
-        assert [as_reference(record) for record in log.read(9)] == some_records(3, 9)
+        assert caught.value.next_offset == following
+        assert [as_reference(record) for record in log.read(following)] == some_records(3, following)
 
 
 # --- bombs ------------------------------------------------------------------------------------------------------------
