@@ -128,7 +128,8 @@ def validate_batches(
     try:
         if view.len > <int64_t>segment_bytes:
             raise RecordTooLargeError(
-                f"the append has {view.len} bytes, more than the {segment_bytes} of a segment: append it in parts; nothing was written"
+                f"the append has {view.len} bytes, more than the {segment_bytes} of a segment: append it in parts; "
+                f"nothing was written"
             )
         plan.data = <uint8_t*>malloc(max(view.len, 1))
         if plan.data == NULL:
