@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.oracle.broker import KafkaBroker, KafkaClients
 from tests.oracle.kafka import KafkaOracle, OracleUnavailable
 
 UNDER_CI = os.environ.get("CI", "").lower() in {"1", "true"}
@@ -29,6 +30,22 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if UNDER_CI else
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than a few seconds; sized by environment variables")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests with the broker go to one worker, for it takes seconds to start; others to whichever is free.
+
+    The mark ``xdist_group`` would say so too, but pytest-xdist 3.8 does not see it under pytest 9.2.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneBroker(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return file if file.endswith("test_kafka_broker.py") else nodeid
+
+    return OneBroker(config, log) if config.getoption("dist") == "loadgroup" else None
 
 
 @pytest.fixture
@@ -57,6 +74,35 @@ def kafka() -> Iterator[KafkaOracle]:
         pytest.skip(f"no Kafka oracle: {problem}")
     with oracle:
         yield oracle
+
+
+@pytest.fixture(scope="session")
+def started_broker(kafka: KafkaOracle) -> Iterator[KafkaBroker]:
+    """A broker for the whole session, of which tests get ``broker``. They share one worker.
+
+    It needs what ``kafka`` needs, and skips or fails with it.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="fastlog-broker-", dir=MEMORY, ignore_cleanup_errors=True) as name,
+        KafkaBroker(Path(name)) as broker,
+    ):
+        yield broker
+
+
+@pytest.fixture
+def broker(started_broker: KafkaBroker) -> KafkaBroker:
+    """A real Kafka broker that is running, however the test before it left it."""
+    if not started_broker.is_running:
+        started_broker.start()
+    return started_broker
+
+
+@pytest.fixture(scope="session")
+def clients(kafka: KafkaOracle, started_broker: KafkaBroker) -> Iterator[KafkaClients]:
+    """Kafka's own clients for ``broker``."""
+    clients = KafkaClients(kafka, started_broker)
+    yield clients
+    clients.forget()
 
 
 @pytest.fixture

@@ -750,7 +750,8 @@ BOMB_SCRIPT = """
 import resource, sys, fastlog
 path = sys.argv[1]
 kinds = (fastlog.RecordTooLargeError, fastlog.CorruptLogError)
-config = fastlog.LogConfig(max_decompressed_bytes="16MiB")
+# a small segment: what a log maps is no memory, but counts as address space
+config = fastlog.LogConfig(max_decompressed_bytes="16MiB", segment_bytes="4MiB", mmap=False)
 import cramjam
 used = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) * 1024
 resource.setrlimit(resource.RLIMIT_AS, (used + (200 << 20),) * 2)

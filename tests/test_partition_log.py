@@ -18,6 +18,7 @@ import pytest
 
 import fastlog
 from fastlog._native import oscalls  # type: ignore[attr-defined]
+from fastlog.partition import files
 from tests.foreign import read_all
 from tests.strategies import SOME_TIME
 
@@ -32,7 +33,7 @@ def test_open_creates_the_folder(folder: Path) -> None:
     path = folder / "deep" / "orders-7"
     with fastlog.PartitionLog.open(path) as log:
         assert Path(log.path) == path
-        assert log.durability == "batch"
+        assert log.durability == "group"
         assert not log.read_only
         assert not log.closed
         assert (log.topic, log.partition) == ("orders", 7)
@@ -139,8 +140,8 @@ def test_an_unclosed_log_is_closed_by_the_garbage_collector(folder: Path) -> Non
         assert again.end_offset == 1
 
 
-def test_LockedError_for_a_second_handle_of_the_same_process(folder: Path, checked_log: OpenLog) -> None:
-    log = checked_log()
+def test_LockedError_for_a_second_handle_beside_an_exclusive_one(folder: Path, checked_log: OpenLog) -> None:
+    log = checked_log(exclusive=True)
     with pytest.raises(fastlog.LockedError, match=str(os.getpid())) as caught:
         fastlog.PartitionLog.open(log.path)
     assert caught.value.pid == os.getpid()
@@ -155,7 +156,7 @@ def test_LockedError_for_a_second_handle_of_the_same_process(folder: Path, check
 def test_LockedError_names_the_process_that_holds_the_log(folder: Path) -> None:
     script = (
         "import sys, fastlog\n"
-        "log = fastlog.PartitionLog.open(sys.argv[1])\n"
+        "log = fastlog.PartitionLog.open(sys.argv[1], exclusive=True)\n"
         "log.append([b'theirs'])\n"
         "print('ready', flush=True)\n"
         "sys.stdin.read()\n"
@@ -675,6 +676,80 @@ def test_delete_records_raises_the_start(checked_log: OpenLog) -> None:
         assert (again.start_offset, again.end_offset) == (60, 61)
 
 
+def test_what_an_interrupted_deletion_leaves_is_no_damage(folder: Path) -> None:
+    """Power was lost before the directory was synced: some of the removed files are back, others are gone."""
+    path = folder / "events-0"
+    with fastlog.PartitionLog.open(path, config=fastlog.LogConfig(**SMALL)) as log:
+        for i in range(60):
+            log.append([b"v" * 50], timestamps=SOME_TIME + i)
+        files = sorted(path.glob("*.log"))
+        assert len(files) > 3
+        left = files[0].read_bytes()
+        start = log.delete_records(before=int(files[2].stem))
+    files[0].write_bytes(left)
+    for read_only in (True, False, True):
+        with fastlog.PartitionLog.open(path, read_only=read_only) as log:
+            assert log.start_offset == start
+            assert log.offset_for_time(0) == start
+            assert log.offset_for_time(SOME_TIME + 59) == 59
+            assert log.verify().damages == ()
+            assert len(read_all(log)) == 60 - start
+
+
+def test_a_start_beyond_the_end_is_lowered_for_readers_too(folder: Path) -> None:
+    """A deletion is durable at once; at "os" the records that it passed over need not be, when power is lost."""
+    path = folder / "events-0"
+    with fastlog.PartitionLog.open(path, durability="os") as log:
+        log.append([b"kept"])
+        log.flush()
+        size = log.segments()[0].size
+        log.append([b"lost"] * 9)
+        log.delete_records(before=8)
+    (path / ".fastlog-clean").unlink()
+    os.truncate(next(path.glob("*.log")), size)
+    meta = files.read_meta(str(path))
+    assert meta is not None
+    meta.recovery_point, meta.recovery_position = 1, size
+    with files.MetaFile(str(path)) as meta_file:
+        meta_file.write(meta)
+    for read_only in (True, False, True):
+        with fastlog.PartitionLog.open(path, read_only=read_only) as log:
+            assert (log.start_offset, log.end_offset) == (1, 1)
+            assert list(log.records()) == []
+
+
+def test_I7_a_checksum_speaks_for_the_size_of_its_segment(folder: Path) -> None:
+    """A clean close vouches for the indexes of the active segment too. When that has grown and was rolled since, and
+    power is lost, they may be on disk as they were at that close."""
+    path = folder / "events-0"
+    with fastlog.PartitionLog.open(path, config=fastlog.LogConfig(**SMALL)) as log:
+        log.append([b"v" * 50], timestamps=SOME_TIME)
+    first = f"{0:020}"
+    indexes = {
+        name: (path / name).read_bytes() for name in (f"{first}.index", f"{first}.timeindex", ".fastlog-indexes")
+    }
+    with fastlog.PartitionLog.open(path) as log:
+        for i in range(1, 60):
+            log.append([b"v" * 50], timestamps=SOME_TIME + i)
+        assert len(log.segments()) > 1
+    (path / ".fastlog-clean").unlink()
+    for name, content in indexes.items():
+        (path / name).write_bytes(content)
+    rewind(path)
+    for read_only in (True, False, True):
+        with fastlog.PartitionLog.open(path, read_only=read_only) as log:
+            assert [log.offset_for_time(SOME_TIME + i) for i in range(60)] == list(range(60))
+
+
+def rewind(path: Path) -> None:
+    """Put the recovery point of a log back to its beginning."""
+    meta = files.read_meta(str(path))
+    assert meta is not None
+    meta.recovery_point = meta.recovery_segment = meta.recovery_position = 0
+    with files.MetaFile(str(path)) as meta_file:
+        meta_file.write(meta)
+
+
 @pytest.mark.parametrize("mmap", [True, False])
 def test_I8_views_outlive_close_and_deletion(folder: Path, mmap: bool) -> None:
     path = folder / "events-0"
@@ -869,7 +944,7 @@ def test_I10_a_forked_child_cannot_use_the_handle(checked_log: OpenLog) -> None:
     assert log.append([b"parent"]) == 10
     assert len(list(log.records())) == 11
     with pytest.raises(fastlog.LockedError):
-        fastlog.PartitionLog.open(log.path)
+        fastlog.PartitionLog.open(log.path, exclusive=True)
 
 
 def test_I12_an_index_entry_needs_more_than_the_interval(folder: Path) -> None:

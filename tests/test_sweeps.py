@@ -28,7 +28,7 @@ from tests.sweeping import plain
 
 Damage = list[Any]
 SEGMENT_SUFFIXES = (".log", ".index", ".timeindex")
-STATE_FILES = (".fastlog-meta", ".fastlog-clean", ".fastlog-indexes", ".fastlog-control", "leader-epoch-checkpoint")
+STATE_FILES = (".fastlog-meta", ".fastlog-clean", ".fastlog-indexes", "leader-epoch-checkpoint")
 KINDS = ("clean", "crashed", "copied")
 
 

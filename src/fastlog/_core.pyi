@@ -1,5 +1,5 @@
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from os import PathLike
 from types import TracebackType
 from typing import Any, Generic, Literal, Self, SupportsIndex, overload
@@ -27,6 +27,7 @@ __all__ = [
     "Record",
     "RecordBatch",
     "RecordBatches",
+    "diagnose",
     "read_batch",
     "scan_index",
     "scan_segment",
@@ -134,14 +135,18 @@ class PartitionLog:
     def open(
         path: str | PathLike[str],
         *,
-        durability: str = "batch",
+        durability: str = "group",
         read_only: bool = False,
+        exclusive: bool = False,
         config: LogConfig | None = None,
+        isolation: str = "read_committed",
     ) -> PartitionLog: ...
     @property
     def path(self) -> str: ...
     @property
     def durability(self) -> str: ...
+    @property
+    def isolation(self) -> str: ...
     @property
     def read_only(self) -> bool: ...
     @property
@@ -161,7 +166,10 @@ class PartitionLog:
     @property
     def durable_offset(self) -> int: ...
     @property
+    def last_stable_offset(self) -> int: ...
+    @property
     def readable_offset(self) -> int: ...
+    def wait(self, offset: int, timeout: float | str | timedelta | None = None) -> bool: ...
     def append(
         self,
         values: Any,
@@ -169,6 +177,7 @@ class PartitionLog:
         timestamps: Any = None,
         headers: Any = None,
         compression: str | None = None,
+        expected_end_offset: int | None = None,
     ) -> int: ...
     def read(self, offset: int, max_bytes: int = 1048576) -> RecordBatch: ...
     def get(self, offset: int) -> Record | None: ...
@@ -190,6 +199,7 @@ class PartitionLog:
         traceback: TracebackType | None,
     ) -> None: ...
 
+def diagnose(path: str | PathLike[str] | None = None) -> dict[str, Any]: ...
 def read_batch(path: str | PathLike[str], position: int, max_decompressed_bytes: int = 67108864) -> RecordBatch: ...
 def scan_index(path: str | PathLike[str]) -> Sequence[IndexEntry] | Sequence[TimeIndexEntry]: ...
 def scan_segment(path: str | PathLike[str], max_decompressed_bytes: int = 67108864) -> Iterator[BatchInfo]: ...

@@ -1,51 +1,45 @@
 # cython: annotation_typing=False, nonecheck=True
 """The storage engine's front door: ``PartitionLog``, one durable, append-only partition in Kafka's format.
 
-Rooms: an append goes through columns → encoder → segment; a read through segment → decoder → batch. This file holds what
-joins them: the writer lock, the published end, rolling, syncing, opening and closing.
-
-Order in an append: encode and checksum outside the lock → lock → roll if needed → write → publish → index entries →
-unlock → sync. An append of more than one batch is encoded inside the lock, batch by batch, through one buffer: it must
-lie in one piece of the file anyway, and a buffer that stays in the cache is worth more than a shorter lock.
+Any number of processes and threads may have one partition open; there is no server. This file opens and closes, and takes
+what callers pass; the rooms behind it do the rest: ``control`` knows who is there, ``appending`` changes the end of the log,
+``syncing`` makes it survive power loss, ``reading`` finds records and waits for them.
 """
 
 import logging
 import os
-import threading
 from bisect import bisect_right
 from datetime import datetime
+from errno import ENOENT
 
-cimport cython
-from cpython.pythread cimport (
-    NOWAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock, PyThread_release_lock, PyThread_type_lock,
-    WAIT_LOCK,
-)
-from libc.errno cimport ENOENT, ENOMEM
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int64_t
 from libc.stdlib cimport free
-from libc.string cimport memset
 
 from fastlog._native cimport oscalls as os_c
+from fastlog._native.appending cimport Append, append, begin_change, fenced
 from fastlog._native.arrow cimport export_schema, export_stream
 from fastlog._native.batch cimport BinaryColumn, Record, RecordBatch
 from fastlog._native.columns cimport Column, Timestamps, make_column, make_header_column, make_timestamps
-from fastlog._native.decoder cimport BatchHeader, FINE, NO_MEMORY, Problem, decode_batches
+from fastlog._native.control cimport Control, ring
 from fastlog._native.encoder cimport (
     BatchShape, EncodedBatches, Encoder, OUT_OF_MEMORY, RecordSource, encode_compressed, plan_batches,
 )
-from fastlog._native.index cimport IndexTracker
-from fastlog._native.layout cimport TIMESTAMP_TYPE_BIT
-from fastlog._native.memory cimport Block, block_release
-from fastlog._native.published cimport Published, PublishedPage, publish, read_published
-from fastlog._native.segment cimport Place, Segment
+from fastlog._native.handle cimport AT_BATCH, AT_GROUP, AT_INTERVAL, AT_OS, Handle, Level, SegmentList
+from fastlog._native.published cimport (
+    Durable, Published, UNKNOWN_ENTRIES, load_word, publish, publish_durable, read_durable, read_published, store_word,
+)
+from fastlog._native.reading cimport find_time, out_of_range, read_range, readable_end, wait_for
+from fastlog._native.segment cimport Segment
+from fastlog._native.syncing cimport keep_interval, persist, poisoned_error, sync_all, sync_own, sync_until
 
+from fastlog._native import control as presence
 from fastlog._native import oscalls
 from fastlog._native import batch as batch_room
 from fastlog._native.inspect import read_batch, scan_index, scan_segment
-from fastlog.config import DEFAULT_DURABILITY, DURABILITY_LEVELS, LogConfig
+from fastlog._native.syncing import wake_flusher, write_meta
+from fastlog.config import DEFAULT_DURABILITY, DURABILITY_LEVELS, ISOLATION_LEVELS, LogConfig, parse_duration_ms
 from fastlog.errors import (
-    ClosedError, ConfigError, CorruptLogError, ForkedHandleError, InvalidRecordError, LockedError, NotSupportedError, OffsetOutOfRangeError,
-    RecordTooLargeError, StorageError, UnsupportedFormatError,
+    ConfigError, InvalidRecordError, LockedError, NotSupportedError, RecordTooLargeError, StorageError, UnsupportedFormatError,
 )
 from fastlog.partition import files, recovery
 from fastlog.partition.repair import repair as repair_folder
@@ -59,6 +53,7 @@ __all__ = [
     "Record",
     "RecordBatch",
     "RecordBatches",
+    "diagnose",
     "read_batch",
     "scan_index",
     "scan_segment",
@@ -70,281 +65,403 @@ globals().update({name: getattr(batch_room, name) for name in ("BinaryColumn", "
 logger = logging.getLogger("fastlog.log")
 
 cdef int64_t NO_STOP = 0x7FFFFFFFFFFFFFFF
-cdef int64_t MOST_RELATIVE_OFFSET = 0x7FFFFFFF
-cdef int64_t PERSIST_INTERVAL_MS = 5000     # how far the recovery point on disk may lag behind the one in memory
 cdef enum:
-    VALUES_CHANGED = -100000    # below every -errno
     MOST_ENCODERS = 4
-    ALLOCATE_FROM = 1 << 20     # a segment of this size gets disk blocks ahead of its end, as many as it has,
-    MOST_ALLOCATED = 8 << 20    # up to so many
+    PAGE_PATIENCE = 1000        # milliseconds to wait for a page while others are there
+    COMPANY_INTERVAL = 5        # milliseconds between two looks of a lone reader
+    UNKNOWN_TIMESTAMP = -2
 
 
-@cython.final
-cdef class Mutex:
-    """A lock that C code takes without the GIL."""
-    cdef PyThread_type_lock lock
-
-    def __cinit__(self):
-        self.lock = PyThread_allocate_lock()
-        if self.lock == NULL:
-            raise MemoryError()
-
-    def __dealloc__(self):
-        PyThread_free_lock(self.lock)
-
-    cdef void acquire(self) noexcept:
-        """Never waits while it holds the GIL."""
-        if PyThread_acquire_lock(self.lock, NOWAIT_LOCK):
-            return
-        with nogil:
-            PyThread_acquire_lock(self.lock, WAIT_LOCK)
-
-    cdef void release(self) noexcept:
-        PyThread_release_lock(self.lock)
-
-
-cdef class PartitionLog:
+cdef class PartitionLog(Handle):
     """One partition: a durable, append-only log of records, in files that are Apache Kafka's own.
 
     Open it with ``PartitionLog.open``; use it as a context manager, or call ``close``. Every method may be called from any
-    thread. One process at a time has it open (any number with ``read_only=True`` when there is no writer).
+    thread. Any number of processes, and of handles in one process, may have it open at once, for writing too.
 
     Attributes:
         path: the folder.
-        durability: ``"batch"`` or ``"os"``; see ``append``.
+        durability: ``"group"``, ``"batch"``, ``"interval"`` or ``"os"``; see ``append``.
+        isolation: ``"read_committed"`` or ``"read_uncommitted"``.
         read_only: whether the handle may change the log.
         config: every option, resolved.
         topic, partition: taken from the folder's name (``orders-3``), else the name itself and 0.
-        recovery: what opening had to do after an unclean close, or None after a clean one.
+        recovery: what opening had to do after an unclean close; None after a clean one, and when others had it open.
     """
 
-    cdef readonly str path
-    cdef readonly str durability
-    cdef readonly bint read_only
-    cdef readonly object config
-    cdef readonly str topic
-    cdef readonly int partition
-    cdef readonly object recovery
-
-    cdef int lock_fd
-    cdef bint is_closed
-    cdef int fork_generation        # of the process that opened it
-    cdef bint is_clean              # the clean marker is on disk
-    cdef bint is_dirty              # bytes beyond the published end may be in the active file
-    cdef bint syncs_every_append
-    cdef bint reads_durably
-    cdef object poison              # the error of a failed sync
-    cdef object meta
-    cdef object meta_file
-    cdef int64_t persisted_at       # steady clock, ms
-    cdef int64_t max_message_bytes
-    cdef int64_t max_decompressed_bytes
-    cdef int64_t segment_bytes
-    cdef int64_t segment_ms
-    cdef int64_t timestamp_limit
-    cdef int32_t epoch
-    cdef list _segments
-    cdef list _bases
-    cdef list encoders
-    cdef Segment active
-    cdef IndexTracker tracker       # of the active segment
-    cdef int64_t allocated          # bytes of the active file that have disk blocks, or will not get any ahead
-    cdef PublishedPage page
-    cdef Mutex writer               # held while the log changes
-    cdef Mutex syncer               # held while the log is synced; taken before `writer` when both are needed
-    cdef object background          # thread that syncs rolled segments, or None
-    cdef int64_t cursor_offset      # where the last read ended: the next one usually starts there
-    cdef int64_t cursor_position
-    cdef Segment cursor_segment
-
     def __cinit__(self):
-        self.lock_fd = -1
         self.is_closed = True
-        memset(&self.page, 0, sizeof(PublishedPage))
 
     def __init__(self):
         raise TypeError("use PartitionLog.open(path)")
-
-    def __dealloc__(self):
-        if self.lock_fd >= 0:
-            oscalls.close_file(self.lock_fd)
 
     # --- opening and closing -----------------------------------------------------------------------------------------
 
     @staticmethod
     def open(
-        path: str | os.PathLike[str], *, durability: str = DEFAULT_DURABILITY, read_only: bool = False,
-        config: LogConfig | None = None,
+        path: str | os.PathLike[str], *, durability: str = DEFAULT_DURABILITY, read_only: bool = False, exclusive: bool = False,
+        config: LogConfig | None = None, isolation: str = "read_committed",
     ) -> PartitionLog:
         """Open the partition in the folder ``path``; a writer creates it when it is not there.
 
         Args:
             path: the folder. Named ``<topic>-<number>`` it can be moved into a Kafka log directory as it is.
-            durability: when an append returns: ``"batch"`` (default), after its own fdatasync: survives power loss;
-                ``"os"``, when the page cache has it: survives the death of the process, not of the machine.
-            read_only: change nothing, not even to recover; several such handles can be open at once.
+            durability: when an append returns: ``"group"`` (default), after an fdatasync that all waiting writers share;
+                ``"batch"``, after an fdatasync of its own; ``"interval"``, when the page cache has it, and a sync follows within
+                ``flush_interval``; ``"os"``, when the page cache has it. The first two survive power loss, all survive the
+                death of the process. A handle at the first two also reads durably: it shows what power loss cannot take back.
+            read_only: change nothing, not even to recover. Beside writers it sees what they append.
+            exclusive: keep everybody else out while the handle is open: appends then need no lock between processes, and file
+                systems on which such locks are not known to work (network, FUSE) are accepted.
             config: options; None = as stored, or the defaults.
+            isolation: ``"read_committed"`` (default) shows records of a transaction once it is committed, and nothing behind
+                an open one; ``"read_uncommitted"`` shows everything.
 
         Raises:
-            LockedError: another process or handle has it open; the message names its process id.
+            LockedError: somebody has it open exclusively, or exclusive was asked for while it is open; names the process id.
             CorruptLogError: bytes that were durable are gone. Nothing was changed; ``fastlog log repair`` goes on.
             UnsupportedFormatError: the folder holds something else, or a newer format.
+            NotSupportedError: the file system is not known to hold locks and syncs; ``exclusive=True`` accepts it.
             ConfigError: an option is unknown, out of range, or differs from the stored one.
             StorageError: the operating system refused.
         """
+        cdef PartitionLog log
         if not isinstance(durability, str) or durability not in DURABILITY_LEVELS:
             raise ConfigError(f"durability={durability!r}: expected one of {', '.join(map(repr, DURABILITY_LEVELS))}")
+        if isolation not in ISOLATION_LEVELS:
+            raise ConfigError(f"isolation={isolation!r}: expected one of {', '.join(map(repr, ISOLATION_LEVELS))}")
         if config is not None and not isinstance(config, LogConfig):
             raise ConfigError(f"config is a {type(config).__name__}: expected a fastlog.LogConfig")
+        if read_only and exclusive:
+            raise ConfigError("exclusive=True with read_only=True: a reader keeps nobody out; leave one of them away")
         config = config or LogConfig()
-        config.resolve()
-        cdef PartitionLog log = PartitionLog.__new__(PartitionLog)
-        cdef str folder = os.path.abspath(os.fsdecode(path))
-        lock_fd = lock_folder(folder, read_only)
-        try:
-            opened = recovery.open_partition(folder, config, read_only=read_only)
-            if not read_only:
-                files.write_control(folder)
-            log.set_up(opened, durability, read_only)
-        except BaseException:
-            oscalls.close_file(lock_fd)
-            raise
-        log.lock_fd = lock_fd
+        resolved = config.resolve()
+        folder = os.path.abspath(os.fsdecode(path))
+        require_folder(folder, read_only)
+        if not exclusive:
+            require_local(folder)
+        log = PartitionLog.__new__(PartitionLog)
+        log.path = folder
+        log.topic, log.partition = topic_partition(folder)
+        log.durability = durability
+        log.isolation = isolation
+        log.level = level_of(durability)
+        log.reads_durably = log.level >= AT_BATCH
+        log.reads_committed = isolation == "read_committed"
+        log.read_only = read_only
+        log.options = config
+        log.join(config, exclusive, resolved.lock_timeout)
         log.fork_generation = os_c.fork_generation()
         log.is_closed = False
+        if read_only and log.reads_durably:
+            # after a crash the end of the log may be in the page cache alone
+            readable_end(log)
+        if log.level == AT_INTERVAL and not read_only:
+            log.ask_for_interval()
         return log
 
-    cdef int set_up(self, opened, str durability, bint read_only) except -1:
+    cdef int join(self, config, bint exclusive, int64_t lock_timeout) except -1:
+        """Become one of those who have the partition open: alone after a recovery, or in company by their page."""
+        cdef int64_t begun = os_c.steady_milliseconds()
+        while True:
+            folder_fd, alone = presence.take_presence(self.path, exclusive, lock_timeout, self.read_only)
+            try:
+                if alone:
+                    if self.open_alone(config, folder_fd, exclusive, lock_timeout):
+                        return 0
+                elif self.open_in_company(config, folder_fd, lock_timeout):
+                    return 0
+            except BaseException:
+                if self.control is None or not self.control.is_shared:
+                    oscalls.close_file(folder_fd)
+                self.control = None
+                raise
+            if self.control is None:
+                oscalls.close_file(folder_fd)
+            self.control = None
+            if not alone and os_c.steady_milliseconds() - begun > PAGE_PATIENCE:
+                raise LockedError(
+                    f"{self.path} is in use, but its control file is missing or was replaced: somebody removed it. Close the "
+                    f"partition everywhere, then open it again"
+                )
+            presence.nap()
+
+    cdef bint open_alone(self, config, int folder_fd, bint exclusive, int64_t lock_timeout) except -1:
+        """Nobody else is there, so no page is believed: recover from disk, then make a page. False: start over."""
+        cdef Control control
+        if self.read_only:
+            opened = recovery.open_partition(self.path, config, read_only=True)
+            self.use(opened)
+            self.control = presence.private_page(self.path, lock_timeout)
+            self.publish_opened(opened)
+            # this reader is nobody whom others must wait for, and looks for company now and then
+            oscalls.close_file(folder_fd)
+            return True
+        presence.unlink_page(self.path)
+        opened = recovery.open_partition(self.path, config, read_only=False)
+        os_c.reach(os_c.OPEN_RECOVERED)
+        self.use(opened)
+        control = presence.create_page(self.path, folder_fd, lock_timeout, exclusive)
+        self.control = control
+        self.publish_opened(opened)
+        presence.install_page(control)
+        if exclusive:
+            return True
+        if not presence.share(control):
+            # somebody came in between, and recovered for himself
+            self.forget_files()
+            return False
+        return True
+
+    cdef bint open_in_company(self, config, int folder_fd, int64_t lock_timeout) except -1:
+        """Others are there: use their page, if it is theirs. False: start over."""
         cdef Published state
-        self.path = opened.folder
-        self.topic, self.partition = topic_partition(opened.folder)
-        self.durability = durability
-        self.read_only = read_only
-        self.config = opened.config
+        control = presence.join_page(self.path, folder_fd, lock_timeout, self.read_only)
+        if control is None:
+            return False
+        self.control = control
+        meta = files.read_meta(self.path)
+        if meta is None:
+            raise UnsupportedFormatError(f"{self.path}/{files.META} is gone while others have the partition open: close it everywhere")
+        self.use_meta(meta, config.resolve(meta.layout))
+        self.list_ = SegmentList([], -1)
+        self.list_segments(&state)
+        return True
+
+    cdef int use(self, opened) except -1:
+        """Take over what a recovery found."""
+        cdef Segment active
+        self.use_meta(opened.meta, opened.config)
         self.recovery = opened.report
-        self.is_clean = opened.is_clean
-        self.is_dirty = False
-        self.allocated = 0
-        self.syncs_every_append = durability == "batch"
-        self.reads_durably = self.syncs_every_append and not read_only
-        self.meta = opened.meta
-        self.meta_file = None
-        self.persisted_at = oscalls.steady_clock()
-        self.max_message_bytes = opened.config.max_message_bytes
-        self.max_decompressed_bytes = opened.config.max_decompressed_bytes
-        self.segment_bytes = opened.config.segment_bytes
-        self.segment_ms = opened.config.segment_ms
-        self.timestamp_limit = opened.config.message_timestamp_after_max_ms
-        self.epoch = opened.meta.epoch
-        self._segments = opened.segments
-        self._bases = [segment.base_offset for segment in self._segments]
+        self.list_ = SegmentList(opened.segments, 0)
+        active = self.list_.last()
+        active.is_growing = True
+        if active.fd >= 0:
+            self.active = active
+            self.tracker = active.tracker
+        return 0
+
+    cdef int use_meta(self, meta, resolved) except -1:
+        self.config = resolved
+        self.meta = meta
+        self.epoch = meta.epoch
+        self.max_message_bytes = resolved.max_message_bytes
+        self.max_decompressed_bytes = resolved.max_decompressed_bytes
+        self.segment_bytes = resolved.segment_bytes
+        self.segment_ms = resolved.segment_ms
+        self.timestamp_limit = resolved.message_timestamp_after_max_ms
         self.encoders = []
-        self.active = self._segments[len(self._segments) - 1]
-        self.active.is_durable = False      # it may grow
-        self.tracker = self.active.tracker if self.active.fd >= 0 else None
-        self.writer = Mutex()
-        self.syncer = Mutex()
-        self.cursor_offset = -1
-        state.active_base = self.active.base_offset
-        state.end_position = self.active.size
+        self.forget_cursor()
+        return 0
+
+    cdef int publish_opened(self, opened) except -1:
+        """Fill a page that nobody else sees yet with what a recovery found."""
+        cdef Published state
+        cdef Durable durable
+        cdef Segment active = self.list_.last()
+        cdef Control control = self.control
+        state.active_base = active.base_offset
+        state.end_position = active.size
         state.end_offset = opened.end_offset
         state.start_offset = opened.meta.start_offset
-        # a writer's recovery has synced everything; a reader's has not
-        state.durable_offset = opened.end_offset
-        if read_only and opened.report is not None:
-            state.durable_offset = min(opened.report.recovery_point, opened.end_offset)
-        publish(&self.page, &state)
+        state.first_unstable_offset = -1
+        state.last_producer_offset = -1
+        state.generation = self.list_.generation
+        state.index_entries = UNKNOWN_ENTRIES
+        state.time_index_entries = UNKNOWN_ENTRIES
+        state.transaction_entries = 0
+        state.bytes_since_entry = 0
+        state.max_timestamp = -1
+        state.offset_of_max = -1
+        state.first_timestamp = UNKNOWN_TIMESTAMP
+        state.created = oscalls.wall_clock()
+        if self.tracker is not None:
+            self.tracker.tell(&state)
+        control.page.trusted_base = active.base_offset
+        control.page.has_clean_marker = opened.is_clean
+        control.page.persisted_at = os_c.steady_milliseconds()
+        control.page.synced_at = control.page.persisted_at
+        publish(control.page, &state)
+        self.seen_version = control.page.version
+        durable.base = active.base_offset
+        durable.position = active.size
+        durable.offset = opened.end_offset
+        if self.read_only and opened.report is not None and opened.report.recovery_point < opened.end_offset:
+            # a writer's recovery has synced everything; a reader's has not
+            durable.base = opened.meta.recovery_segment
+            durable.position = opened.meta.recovery_position
+            durable.offset = opened.report.recovery_point
+        publish_durable(control.page, &durable)
+        return 0
+
+    cdef int look_for_company(self) except -1:
+        """A reader that was alone looks whether somebody has come, or has come and gone."""
+        cdef PartitionLog other
+        cdef int64_t now = os_c.steady_milliseconds()
+        if now - self.looked_at < COMPANY_INTERVAL:
+            return 0
+        self.looked_at = now
+        change = (oscalls.change_time(self.path), presence.describe(self.path) is not None, self.sizes())
+        if change == self.last_change:
+            return 0
+        other = PartitionLog.__new__(PartitionLog)
+        other.path, other.read_only = self.path, True
+        try:
+            other.join(self.options, False, 0)
+        except LockedError:
+            return 0    # somebody is recovering it just now
+        # what was read before stays what it was: a recovery only ever takes away what nobody was shown as durable
+        self.meta, self.epoch = other.meta, other.epoch
+        self.list_ = other.list_
+        self.control = other.control
+        self.forget_cursor()
+        self.last_change = change
+        return 0
+
+    cdef object sizes(self):
+        return oscalls.identity((<Segment>self.list_.last()).path)
+
+    cdef int ask_for_interval(self) except -1:
+        """Let everybody who has the log open keep this flush interval, and any shorter one."""
+        cdef int64_t wanted = self.config.flush_interval, current = load_word(&self.control.page.flush_interval)
+        if current == 0 or wanted < current:
+            store_word(&self.control.page.flush_interval, wanted)
+        ring(&self.control.page.append_bell)
+        keep_interval(self)
         return 0
 
     def close(self) -> None:
-        """Sync everything, mark the log as cleanly closed, and let go of it. Views stay valid. Idempotent.
+        """Let go of the log; who is the last to do so syncs everything and marks it as cleanly closed. Idempotent.
 
+        What this handle appended is synced by every close, at every level. Views stay valid.
         Raises StorageError when a sync or write fails: the handle is closed then too, and the next opening recovers.
         In a forked child it only lets go of the handle: the log belongs to the parent.
         """
+        cdef Control control = self.control
+        if self.is_closed:
+            return
         if self.fork_generation != os_c.fork_generation():
             # locks that the parent held at the fork stay locked here for ever
-            if not self.is_closed:
-                self.is_closed = True
-                self.let_go()
+            self.is_closed = True
+            self.forget_files()
             return
-        self.syncer.acquire()
+        if self.read_only:
+            self.is_closed = True
+            self.forget_files()
+            control.leave()
+            return
+        control.lock_sync_owner()
         try:
-            self.writer.acquire()
+            control.lock_writer()
             try:
                 if self.is_closed:
                     return
-                self.is_closed = True
                 try:
-                    if not self.read_only and self.poison is None and not self.is_finished():
-                        self.finish()
+                    self.leave()
                 finally:
-                    self.let_go()
+                    self.is_closed = True
+                    self.forget_files()
+                    control.leave()
             finally:
-                self.writer.release()
+                control.unlock_writer()
         finally:
-            self.syncer.release()
+            control.unlock_sync_owner()
+            wake_flusher()
 
-    cdef bint is_finished(self) except -1:
-        """Whether what is on disk is a clean log already: nothing was appended, no index rebuilt."""
-        return self.is_clean and all(
-            segment.index_checksums is not None or segment.is_damaged for segment in self._segments
-        )
-
-    cdef int finish(self) except -1:
-        """Everything that a clean close promises; both locks are held."""
-        cdef Segment segment
+    cdef int leave(self) except -1:
+        """Both locks are held. Sync; the last one finishes the log, unless there is nothing to finish."""
+        cdef Control control = self.control
         cdef Published state
-        read_published(&self.page, &state)
-        if self.is_dirty:
-            self.cut_unpublished(&state)
-        self.active.size = state.end_position
+        cdef Durable durable
+        if not load_word(&control.page.poisoned):
+            read_published(control.page, &state)
+            read_durable(control.page, &durable)
+            if durable.offset < state.end_offset:
+                sync_all(self, &state)
+        # asking for the folder alone gives up the share of it first: somebody may have come, and gone, in between
+        if not control.try_alone() or control.is_shared and not control.is_exclusive and control.is_replaced():
+            return 0
+        os_c.reach(os_c.CLOSE_EXCLUSIVE)
+        read_published(control.page, &state)
+        if not load_word(&control.page.poisoned) and not self.is_finished(&state):
+            self.finish(&state)
+        else:
+            control.remove_page()
+        return 0
+
+    cdef bint is_finished(self, Published* state) except -1:
+        """Whether what is on disk is a clean log already: nothing was appended, no index rebuilt."""
+        if not self.control.page.has_clean_marker:
+            return False
+        for segment in self.segments_at(state).segments:
+            if segment.index_checksums is None and not segment.is_damaged:
+                return False
+        return True
+
+    cdef int finish(self, Published* state) except -1:
+        """Everything that a clean close promises; nobody else is there."""
+        cdef Segment segment
+        cdef Control control = self.control
+        cdef Durable durable
+        if state.index_entries != UNKNOWN_ENTRIES or load_word(&control.page.dirty):
+            begin_change(self, state)
+        active = self.segments_at(state).last()
+        (<Segment>active).size = state.end_position
+        read_durable(control.page, &durable)
         finished = None
-        if self.active.fd >= 0:
+        if self.active is not None and self.active.fd >= 0:
+            self.active.trim()
+            if control.page.has_lost_entries:
+                self.tracker.offsets.lost = True
             self.active.finish_indexes()
             finished = self.active
         checksums = {}
-        for segment in self._segments:
-            if not segment.is_durable:
+        for segment in self.list_.segments:
+            if segment.base_offset >= durable.base:
                 segment.sync()
+            segment.is_growing = False
             if segment.index_checksums is None:
-                if segment.fd < 0 and segment is not finished:
+                if segment is not finished:
                     segment.load_indexes()
-                    segment.force_last_time_entry()
-                    segment.store_indexes()
+                    if not segment.is_trusted:
+                        segment.force_last_time_entry()
+                        segment.store_indexes()
                 segment.sync_indexes()
                 if segment.is_damaged:
                     # nobody vouches for indexes that had to leave something out
                     continue
                 segment.index_checksums = segment.compute_checksums()
-            checksums[segment.base_offset] = segment.index_checksums
+            checksums[segment.base_offset] = (*segment.index_checksums, segment.size)
         oscalls.sync_directory(self.path)
-        state.durable_offset = state.end_offset
-        publish(&self.page, &state)
-        self.persist(&state, True)
+        durable.base = state.active_base
+        durable.position = state.end_position
+        durable.offset = state.end_offset
+        publish_durable(control.page, &durable)
+        os_c.reach(os_c.CLOSE_SYNCED)
+        self.meta = files.read_meta(self.path) or self.meta
+        persist(self, True)
         files.write_index_checksums(self.path, checksums)
-        sizes = {f"{segment.base_offset:020d}.log": segment.size for segment in self._segments}
+        sizes = {f"{segment.base_offset:020d}.log": segment.size for segment in self.list_.segments}
+        # first the page: a death in between leaves an unclean log, and never a page beside the marker
+        control.remove_page()
         files.write_clean_marker(self.path, files.CleanMarker(self.meta, state.end_offset, sizes))
-        self.is_clean = True
+        os_c.reach(os_c.CLOSE_MARKED)
         return 0
 
-    cdef int let_go(self) except -1:
+    cdef int forget_files(self) except -1:
+        """Close every descriptor. Readers that are under way hold what they use; mappings go with the last view."""
         cdef Segment segment
-        cdef bint is_owner = self.fork_generation == os_c.fork_generation()
-        if self.meta_file is not None:
+        if self.meta_file is not None and self.fork_generation == os_c.fork_generation():
             self.meta_file.close()
-        for segment in self._segments:
-            segment.end_appending(is_owner)
-        # readers that are under way hold what they use; mappings go with the last view
-        self._segments = []
-        self._bases = []
+        self.meta_file = None
+        if self.active is not None:
+            self.active.close_files()
+        if self.list_ is not None:
+            for segment in self.list_.segments:
+                segment.close_files()
         self.active = None
         self.tracker = None
-        self.cursor_offset = -1
-        self.cursor_segment = None
         self.encoders = []
-        oscalls.close_file(self.lock_fd)
-        self.lock_fd = -1
+        self.forget_cursor()
         return 0
 
     @property
@@ -371,7 +488,7 @@ cdef class PartitionLog:
         """Log start offset: the first offset that can be read."""
         self.require_open()
         cdef Published state
-        read_published(&self.page, &state)
+        read_published(self.control.page, &state)
         return state.start_offset
 
     @property
@@ -379,36 +496,53 @@ cdef class PartitionLog:
         """Log end offset: the offset that the next record will get."""
         self.require_open()
         cdef Published state
-        read_published(&self.page, &state)
+        read_published(self.control.page, &state)
         return state.end_offset
 
     @property
     def durable_offset(self) -> int:
         """Records below this offset survive power loss."""
         self.require_open()
+        cdef Durable durable
+        read_durable(self.control.page, &durable)
+        return durable.offset
+
+    @property
+    def last_stable_offset(self) -> int:
+        """Offset of the first record of the oldest open transaction; the end offset when none is open."""
+        self.require_open()
         cdef Published state
-        read_published(&self.page, &state)
-        return state.durable_offset
+        read_published(self.control.page, &state)
+        return state.end_offset if state.first_unstable_offset < 0 else state.first_unstable_offset
 
     @property
     def readable_offset(self) -> int:
-        """Where reading ends: the durable offset for ``durability="batch"``, else the end offset."""
+        """Where reading ends: the smallest of the end offset, the last stable offset (``read_committed``) and the durable
+        offset (``"group"`` and ``"batch"``)."""
         self.require_open()
         cdef Published state
         self.read_state(&state)
         return state.end_offset
 
-    cdef void read_state(self, Published* state) noexcept:
-        """The published state, with `end_offset` lowered to what this handle may show."""
-        read_published(&self.page, state)
-        if self.reads_durably or self.poison is not None:
-            state.end_offset = min(state.end_offset, state.durable_offset)
+    def wait(self, offset: int, timeout: object = None) -> bool:
+        """Wait until the record at ``offset`` can be read: True once ``readable_offset > offset``.
+
+        Args:
+            offset: the record to wait for; the one behind the last is ``readable_offset``.
+            timeout: seconds, a ``timedelta`` or a string such as ``"5s"``; None = for ever. False when it is over first.
+
+        Another process that appends wakes the waiter in microseconds; signals (Ctrl-C) are let in within 100 ms.
+        """
+        cdef int64_t milliseconds = -1
+        if timeout is not None:
+            milliseconds = max(parse_duration_ms(timeout, "timeout"), 0)
+        return wait_for(self, offset, milliseconds)
 
     # --- appending ---------------------------------------------------------------------------------------------------
 
     def append(
         self, values: object, keys: object = None, timestamps: object = None, headers: object = None,
-        compression: str | None = None,
+        compression: str | None = None, expected_end_offset: int | None = None,
     ) -> int:
         """Append records and return the offset of the first one; the others follow without gaps.
 
@@ -422,22 +556,28 @@ cdef class PartitionLog:
             compression: ``"gzip"``, ``"snappy"``, ``"lz4"``, ``"zstd"``, or None. Batches hold up to ``max_message_bytes`` before
                 compression. Codecs hold the GIL while they work.
 
-        Guarantee: when this returns, all records are there and visible, or — when it raises — none. ``"batch"``: they survive
-        power loss. ``"os"``: they survive the death of this process, but not of the machine until ``flush``. After a crash
-        within the call a prefix of its batches may stay.
+            expected_end_offset: append only if this is the end offset; compared under the writer lock.
+
+        Guarantee: when this returns, all records are there and visible, or — when it raises — none. ``"group"`` and
+        ``"batch"``: they survive power loss. ``"interval"``: they do once ``flush_interval`` is over. ``"os"``: they survive the
+        death of this process, but not of the machine until ``flush``. After a crash within the call a prefix of its batches
+        may stay.
 
         Raises:
             InvalidRecordError: something is no record, lengths differ, or a timestamp is over an hour ahead.
             RecordTooLargeError: a record exceeds ``max_message_bytes``, or all of them ``segment_bytes``.
+            FencedError: the end offset is another one; nothing was written.
+            LockedError: another process holds the writer lock for longer than ``lock_timeout``.
             StorageFullError, StorageError: the operating system refused; the log is as it was.
             ClosedError: the log was closed.
         """
         cdef Column value_column, key_column = None, header_column = None
         cdef Timestamps stamps = None
         cdef RecordSource source
+        cdef Append request
         cdef Encoder encoder
         cdef BatchShape* shapes = NULL
-        cdef int64_t encoded, total, batches = 1, failed = 0, base_offset, largest, count
+        cdef int64_t encoded, total, batches = 1, failed = 0, base_offset, largest, count, end_offset = 0
         cdef int64_t limit = self.max_message_bytes
         cdef EncodedBatches compressed = None
         cdef int codec = 0
@@ -474,7 +614,10 @@ cdef class PartitionLog:
             source.timestamp = stamps.constant
             largest = stamps.largest
         if count == 0:
-            return self.end_offset
+            end_offset = self.end_offset
+            if expected_end_offset is not None and expected_end_offset != end_offset:
+                raise fenced(self, end_offset, expected_end_offset)
+            return end_offset
         encoder = self.encoders.pop() if self.encoders else Encoder()
         try:
             if codec:
@@ -500,352 +643,37 @@ cdef class PartitionLog:
                     f"{count} records take {total} bytes, more than segment_bytes={self.segment_bytes}: one append lies in one "
                     f"segment; append in smaller parts. Nothing was written"
                 )
-            base_offset = self.write(&source, encoder, shapes, batches, total, largest, compressed)
+            request.source = &source
+            request.shapes = shapes if compressed is None else compressed.shapes
+            request.batches = batches
+            request.offsets = count
+            request.size = total
+            request.largest_timestamp = largest
+            request.expected_end_offset = -1 if expected_end_offset is None else expected_end_offset
+            base_offset = append(self, &request, encoder, compressed, &end_offset)
         finally:
             free(shapes)
             if len(self.encoders) < MOST_ENCODERS:
                 self.encoders.append(encoder)
-        if self.syncs_every_append:
-            self.sync_published(False)
+        if self.level == AT_GROUP:
+            sync_until(self, end_offset)
+        elif self.level == AT_BATCH:
+            sync_own(self)
         return base_offset
-
-    cdef int64_t write(
-        self, const RecordSource* source, Encoder encoder, BatchShape* shapes, int64_t batches, int64_t total, int64_t largest,
-        EncodedBatches compressed,
-    ) except -1:
-        """Put encoded (one batch, or all of them `compressed`) or planned (`shapes`) batches at the end of the log, and publish them."""
-        cdef Published state
-        cdef int64_t result, base_offset
-        cdef Segment active
-        self.writer.acquire()
-        try:
-            self.require_writable()
-            if self.poison is not None:
-                raise StorageError(f"a sync of {self.path} failed before ({self.poison}): close it and open it again to recover")
-            if self.is_clean or self.tracker is None:
-                self.begin_changes()
-            read_published(&self.page, &state)
-            if self.is_dirty:
-                self.cut_unpublished(&state)
-            if self.must_roll(&state, source.count, batches, total, largest):
-                self.roll(&state)
-            active = self.active
-            base_offset = state.end_offset
-            with nogil:
-                if compressed is not None:
-                    result = self.write_compressed(active, compressed, &state)
-                else:
-                    result = self.write_batches(active, source, encoder, shapes, batches, total, &state)
-                if result >= 0:
-                    state.end_offset = base_offset + source.count
-                    publish(&self.page, &state)
-                    self.track(
-                        active, encoder, shapes if compressed is None else compressed.shapes, batches, &state, base_offset
-                    )
-                    self.is_dirty = False
-                elif os_c.os_ftruncate(active.fd, state.end_position) == 0:
-                    self.is_dirty = False
-            active.size = state.end_position
-            if result < 0:
-                if result == VALUES_CHANGED:
-                    raise InvalidRecordError(
-                        "the values were changed by another thread while they were appended: nothing was written"
-                    )
-                if result == -ENOMEM:
-                    raise MemoryError(f"no memory left to encode {source.count} records; nothing was written")
-                raise os_c.storage_error("append to", active.path, result)
-            return base_offset
-        finally:
-            self.writer.release()
-
-    cdef int64_t write_batches(
-        self, Segment active, const RecordSource* source, Encoder encoder, BatchShape* shapes, int64_t batches, int64_t total,
-        Published* state,
-    ) noexcept nogil:
-        """Write every batch behind the published end; on success `state.end_position` lies behind them."""
-        cdef int64_t i, result, encoded, position = state.end_position, offset = state.end_offset
-        self.is_dirty = True
-        if position + total > self.allocated and position >= ALLOCATE_FROM:
-            self.allocate(active, position, total)
-        for i in range(batches):
-            if shapes != NULL:
-                encoded = encoder.encode(source, shapes[i].first, self.max_message_bytes)
-                if encoded != shapes[i].count or encoder.size != shapes[i].size:
-                    return -ENOMEM if encoded == OUT_OF_MEMORY else VALUES_CHANGED
-                shapes[i].max_timestamp = encoder.max_timestamp
-            encoder.stamp(offset, self.epoch)
-            offset += encoder.count
-            if encoder.vector_count == 1:
-                result = os_c.os_pwrite(active.fd, encoder.buffer, encoder.size, position)
-            else:
-                result = os_c.os_pwritev(active.fd, encoder.vectors, encoder.vector_count, position)
-            if result < 0:
-                return result
-            position += result
-        state.end_position = position
-        return 0
-
-    cdef int64_t write_compressed(self, Segment active, EncodedBatches compressed, Published* state) noexcept nogil:
-        """The same for batches that lie in memory already."""
-        cdef int64_t result
-        self.is_dirty = True
-        if state.end_position + compressed.size > self.allocated and state.end_position >= ALLOCATE_FROM:
-            self.allocate(active, state.end_position, compressed.size)
-        compressed.stamp(state.end_offset, self.epoch)
-        result = os_c.os_pwrite(active.fd, compressed.data, compressed.size, state.end_position)
-        if result < 0:
-            return result
-        state.end_position += compressed.size
-        return 0
-
-    cdef void allocate(self, Segment active, int64_t position, int64_t total) noexcept nogil:
-        """Ask for disk blocks ahead of the end, once for many appends. Closing and rolling give back what is left."""
-        cdef int64_t ahead = max(total, min(position, <int64_t>MOST_ALLOCATED))
-        ahead = min(ahead, self.segment_bytes - position)
-        if os_c.os_allocate(active.fd, position, ahead) == 0:
-            self.allocated = position + ahead
-        else:
-            # no room, or no such file system: plain writes will tell
-            self.allocated = NO_STOP
-
-    cdef void track(
-        self, Segment active, Encoder encoder, BatchShape* shapes, int64_t batches, const Published* state, int64_t base_offset
-    ) noexcept nogil:
-        """Index entries for what was just published. They are hints: those that cannot be written wait in memory."""
-        cdef int64_t i, position
-        if shapes == NULL:
-            position = state.end_position - encoder.size
-            if position == 0:
-                active.first_timestamp = encoder.max_timestamp
-            self.tracker.track(position, encoder.size, base_offset + encoder.count - 1, encoder.max_timestamp)
-        else:
-            position = state.end_position
-            for i in range(batches):
-                position -= shapes[i].size
-            if position == 0:
-                active.first_timestamp = shapes[0].max_timestamp
-            for i in range(batches):
-                self.tracker.track(
-                    position, shapes[i].size, base_offset + shapes[i].first + shapes[i].count - 1, shapes[i].max_timestamp
-                )
-                position += shapes[i].size
-        self.tracker.offsets.write_pending()
-        self.tracker.times.write_pending()
-
-    cdef int begin_changes(self) except -1:
-        """The first change of a session: the clean marker goes first, durably."""
-        if self.is_clean:
-            oscalls.remove(f"{self.path}/{files.CLEAN}")
-            oscalls.sync_directory(self.path)
-            self.is_clean = False
-        if self.tracker is None:
-            self.active.begin_appending()
-            self.active.index_checksums = None
-            self.tracker = self.active.tracker
-        return 0
-
-    cdef int cut_unpublished(self, const Published* state) except -1:
-        """What a failed append left beyond the published end."""
-        oscalls.truncate(self.active.fd, state.end_position, self.active.path)
-        self.is_dirty = False
-        return 0
-
-    cdef bint must_roll(self, const Published* state, int64_t count, int64_t batches, int64_t total, int64_t largest) except *:
-        """Kafka's conditions for a new segment, asked before an append."""
-        cdef int64_t first
-        if state.end_position == 0:
-            return False
-        if state.end_position > self.segment_bytes - total or self.tracker.lacks_room(batches):
-            return True
-        if state.end_offset + count - 1 - state.active_base > MOST_RELATIVE_OFFSET:
-            return True
-        first = self.active.first_timestamp
-        if first == -2:
-            first = self.active.end_of_first_batch_time
-        if first >= 0:
-            return largest - first > self.segment_ms
-        return os_c.clock_milliseconds() - self.active.created > self.segment_ms
-
-    cdef int roll(self, Published* state) except -1:
-        """Begin a new segment at the end offset. A published step of its own; a failure leaves the old segment active."""
-        cdef Segment old = self.active
-        cdef Segment fresh
-        path = files.segment_path(self.path, state.end_offset)
-        if oscalls.file_size(path):
-            raise StorageError(f"{path} is in the way of a new segment: move it out of the folder")
-        fresh = recovery.new_segment(self.path, state.end_offset, 0, self.meta, self.config)
-        try:
-            fresh.begin_appending()
-        except BaseException:
-            fresh.discard()
-            raise
-        old.size = state.end_position
-        try:
-            old.finish_indexes()
-        except StorageError as error:
-            # they are rebuilt when they are needed, at the latest when the log is closed
-            logger.warning("the indexes of %s could not be completed: %s", old.path, error)
-            old.tracker = None
-        self._segments.append(fresh)
-        self._bases.append(fresh.base_offset)
-        self.active = fresh
-        self.tracker = fresh.tracker
-        self.allocated = 0
-        state.active_base = state.end_offset
-        state.end_position = 0
-        publish(&self.page, state)
-        if self.background is None or not self.background.is_alive():
-            self.background = threading.Thread(target=sync_in_background, args=(self,), name="fastlog-sync", daemon=True)
-            self.background.start()
-        return 0
-
-    # --- durability --------------------------------------------------------------------------------------------------
 
     def flush(self) -> int:
         """Make every record appended so far survive power loss; return the durable offset.
 
-        Raises StorageError when the sync fails. The log is poisoned then: reads stop at the durable offset, appends fail,
-        and only closing and opening it again, which reads it back from disk, goes on.
+        Raises StorageError when the sync fails. The log is poisoned then, for all processes: reads stop at the durable
+        offset, appends fail, and only closing it everywhere and opening it again, which reads it back from disk, goes on.
         """
-        self.require_writable()
-        self.sync_published(True)
-        return self.durable_offset
-
-    cdef int sync_published(self, bint lazily) except -1:
-        """Sync up to the published end, oldest segment first; `lazily`: not when it is durable already."""
-        cdef Published state, latest
-        cdef Segment segment
-        cdef int result
-        self.syncer.acquire()
-        try:
-            self.require_open()
-            if self.poison is not None:
-                raise StorageError(f"a sync of {self.path} failed before ({self.poison}): close it and open it again to recover")
-            read_published(&self.page, &state)
-            if lazily and state.durable_offset == state.end_offset:
-                return 0
-            try:
-                for segment in self.unsynced():
-                    if segment.base_offset > state.active_base:
-                        break
-                    if segment.base_offset == state.active_base:
-                        # the one call that every durable append waits for
-                        result = sync_without_gil(segment)
-                        if result < 0:
-                            raise os_c.storage_error("sync", segment.path, result)
-                    else:
-                        segment.sync()
-                    if not segment.has_durable_name:
-                        oscalls.sync_directory(self.path)
-                        segment.has_durable_name = True
-                    segment.is_durable = segment.base_offset < state.active_base
-            except StorageError as error:
-                self.poisoned(error)
-                raise
-            self.writer.acquire()
-            try:
-                read_published(&self.page, &latest)
-                latest.durable_offset = max(latest.durable_offset, state.end_offset)
-                publish(&self.page, &latest)
-            finally:
-                self.writer.release()
-            try:
-                self.persist(&state, False)
-            except StorageError as error:
-                # what was promised holds; only a recovery would begin further back
-                logger.warning("the recovery point of %s could not be written: %s", self.path, error)
-        finally:
-            self.syncer.release()
-        return 0
-
-    cdef list unsynced(self):
-        """Segments with bytes, or a name, that may not be durable: closed ones that were not synced, and the active one."""
-        cdef list found = []
-        cdef Segment segment
-        cdef int64_t i = len(self._segments) - 1
-        while i >= 0:
-            segment = self._segments[i]
-            if segment.is_durable:
-                break
-            found.append(segment)
-            i -= 1
-        found.reverse()
-        return found
-
-    cdef int persist(self, const Published* state, bint at_once) except -1:
-        """Write the recovery point to disk, every few seconds or `at_once`; the syncer is held."""
-        cdef int64_t now = oscalls.steady_clock()
-        if not at_once and now - self.persisted_at < PERSIST_INTERVAL_MS:
-            return 0
-        self.meta.recovery_point = state.end_offset
-        self.meta.recovery_segment = state.active_base
-        self.meta.recovery_position = state.end_position
-        self.write_meta()
-        self.persisted_at = now
-        return 0
-
-    cdef int write_meta(self) except -1:
-        if self.meta_file is None:
-            self.meta_file = files.MetaFile(self.path)
-        self.meta_file.write(self.meta)
-        return 0
-
-    cdef int poisoned(self, error) except -1:
-        """A sync failed: what the kernel holds is not what the disk holds, and syncing again would lie."""
-        self.poison = error
-        logger.error("a sync of %s failed: %s; the log stops here until it is opened again", self.path, error)
-        try:
-            oscalls.replace_file(f"{self.path}/{files.POISONED}", files.sealed({"reason": str(error)}))
-        except StorageError:
-            logger.exception("could not leave %s behind", files.POISONED)
-        return 0
-
-    def _sync_rolled(self) -> None:
-        """Sync closed segments and their indexes, and move the recovery point on disk behind them."""
-        cdef Segment segment
         cdef Published state
-        cdef bint changed = False
-        self.syncer.acquire()
-        try:
-            if self.is_closed or self.poison is not None:
-                return
-            read_published(&self.page, &state)
-            for segment in self.unsynced():
-                if segment.base_offset >= state.active_base:
-                    break
-                try:
-                    segment.sync()
-                    if not segment.has_durable_name:
-                        oscalls.sync_directory(self.path)
-                        segment.has_durable_name = True
-                except StorageError as error:
-                    self.poisoned(error)
-                    return
-                segment.is_durable = True
-                changed = True
-            checksums = {}
-            for segment in self._segments:
-                if segment.base_offset >= state.active_base:
-                    break
-                if segment.index_checksums is None and segment.tracker is not None and not segment.is_damaged:
-                    segment.sync_indexes()
-                    segment.index_checksums = segment.compute_checksums()
-                if segment.index_checksums is not None:
-                    checksums[segment.base_offset] = segment.index_checksums
-                segment.end_appending()
-            if changed:
-                oscalls.sync_directory(self.path)
-                if self.meta.recovery_segment < state.active_base:
-                    # whatever was durable of the active segment is synced again sooner than it is forgotten
-                    self.meta.recovery_point = state.active_base
-                    self.meta.recovery_segment = state.active_base
-                    self.meta.recovery_position = 0
-                    self.write_meta()
-                files.write_index_checksums(self.path, checksums)
-        except StorageError as error:
-            logger.warning("bookkeeping of %s after a roll failed and is left to the next one: %s", self.path, error)
-        finally:
-            self.syncer.release()
+        self.require_writable()
+        if load_word(&self.control.page.poisoned):
+            raise poisoned_error(self)
+        read_published(self.control.page, &state)
+        sync_until(self, state.end_offset)
+        return self.durable_offset
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -860,141 +688,19 @@ cdef class PartitionLog:
             CorruptLogError: the batch does not check out; ``next_offset`` of the error is where reading can go on.
             ClosedError: the log was closed.
         """
-        return self.read_range(offset, NO_STOP, max_bytes)
+        return read_range(self, offset, NO_STOP, max_bytes)
 
     def get(self, offset: int) -> Record | None:
         """The record at ``offset``; None when there is none (a control record, or compacted away).
 
         Raises as ``read`` does; the readable end itself is out of range here.
         """
-        cdef RecordBatch batch = self.read_range(offset, <int64_t>offset + 1, 1)
+        cdef RecordBatch batch = read_range(self, offset, <int64_t>offset + 1, 1)
         if batch.columns.count:
             return batch.record(0)
         if batch.next_offset == offset:
-            raise self.out_of_range(offset)
+            raise out_of_range(self, offset)
         return None
-
-    cdef RecordBatch read_range(self, int64_t offset, int64_t stop, int64_t max_bytes):
-        """Read records in [offset, stop)."""
-        cdef Published state
-        cdef Segment segment
-        cdef Place place
-        cdef RecordBatch batch
-        cdef int64_t end = 0
-        if self.is_closed or self.fork_generation != os_c.fork_generation():
-            self.require_open()
-        if max_bytes < 1:
-            raise ConfigError(f"max_bytes={max_bytes}: expected at least 1 (a whole batch is returned in any case)")
-        self.read_state(&state)
-        batch = RecordBatch.__new__(RecordBatch)
-        batch.topic = self.topic
-        batch.partition = self.partition
-        batch.base_offset = offset
-        batch.next_offset = offset
-        if offset < state.start_offset or offset > state.end_offset:
-            raise self.out_of_range(offset)
-        if offset == state.end_offset:
-            return batch
-        stop = min(stop, state.end_offset)
-        if offset == self.cursor_offset:
-            segment = self.cursor_segment
-            place.position = self.cursor_position
-            place.expected_offset = offset
-            end = state.end_position if segment.base_offset == state.active_base else segment.size
-        else:
-            segment = None
-        try:
-            return self.read_segments(batch, &state, segment, &place, end, offset, stop, max_bytes)
-        except StorageError as error:
-            # the file of a segment that was removed meanwhile is no fault of the storage
-            if error.errno == ENOENT and offset < self.start_offset:
-                raise self.out_of_range(offset) from None
-            raise
-        except CorruptLogError as error:
-            if error.next_offset is None and error.first_offset is not None:
-                # damage up to the end of a segment: reading can go on in the next one
-                following = self._bases[bisect_right(self._bases, error.first_offset):]
-                if following and following[0] <= state.active_base:
-                    error.next_offset = following[0]
-            raise
-
-    cdef RecordBatch read_segments(
-        self, RecordBatch batch, const Published* state, Segment segment, Place* place, int64_t end, int64_t offset,
-        int64_t stop, int64_t max_bytes,
-    ):
-        """Find the batch of `offset`, unless `segment` and `place` name it, and decode from there on."""
-        cdef BatchHeader header
-        cdef Block* block
-        cdef Problem problem
-        cdef int64_t shift = 0, next_offset = offset, next_position = 0, size
-        cdef Py_ssize_t i
-        # as they are now: closing and removing put new lists in their place
-        cdef list segments = self._segments
-        cdef list bases = self._bases
-        if segment is None or place.position >= end:
-            i = bisect_right(bases, offset) - 1
-            if i < 0:
-                raise self.lost_offsets(offset, segments[0])
-            segment = segments[i]
-            while True:
-                end = state.end_position if segment.base_offset == state.active_base else segment.size
-                if segment.locate(offset, end, place):
-                    break
-                # behind the last batch of its segment: a hole that is legal, or lost records
-                i = bisect_right(bases, segment.base_offset)
-                if i >= len(segments) or segment.base_offset >= state.active_base:
-                    raise self.lost_offsets(offset, segment)
-                if not segment.gaps and place.expected_offset != (<Segment>segments[i]).base_offset:
-                    raise self.lost_offsets(place.expected_offset, segments[i])
-                segment = segments[i]
-                if segment.base_offset >= stop:
-                    batch.next_offset = stop
-                    return batch
-        size = end - place.position
-        if not segment.maps:
-            if segment.peek(place.position, end, &header) == FINE:
-                size = min(size, max(max_bytes, header.size))
-        block = segment.fetch(place.position, size, &shift)
-        try:
-            with nogil:
-                problem = decode_batches(
-                    block, place.position - shift, place.position - shift + size, offset, stop, place.expected_offset,
-                    segment.gaps, segment.epoch, max_bytes, segment.max_decompressed_bytes, NULL, 0, &batch.columns, &header, &next_offset,
-                    &next_position,
-                )
-        finally:
-            block_release(block)
-        if problem == NO_MEMORY:
-            raise MemoryError(f"no memory left to decode a batch of {segment.path}")
-        if problem != FINE:
-            raise segment.damage(problem, header.position + shift, place.expected_offset, end)
-        batch.is_append_time = header.attributes & TIMESTAMP_TYPE_BIT
-        batch.next_offset = min(next_offset, stop)
-        if next_offset <= stop:
-            # dropping the last reference to a removed segment may give other threads a turn: not in the middle of this
-            _previous = self.cursor_segment
-            self.cursor_offset = next_offset
-            self.cursor_position = next_position + shift
-            self.cursor_segment = segment
-        return batch
-
-    cdef object out_of_range(self, offset):
-        cdef Published state
-        self.read_state(&state)
-        hint = "the log is empty" if state.start_offset == state.end_offset else f"offsets {state.start_offset} to {state.end_offset - 1} can be read"
-        return OffsetOutOfRangeError(
-            f"offset {offset} is out of range: {hint}, and the next record gets {state.end_offset}",
-            offset, state.start_offset, state.end_offset,
-        )
-
-    cdef object lost_offsets(self, int64_t offset, Segment following):
-        next_offset = following.base_offset if following.base_offset > offset else None
-        until = f"to {next_offset - 1} are" if next_offset is not None else "and later are"
-        return CorruptLogError(
-            f"offsets {offset} {until} in no segment of {self.path}: a file is missing or was replaced. "
-            f"`fastlog log verify` lists all damage",
-            following.path, 0, offset, next_offset,
-        )
 
     def batches(self, start: int | None = None, stop: int | None = None, max_bytes: int = 1 << 20) -> RecordBatches:
         """Record batches from ``start`` (None = log start) up to ``stop`` (exclusive; None = readable end, as it is when the
@@ -1012,9 +718,7 @@ cdef class PartitionLog:
 
         Timestamps need not be ordered. Raises CorruptLogError when a batch on the way does not check out.
         """
-        cdef Published state
-        cdef Segment segment, previous
-        cdef int64_t wanted, end, found
+        cdef int64_t wanted, found
         self.require_open()
         if isinstance(timestamp, datetime):
             if timestamp.tzinfo is None:
@@ -1022,29 +726,9 @@ cdef class PartitionLog:
             wanted = milliseconds_of(timestamp)
         else:
             wanted = max(<int64_t>timestamp, 0)
-        self.read_state(&state)
-        previous = None
-        for segment in list(self._segments):
-            if segment.base_offset > state.active_base:
-                break
-            if previous is None:
-                if segment.base_offset > state.start_offset and not segment.gaps:
-                    raise self.lost_offsets(state.start_offset, segment)
-            elif not previous.gaps and previous.end_of_closed() != segment.base_offset and self._is_current(previous):
-                raise self.lost_offsets(previous.end_of_closed(), segment)
-            previous = segment
-            end = state.end_position if segment.base_offset == state.active_base else segment.size
-            if end == 0:
-                continue
-            try:
-                found = segment.find_time(wanted, state.start_offset, end)
-            except StorageError as error:
-                if error.errno == ENOENT and not self._is_current(segment):
-                    continue    # removed meanwhile
-                raise
-            if found >= 0:
-                return found if found < state.end_offset else None
-        return None
+        readable_end(self)
+        found = find_time(self, wanted)
+        return found if found >= 0 else None
 
     # --- upkeep ------------------------------------------------------------------------------------------------------
 
@@ -1055,61 +739,80 @@ cdef class PartitionLog:
         Raises OffsetOutOfRangeError when ``before`` lies beyond the readable end.
         """
         cdef Published state
+        cdef Durable durable
         cdef Segment segment
+        cdef Control control = self.control
+        cdef SegmentList list_
         self.require_writable()
-        self.syncer.acquire()
+        control.lock_sync_owner()
         try:
-            self.writer.acquire()
+            control.lock_writer()
             try:
                 self.require_writable()
                 self.read_state(&state)
                 if before > state.end_offset:
-                    raise self.out_of_range(before)
+                    raise out_of_range(self, before)
                 before = max(before, state.start_offset)
-                first = max(bisect_right(self._bases, before) - 1, 0)
+                list_ = self.segments_at(&state)
+                first = max(bisect_right(list_.bases, before) - 1, 0)
                 if before == state.start_offset and first == 0:
                     return before
-                self.begin_changes()
-                read_published(&self.page, &state)
-                state.start_offset = before
-                self.meta.start_offset = before
-                if self.meta.recovery_segment < self._bases[first]:
+                begin_change(self, &state)
+                list_ = self.segments_at(&state)
+                read_published(control.page, &state)
+                meta = files.read_meta(self.path) or self.meta
+                meta.start_offset = before
+                read_durable(control.page, &durable)
+                if meta.recovery_segment < list_.bases[first]:
                     # what is removed need not be synced any more
-                    self.meta.recovery_segment = self.meta.recovery_point = self._bases[first]
-                    self.meta.recovery_position = 0
-                self.write_meta()
-                publish(&self.page, &state)
-                removed = self._segments[:first]
-                self._segments = self._segments[first:]
-                self._bases = self._bases[first:]
-                self.cursor_offset = -1
-                self.cursor_segment = None
+                    meta.recovery_segment = meta.recovery_point = list_.bases[first]
+                    meta.recovery_position = 0
+                write_meta(self, meta)
+                if durable.base < list_.bases[first]:
+                    durable.base = durable.offset = list_.bases[first]
+                    durable.position = 0
+                    publish_durable(control.page, &durable)
+                removed = list_.segments[:first]
+                state.start_offset = before
+                if removed:
+                    state.generation += 2
+                publish(control.page, &state)
+                self.seen_version = control.page.version
+                os_c.reach(os_c.DELETE_PUBLISHED)
+                self.list_ = SegmentList(list_.segments[first:], state.generation)
+                self.forget_cursor()
                 for segment in removed:
-                    segment.end_appending()
                     for path in (segment.index_path, segment.time_index_path, segment.path):
                         oscalls.remove(path)
+                os_c.reach(os_c.DELETE_REMOVED)
                 if removed:
                     oscalls.sync_directory(self.path)
                 return before
             finally:
-                self.writer.release()
+                control.unlock_writer()
         finally:
-            self.syncer.release()
+            control.unlock_sync_owner()
 
     def segments(self) -> list:
         """A ``SegmentInfo`` for each segment, oldest first; the last one is the active one."""
         cdef Published state
         cdef Segment segment
+        cdef SegmentList list_
         self.require_open()
-        read_published(&self.page, &state)
+        while True:
+            self.read_state(&state)
+            list_ = self.segments_at(&state)
+            read_published(self.control.page, &state)
+            if list_.generation == state.generation:
+                break
         found = []
-        for segment, following in zip(list(self._segments), [*self._bases[1:], state.end_offset], strict=True):
-            size = state.end_position if segment.base_offset == state.active_base else segment.size
+        for segment, following in zip(list_.segments, [*list_.bases[1:], state.end_offset], strict=True):
             try:
+                self.prepare(segment, &state)
                 found.append(
                     SegmentInfo(
-                        segment.path, segment.base_offset, following, size, segment.index_entries, segment.time_index_entries,
-                        segment.max_timestamp,
+                        segment.path, segment.base_offset, following, self.end_of(segment, &state), segment.index_entries,
+                        segment.time_index_entries, segment.max_timestamp,
                     )
                 )
             except StorageError:
@@ -1121,23 +824,22 @@ cdef class PartitionLog:
         """Read every byte below the end and check it: batches, records, order, indexes. Changes nothing, raises nothing for
         damage: it is all in the ``VerifyReport``. ``progress(bytes_done, bytes_total)`` is called after each segment."""
         cdef Published state
+        cdef SegmentList list_
         self.require_open()
-        if not self.read_only:
-            self.writer.acquire()
-            try:
-                self.require_open()
-                read_published(&self.page, &state)
-                self.active.size = state.end_position
-            finally:
-                self.writer.release()
-        read_published(&self.page, &state)
-        return verify_segments(
-            self.path, list(self._segments), state.start_offset, state.end_offset, self._is_current, progress
-        )
+        while True:
+            self.read_state(&state)
+            list_ = self.segments_at(&state)
+            read_published(self.control.page, &state)
+            if list_.generation == state.generation:
+                break
+        list_.last().size = state.end_position
+        return verify_segments(self.path, list_.segments, state.start_offset, state.end_offset, self._is_current, progress)
 
     def _is_current(self, segment: object) -> bool:
-        """Whether a segment is still part of the log: ``delete_records`` may remove it while it is read."""
-        return segment in self._segments
+        """Whether a segment is still part of the log: it may be removed while it is read."""
+        cdef Published state
+        self.read_state(&state)
+        return segment in self.segments_at(&state).segments
 
     @staticmethod
     def repair(path: str | os.PathLike[str]) -> object:
@@ -1148,38 +850,16 @@ cdef class PartitionLog:
         cdef str folder = os.path.abspath(os.fsdecode(path))
         if oscalls.is_directory(folder) is None:
             raise StorageError(f"{folder} does not exist: there is nothing to repair")
-        lock_fd = lock_folder(folder, False)
+        folder_fd, _ = presence.take_presence(folder, True, 1000, False)
         try:
+            presence.unlink_page(folder)
             return repair_folder(folder)
         finally:
-            oscalls.close_file(lock_fd)
-
-    cdef int require_open(self) except -1:
-        if self.is_closed:
-            raise ClosedError(f"{self.path} was closed: open it again with PartitionLog.open")
-        if self.fork_generation != os_c.fork_generation():
-            raise ForkedHandleError(
-                f"{self.path} was opened before a fork and belongs to the parent process: open it after the fork instead"
-            )
-        return 0
-
-    cdef int require_writable(self) except -1:
-        self.require_open()
-        if self.read_only:
-            raise NotSupportedError(f"{self.path} was opened with read_only=True: open it without to change it")
-        return 0
+            oscalls.close_file(folder_fd)
 
 
-cdef int sync_without_gil(Segment segment) except? -1:
-    cdef int fd = segment.fd
-    cdef int result
-    with nogil:
-        result = os_c.os_fdatasync(fd)
-    return result
-
-
-def sync_in_background(log: PartitionLog) -> None:
-    log._sync_rolled()
+cdef Level level_of(str durability):
+    return {"os": AT_OS, "interval": AT_INTERVAL, "batch": AT_BATCH, "group": AT_GROUP}[durability]
 
 
 def iterate_records(RecordBatches batches):
@@ -1207,13 +887,13 @@ cdef class RecordBatches:
     def __iter__(self):
         cdef RecordBatch batch
         cdef int64_t offset = self.log.start_offset if self.start is None else self.start
-        cdef int64_t stop = self.log.readable_offset
+        cdef int64_t stop = readable_end(self.log)
         if self.stop is not None:
             stop = min(stop, <int64_t>self.stop)
         if self.start is not None and not self.log.start_offset <= offset <= self.log.readable_offset:
-            raise self.log.out_of_range(offset)
+            raise out_of_range(self.log, offset)
         while offset < stop:
-            batch = self.log.read_range(offset, stop, self.max_bytes)
+            batch = read_range(self.log, offset, stop, self.max_bytes)
             offset = batch.next_offset
             if batch.columns.count:
                 yield batch
@@ -1245,8 +925,8 @@ def topic_partition(folder: str) -> tuple:
     return name, 0
 
 
-def lock_folder(folder: str, read_only: bool) -> int:
-    """Take the lock that keeps a folder to one writer, or to readers; create the folder for a writer."""
+def require_folder(folder: str, read_only: bool) -> None:
+    """The folder of a partition, created for a writer. Raises StorageError or UnsupportedFormatError."""
     kind = oscalls.is_directory(folder)
     if kind is None:
         if read_only:
@@ -1254,19 +934,29 @@ def lock_folder(folder: str, read_only: bool) -> int:
         oscalls.make_directory(folder)
     elif not kind:
         raise UnsupportedFormatError(f"{folder} is a file: a partition is a folder; nothing was touched")
-    lock_fd = oscalls.open_directory(folder)
-    try:
-        if oscalls.try_lock(lock_fd, shared=read_only):
-            return lock_fd
-        holder = files.read_holder(folder)
-    except BaseException:
-        oscalls.close_file(lock_fd)
-        raise
-    oscalls.close_file(lock_fd)
-    if holder == oscalls.process_id():
-        who = f"this process ({holder}) has it open in another handle: use that one, or close it"
-    elif holder is not None:
-        who = f"process {holder} has it open: wait until it closes it"
-    else:
-        who = "another process has it open: wait until it closes it"
-    raise LockedError(f"{folder} is locked: {who}", holder)
+
+
+def require_local(folder: str) -> None:
+    """Locks and syncs between processes are only known to hold on local file systems. Raises NotSupportedError."""
+    magic, name, is_allowed = oscalls.file_system(folder)
+    if not is_allowed:
+        raise NotSupportedError(
+            f"{folder} lies on a file system ({name}, number {magic:#x}) whose locks are not known to work between processes: use a "
+            f"local one ({', '.join(oscalls.LOCAL_FILE_SYSTEMS.values())}), or open it with exclusive=True"
+        )
+
+
+def diagnose(path: str | os.PathLike[str] | None = None) -> dict:
+    """What this platform gives a log, and what the control file of the partition in ``path`` says: plain values for people.
+
+    Keys: ``futex``, ``ofd_locks``, ``boot_id``; with a path ``file_system``, ``file_system_magic``, ``is_allowed``, and ``control``
+    (None when nobody has the partition open, or it is none) and ``is_clean``.
+    """
+    found = {"futex": oscalls.has_futex(), "ofd_locks": oscalls.has_ofd_locks(), "boot_id": oscalls.boot_id()}
+    if path is not None:
+        folder = os.path.abspath(os.fsdecode(path))
+        magic, name, is_allowed = oscalls.file_system(folder)
+        found |= {"file_system": name, "file_system_magic": magic, "is_allowed": is_allowed}
+        found["control"] = presence.describe(folder) if oscalls.is_directory(folder) else None
+        found["is_clean"] = files.read_clean_marker(folder) is not None if oscalls.is_directory(folder) else None
+    return found

@@ -18,8 +18,9 @@ from fastlog.errors import ConfigError
 
 __all__ = ["DURABILITY_LEVELS", "LogConfig", "parse_duration_ms", "parse_size"]
 
-DURABILITY_LEVELS: Final = ("os", "batch")
-DEFAULT_DURABILITY: Final = "batch"
+DURABILITY_LEVELS: Final = ("group", "batch", "interval", "os")
+DEFAULT_DURABILITY: Final = "group"
+ISOLATION_LEVELS: Final = ("read_committed", "read_uncommitted")
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
@@ -80,6 +81,8 @@ class LogConfig:
         segment_ms: roll when a record is so much younger than the first batch of the segment. Default 7 days; from 1.
         max_message_bytes: largest encoded batch, and so largest record. Default 1,048,588; 100 B to 1 GiB.
         message_timestamp_after_max_ms: refuse timestamps so far in the future. Default 1 hour; from 0.
+        flush_interval: how long at most records wait for a sync with ``durability="interval"``. Default 1 second; from 1 ms.
+        lock_timeout: how long to wait for a lock that another process holds, before a LockedError. Default 30 seconds; from 0.
         max_decompressed_bytes: refuse to read a compressed batch with more content than this, which bounds the memory
             that a read takes; batches are not written larger either. Default 64 MiB; 1 KiB to 1 GiB.
         mmap: read through memory maps (default). False reads by ``pread`` into memory of our own: slower, but safe
@@ -92,6 +95,8 @@ class LogConfig:
     segment_ms: int | str | timedelta | None = None
     max_message_bytes: int | str | None = None
     message_timestamp_after_max_ms: int | str | timedelta | None = None
+    flush_interval: float | str | timedelta | None = None
+    lock_timeout: float | str | timedelta | None = None
     max_decompressed_bytes: int | str | None = None
     mmap: bool | None = None
 
@@ -118,7 +123,7 @@ class LogConfig:
         for name, (default, low, high) in _LIMITS.items():
             given = getattr(self, name)
             if given is not None:
-                parse = parse_duration_ms if name.endswith("_ms") else parse_size
+                parse = parse_size if name.endswith("_bytes") else parse_duration_ms
                 value = parse(given, name)
                 if not low <= value <= high:
                     raise ConfigError(f"{name}={given!r} is out of range: expected {low} to {high}")
@@ -145,6 +150,8 @@ class ResolvedConfig:
     segment_ms: int
     max_message_bytes: int
     message_timestamp_after_max_ms: int
+    flush_interval: int
+    lock_timeout: int
     max_decompressed_bytes: int
     mmap: bool
 
@@ -162,5 +169,7 @@ _LIMITS: Final = {
     "segment_ms": (7 * DAY_MS, 1, 2**63 - 1),
     "max_message_bytes": (1_048_588, 100, GIB),
     "message_timestamp_after_max_ms": (HOUR_MS, 0, 2**63 - 1),
+    "flush_interval": (SECOND_MS, 1, DAY_MS),
+    "lock_timeout": (30 * SECOND_MS, 0, DAY_MS),
     "max_decompressed_bytes": (DEFAULT_MAX_DECOMPRESSED_BYTES, KIB, MOST_MAX_DECOMPRESSED_BYTES),
 }

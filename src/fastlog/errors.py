@@ -7,7 +7,7 @@
     ├── NotSupportedError           this build, platform or file cannot do what was asked
     ├── ClosedError                 the handle was closed
     ├── ForkedHandleError           the handle was inherited by a forked child
-    ├── LockedError                 another process (or handle) has the partition open      retriable
+    ├── LockedError                 another process (or handle) holds what is needed         retriable
     ├── StorageError                the operating system refused a read, write or sync
     │   └── StorageFullError        no space, quota or file-size limit left                  retriable
     ├── UnsupportedFormatError      the files are newer, older or somebody else's
@@ -79,7 +79,7 @@ class ForkedHandleError(Error):
 
 
 class LockedError(Error):
-    """Another process, or another handle of this one, has the partition open.
+    """Another process, or another handle of this one, holds what is needed: the partition as a whole, or its writer lock.
 
     Attributes:
         pid: process id of the holder, or None when it could not be told.

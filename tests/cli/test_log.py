@@ -382,7 +382,7 @@ def test_an_operating_system_error_is_one_line_and_exit_code_3(path: Path, monke
 
 
 def test_repair_of_a_log_in_use_is_refused(folder: Path) -> None:
-    with fastlog.PartitionLog.open(folder / "events-0", durability="os") as log:
+    with fastlog.PartitionLog.open(folder / "events-0", durability="os", exclusive=True) as log:
         log.append([b"a"])
         result = run_process("log", "repair", folder / "events-0", "--yes")
     assert result.returncode == 3

@@ -4,29 +4,44 @@
 A ``KafkaOracle`` then keeps one virtual machine running and sends it many questions: start-up takes about two
 seconds, a question a few milliseconds.
 
-Two readings of the same files are offered, both made by Kafka's code:
+Several readings of the same files are offered, all made by Kafka's code:
 
-* ``check(paths)`` runs ``kafka.tools.DumpLogSegments`` with deep iteration and printed data over ``.log``, ``.index``
-  and ``.timeindex`` files, once more with ``--verify-index-only`` and ``--index-sanity-check``, and collects every
-  problem it reports;
+* ``check(paths)`` runs ``kafka.tools.DumpLogSegments`` with deep iteration and printed data over ``.log``, ``.index``,
+  ``.timeindex``, ``.txnindex`` and ``.snapshot`` files, once more with ``--verify-index-only`` and
+  ``--index-sanity-check``, and collects every problem it reports;
 * ``records(path)`` reads the records of a segment through ``FileRecords``, with header values and all bytes exact
-  (the dump tool prints the keys of headers only).
+  (the dump tool prints the keys of headers only);
+* ``aborted_transactions(path)`` and ``snapshot(path)`` give the entries of a ``.txnindex`` and a ``.snapshot`` file;
+* ``replay(folder)`` is the state of all producers after every batch of a folder, by ``ProducerStateManager``;
+* ``load(folder)`` opens a folder as a broker does when it starts, with or without the recovery of a crash.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-__all__ = ["DumpedBatch", "DumpedRecord", "KafkaOracle", "KafkaRecord", "OracleUnavailable", "prepare"]
+__all__ = [
+    "AbortedTransaction",
+    "DumpedBatch",
+    "DumpedRecord",
+    "KafkaOracle",
+    "KafkaRecord",
+    "LoadedLog",
+    "OracleUnavailable",
+    "ProducerBatch",
+    "ProducerState",
+    "prepare",
+]
 
 HERE = Path(__file__).resolve().parent
 CACHE = Path(os.environ.get("FASTLOG_KAFKA_CACHE", HERE.parent.parent / ".cache" / "kafka"))
@@ -35,6 +50,8 @@ JAVA_FLAGS = (
     "-XX:+UseSerialGC",
     "-XX:TieredStopAtLevel=1",
     "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
+    # what clients say of a broker that was stopped is no answer to a question about files
+    "-Dorg.slf4j.simpleLogger.log.org.apache.kafka.clients=off",
 )
 
 
@@ -44,7 +61,10 @@ class OracleUnavailable(Exception):
 
 @dataclass(frozen=True)
 class DumpedRecord:
-    """One record line of DumpLogSegments; null keys and values are told by their size of -1."""
+    """One record line of DumpLogSegments; null keys and values are told by their size of -1.
+
+    ``marker`` is ``COMMIT`` or ``ABORT`` at the end of a transaction, with the epoch of its coordinator.
+    """
 
     offset: int
     timestamp: int
@@ -52,6 +72,9 @@ class DumpedRecord:
     key: bytes | None
     value: bytes | None
     header_keys: str
+    sequence: int = -1
+    marker: str | None = None
+    coordinator_epoch: int | None = None
 
 
 @dataclass
@@ -71,6 +94,66 @@ class KafkaRecord:
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes | None], ...]
+
+
+@dataclass(frozen=True)
+class AbortedTransaction:
+    """An entry of a ``.txnindex``. ``last_offset`` is that of the marker, ``last_stable_offset`` what held after it."""
+
+    producer_id: int
+    first_offset: int
+    last_offset: int
+    last_stable_offset: int
+    version: int = 0
+
+
+@dataclass(frozen=True)
+class ProducerBatch:
+    """What Kafka remembers of one batch of an idempotent producer."""
+
+    first_sequence: int
+    last_sequence: int
+    first_offset: int
+    last_offset: int
+    timestamp: int
+
+
+@dataclass(frozen=True)
+class ProducerState:
+    """What Kafka remembers of one producer; ``batches`` oldest first, at most five, one at most in a snapshot.
+
+    ``last_sequence`` and ``last_offset`` are -1 when only a marker was seen. ``transaction_start`` is the first offset
+    of the open transaction, or None.
+    """
+
+    producer_id: int
+    producer_epoch: int
+    coordinator_epoch: int
+    last_timestamp: int
+    transaction_start: int | None
+    last_sequence: int
+    last_offset: int
+    batches: tuple[ProducerBatch, ...] = ()
+
+    def as_in_snapshot(self) -> ProducerState:
+        """What a snapshot keeps of it: the last batch, under the time of the last thing seen of the producer."""
+        last = tuple(replace(batch, timestamp=self.last_timestamp) for batch in self.batches[-1:])
+        return replace(self, batches=last)
+
+
+@dataclass(frozen=True)
+class LoadedLog:
+    """What Kafka knows of a partition after ``load`` or ``replay``; the latter knows nothing of segments and epochs."""
+
+    end_offset: int
+    last_stable_offset: int
+    producers: tuple[ProducerState, ...]
+    aborted: tuple[AbortedTransaction, ...]
+    start_offset: int = 0
+    recovery_point: int = 0
+    leader_epochs: tuple[tuple[int, int], ...] = ()
+    segments: tuple[dict[str, int], ...] = ()
+    complaints: tuple[str, ...] = ()
 
 
 def run_or_explain(command: Sequence[str], what: str) -> None:
@@ -109,8 +192,10 @@ def prepare() -> Path:
 BATCH_FIELD = re.compile(r"(\w+): (\S+)")
 RECORD_LINE = re.compile(
     r"\| offset: (?P<offset>-?\d+) (?P<type>CreateTime|LogAppendTime|NoTimestampType): (?P<timestamp>-?\d+)"
-    r" keySize: (?P<key_size>-?\d+) valueSize: (?P<value_size>-?\d+) sequence: -?\d+ headerKeys: \[(?P<headers>.*?)\]"
-    r"(?: endTxnMarker: .*| controlType: .*)?(?: key: (?P<key>[0-9a-f]*))?(?: payload: (?P<value>[0-9a-f]*))?$",
+    r" keySize: (?P<key_size>-?\d+) valueSize: (?P<value_size>-?\d+) sequence: (?P<sequence>-?\d+)"
+    r" headerKeys: \[(?P<headers>.*?)\]"
+    r"(?: endTxnMarker: (?P<marker>\w+) coordinatorEpoch: (?P<epoch>-?\d+)| controlType: .*)?"
+    r"(?: key: (?P<key>[0-9a-f]*))?(?: payload: (?P<value>[0-9a-f]*))?$",
     re.DOTALL,
 )
 PROBLEM = re.compile(
@@ -118,6 +203,7 @@ PROBLEM = re.compile(
     r"|invalid bytes at the end|isvalid: false|corrupt|EXCEPTION",
     re.IGNORECASE,
 )
+GAP = re.compile(r"Non-consecutive offsets in | *\d+ is followed by \d+$")
 
 
 def bytes_of(digits: str | None, size: str) -> bytes | None:
@@ -171,18 +257,23 @@ class KafkaOracle:
         problems += [line for line in errors.splitlines() if not line.startswith("SLF4J")]
         return output, problems
 
-    def check(self, paths: Iterable[str | os.PathLike[str]]) -> tuple[dict[str, list[DumpedBatch]], list[str]]:
+    def check(
+        self, paths: Iterable[str | os.PathLike[str]], *, may_skip: bool = False
+    ) -> tuple[dict[str, list[DumpedBatch]], list[str]]:
         """Let Kafka read whole files.
 
         Args:
-            paths: ``.log``, ``.index`` and ``.timeindex`` files; an index needs its ``.log`` beside it.
+            paths: ``.log``, ``.index``, ``.timeindex``, ``.txnindex`` and ``.snapshot`` files; an ``.index`` and a
+                ``.timeindex`` need their ``.log`` beside them.
+            may_skip: offsets may have gaps, as after a compaction; the tool reports them otherwise.
 
         Returns:
             the batches of each ``.log`` file by path, and all problems Kafka reports (empty when it accepts all).
         """
         names = [os.fspath(path) for path in paths]
         logs = [name for name in names if name.endswith(".log")]
-        indexes = [name for name in names if not name.endswith(".log")]
+        states = [name for name in names if name.endswith((".txnindex", ".snapshot"))]
+        indexes = [name for name in names if name.endswith("index") and name not in states]
         dumped: dict[str, list[DumpedBatch]] = {}
         problems: list[str] = []
         if logs:
@@ -194,6 +285,11 @@ class KafkaOracle:
             output, complaints = self.dump(indexes, "--verify-index-only")
             problems += complaints + [f"not dumped: {name}" for name in indexes if f"Dumping {name}" not in output]
             problems += self.dump(indexes, "--index-sanity-check")[1]
+        if states:
+            output, complaints = self.dump(states)
+            problems += complaints + [f"not dumped: {name}" for name in states if f"Dumping {name}" not in output]
+        if may_skip:
+            problems = [line for line in problems if not GAP.match(line)]
         return dumped, problems
 
     def recompress(self, source: str | os.PathLike[str], target: str | os.PathLike[str], codec: str) -> None:
@@ -201,6 +297,55 @@ class KafkaOracle:
         errors = self.ask("recompress", os.fspath(source), os.fspath(target), codec)[1]
         if errors:
             raise ValueError(f"Kafka could not write {target}: {errors}")
+
+    def ask_json(self, command: str, *arguments: str) -> Any:
+        """The parsed answer of a command that answers in JSON; raises ``ValueError`` with Kafka's own words."""
+        return self.ask_json_loudly(command, *arguments)[0]
+
+    def ask_json_loudly(self, command: str, *arguments: str) -> tuple[Any, list[str]]:
+        """As ``ask_json``, and what Kafka logged as a warning or an error meanwhile."""
+        output, errors = self.ask(command, *arguments)
+        if "EXCEPTION " in errors:
+            raise ValueError(f"Kafka refuses {command} {' '.join(arguments)[:200]}: {errors}")
+        return json.loads(output), [line for line in errors.splitlines() if not line.startswith("SLF4J")]
+
+    def aborted_transactions(self, path: str | os.PathLike[str]) -> list[AbortedTransaction]:
+        """The entries of a ``.txnindex`` file, in its order; ``ValueError`` when Kafka finds it corrupt."""
+        return [aborted_of(entry) for entry in self.ask_json("transactions", os.fspath(path))]
+
+    def snapshot(self, path: str | os.PathLike[str]) -> list[ProducerState]:
+        """The producers of a ``.snapshot`` file, in its order; ``ValueError`` when Kafka finds it corrupt."""
+        return [producer_of(entry) for entry in self.ask_json("snapshot", os.fspath(path))]
+
+    def replay(self, folder: str | os.PathLike[str]) -> LoadedLog:
+        """Walk all batches of a folder as if they were appended: producers with five batches each, aborted ranges.
+
+        The folder needs a name like ``events-0``. Nothing in it is changed; its snapshots and indexes are not read.
+        """
+        return loaded_of(self.ask_json("replay", os.fspath(folder)))
+
+    def load(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        start_offset: int = 0,
+        recovery_point: int = 0,
+        is_clean: bool = False,
+        now: int = 0,
+        producer_expiration_ms: int = 86_400_000,
+        options: Iterable[str] = (),
+    ) -> LoadedLog:
+        """Open a folder with Kafka's ``LogLoader``, as a broker does when it starts, and close it.
+
+        This changes the folder as a broker would: give it a copy. Without ``is_clean`` everything from the recovery
+        point on is scanned, cut where it is damaged, and all indexes there are made anew. ``options`` are topic options
+        such as ``"segment.index.bytes=1000"``. The clock stands at ``now``, milliseconds; producers that were idle for
+        longer than ``producer_expiration_ms`` before it are forgotten: none of them at 0.
+        """
+        clean = "true" if is_clean else "false"
+        numbers = (str(start_offset), str(recovery_point), clean, str(now), str(producer_expiration_ms))
+        answer, complaints = self.ask_json_loudly("load", os.fspath(folder), *numbers, *options)
+        return replace(loaded_of(answer), complaints=tuple(complaints))
 
     def records(self, path: str | os.PathLike[str]) -> list[KafkaRecord]:
         """All records of one segment, control records included; raises ``ValueError`` when Kafka finds it invalid."""
@@ -216,6 +361,38 @@ class KafkaOracle:
                 key, value = hex_cell(cells[2]), hex_cell(cells[3])
                 found.append(KafkaRecord(int(cells[0]), int(cells[1]), key, value, headers))
         return found
+
+
+def aborted_of(entry: dict[str, int]) -> AbortedTransaction:
+    order = ("producerId", "firstOffset", "lastOffset", "lastStableOffset", "version")
+    return AbortedTransaction(*(entry[name] for name in order))
+
+
+def producer_of(entry: dict[str, Any]) -> ProducerState:
+    order = ("firstSequence", "lastSequence", "firstOffset", "lastOffset", "timestamp")
+    return ProducerState(
+        producer_id=entry["producerId"],
+        producer_epoch=entry["producerEpoch"],
+        coordinator_epoch=entry["coordinatorEpoch"],
+        last_timestamp=entry["lastTimestamp"],
+        transaction_start=entry["currentTxnFirstOffset"],
+        last_sequence=entry["lastSequence"],
+        last_offset=entry["lastOffset"],
+        batches=tuple(ProducerBatch(*(batch[name] for name in order)) for batch in entry["batches"]),
+    )
+
+
+def loaded_of(answer: dict[str, Any]) -> LoadedLog:
+    return LoadedLog(
+        end_offset=answer["endOffset"],
+        last_stable_offset=answer["lastStableOffset"],
+        producers=tuple(map(producer_of, answer["producers"])),
+        aborted=tuple(map(aborted_of, answer["aborted"])),
+        start_offset=answer.get("startOffset", 0),
+        recovery_point=answer.get("recoveryPoint", 0),
+        leader_epochs=tuple((epoch, offset) for epoch, offset in answer.get("leaderEpochs", ())),
+        segments=tuple(answer.get("segments", ())),
+    )
 
 
 def hex_cell(cell: str) -> bytes | None:
@@ -248,6 +425,9 @@ def parse_dump(output: str) -> dict[str, list[DumpedBatch]]:
                     key=None if is_control else bytes_of(match["key"], match["key_size"]),
                     value=None if is_control else bytes_of(match["value"], match["value_size"]),
                     header_keys=match["headers"],
+                    sequence=int(match["sequence"]),
+                    marker=match["marker"],
+                    coordinator_epoch=None if match["epoch"] is None else int(match["epoch"]),
                 )
             )
     return files

@@ -3,6 +3,7 @@
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint8_t
 
 from fastlog._native.memory cimport Block
+from fastlog._native.published cimport Published
 
 cdef struct OffsetEntry:
     int64_t relative_offset
@@ -20,10 +21,11 @@ cdef class IndexFile:
     cdef readonly int64_t limit         # most entries that the file may have
     cdef readonly int64_t count         # entries in `block`
     cdef Block* block
-    cdef int fd                         # -1 unless entries are being appended
+    cdef int fd                         # -1 unless entries are, or were, appended while it was looked at
     cdef uint8_t* pending
     cdef int64_t pending_count
     cdef int64_t pending_capacity
+    cdef int generation                 # of forks, when it was made
     cdef int64_t last_key               # relative offset, or timestamp, of the newest entry; -1 = none
     cdef bint lost                      # an entry could not be kept: rebuild before the file is called complete
 
@@ -38,7 +40,12 @@ cdef class IndexFile:
     cdef int load(self, int64_t size, bint map_file) except -1
     cdef int keep_pending(self) except -1
     cdef int begin_appending(self, bint map_file) except -1
+    cdef int join(self, int64_t count, bint is_writer, bint map_file) except -1
+    cdef int map_with_room(self, int fd, int64_t count, bint map_file) except -1
+    cdef int follow(self, int64_t count) noexcept nogil
+    cdef int64_t key_of_last(self) noexcept nogil
     cdef int end_appending(self) except -1
+    cdef void close(self) noexcept
     cdef int replace_block(self, Block* block, int64_t count) except -1
 
 
@@ -54,4 +61,7 @@ cdef class IndexTracker:
 
     cdef void track(self, int64_t position, int64_t size, int64_t last_offset, int64_t max_timestamp) noexcept nogil
     cdef void finish(self) noexcept nogil
+    cdef void follow(self, const Published* state) noexcept nogil
+    cdef void catch_up(self, const Published* state) noexcept nogil
+    cdef void tell(self, Published* state) noexcept nogil
     cdef bint lacks_room(self, int64_t batches) noexcept nogil

@@ -7,7 +7,8 @@ first number. A batch gets an entry when more than ``index.interval.bytes`` lie 
 entry; the first batch of a segment never does. One time entry is forced when a segment is closed.
 
 Indexes are hints (invariant I7): a lookup checks the batch it lands on, and a damaged or missing file is rebuilt from
-the segment. Entries that cannot be written (full disk) wait in memory; lookups only get slower.
+the segment. Entries of the active segment count once the log has published how many there are; an entry that cannot be
+written (full disk) is given up, and the indexes are rebuilt when the segment is finished: lookups only get slower.
 """
 
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint8_t
@@ -22,6 +23,7 @@ from fastlog._native.layout cimport (
     store_int32, store_int64,
 )
 from fastlog._native.memory cimport Block, block_adopt_mapping, block_allocate, block_release
+from fastlog._native.published cimport Published
 
 
 cdef class IndexFile:
@@ -29,6 +31,7 @@ cdef class IndexFile:
         self.block = NULL
         self.pending = NULL
         self.fd = -1
+        self.generation = os_c.fork_generation()
 
     def __init__(self, path: str, is_time_index: bool, index_bytes: int):
         self.path = path
@@ -43,8 +46,7 @@ cdef class IndexFile:
     def __dealloc__(self):
         block_release(self.block)
         free(self.pending)
-        if self.fd >= 0:
-            oscalls.close_file(self.fd)
+        self.close()
 
     cdef int64_t total(self) noexcept nogil:
         """Entries readable and pending."""
@@ -105,12 +107,15 @@ cdef class IndexFile:
         self.last_key = key
 
     cdef int64_t write_pending(self) noexcept nogil:
-        """Write the pending entries behind the readable ones; -errno leaves them pending."""
+        """Write the pending entries behind the readable ones; -errno gives them up."""
         cdef int64_t size = self.pending_count * self.entry_size, result
         if self.pending_count == 0 or self.fd < 0:
             return 0
         result = os_c.os_pwrite(self.fd, self.pending, size, self.count * self.entry_size)
         if result < 0:
+            self.pending_count = 0
+            self.lost = True
+            self.last_key = self.key_of_last()
             return result
         if not self.block.is_mapping:
             memcpy(self.block.data + self.count * self.entry_size, self.pending, size)
@@ -168,25 +173,52 @@ cdef class IndexFile:
         block_release(self.block)
         self.block = block
         self.count = count
-        self.last_key = -1
-        if count:
-            self.last_key = load_int32(self.entry(count - 1)) if self.entry_size == INDEX_ENTRY_SIZE else load_int64(self.entry(count - 1))
+        self.last_key = self.key_of_last()
         return 0
+
+    cdef int64_t key_of_last(self) noexcept nogil:
+        """Key of the last readable entry, -1 when there is none."""
+        if self.count == 0:
+            return -1
+        return load_int32(self.entry(self.count - 1)) if self.entry_size == INDEX_ENTRY_SIZE else load_int64(self.entry(self.count - 1))
 
     cdef int begin_appending(self, bint map_file) except -1:
         """Open the file for entries behind the readable ones; what the file holds beyond them is cut."""
-        cdef void* address = NULL
-        cdef int64_t room = self.limit * self.entry_size, result
         cdef int64_t count = self.count
+        cdef int fd = oscalls.open_file(self.path, writable=True, create=True)
+        try:
+            if os_c.os_file_size(fd) != count * self.entry_size:
+                oscalls.truncate(fd, count * self.entry_size, self.path)
+            if self.block != NULL and not self.block.is_mapping:
+                # entries that were rebuilt in memory: the file may hold anything
+                oscalls.write_at(fd, self.block.data[:count * self.entry_size], 0, self.path)
+            self.map_with_room(fd, count, map_file)
+        except BaseException:
+            oscalls.close_file(fd)
+            raise
+        self.fd = fd
+        return 0
+
+    cdef int join(self, int64_t count, bint is_writer, bint map_file) except -1:
+        """Use the file of an active segment that others append to as well; `count` entries of it are published."""
+        cdef int fd = oscalls.open_file(self.path, writable=is_writer)
+        try:
+            if os_c.os_file_size(fd) < count * self.entry_size:
+                raise os_c.storage_error("read", self.path, -5)
+            self.map_with_room(fd, count, map_file)
+        except BaseException:
+            oscalls.close_file(fd)
+            raise
+        self.fd = fd
+        return 0
+
+    cdef int map_with_room(self, int fd, int64_t count, bint map_file) except -1:
+        """Make `count` entries readable, and those that follow later."""
+        cdef void* address = NULL
+        cdef int64_t room = self.limit * self.entry_size, result = 0
         cdef Block* block
-        self.fd = oscalls.open_file(self.path, writable=True, create=True)
-        if os_c.os_file_size(self.fd) != count * self.entry_size:
-            oscalls.truncate(self.fd, count * self.entry_size, self.path)
-        if self.block != NULL and not self.block.is_mapping:
-            # entries that were rebuilt in memory: the file may hold anything
-            oscalls.write_at(self.fd, self.block.data[:count * self.entry_size], 0, self.path)
         if map_file:
-            result = os_c.os_map(self.fd, room, &address)
+            result = os_c.os_map(fd, room, &address)
             if result < 0:
                 raise os_c.storage_error("map", self.path, result)
             block = block_adopt_mapping(address, room)
@@ -195,18 +227,38 @@ cdef class IndexFile:
             if block == NULL:
                 raise MemoryError()
             if count:
-                memcpy(block.data, self.block.data, count * self.entry_size)
+                result = os_c.os_pread(fd, block.data, count * self.entry_size, 0)
+            if result != count * self.entry_size:
+                block_release(block)
+                raise os_c.storage_error("read", self.path, result if result < 0 else -5)
         self.replace_block(block, count)
         return 0
+
+    cdef int follow(self, int64_t count) noexcept nogil:
+        """Entries that others have published since. Never fewer: another thread may know more already."""
+        cdef int64_t size = (count - self.count) * self.entry_size
+        if size <= 0 or self.block == NULL or count > self.limit:
+            return 0
+        if not self.block.is_mapping:
+            if os_c.os_pread(self.fd, self.block.data + self.count * self.entry_size, size, self.count * self.entry_size) != size:
+                self.lost = True
+                return 0
+        self.count = count
+        self.last_key = self.key_of_last()
+        return 0
+
+    cdef void close(self) noexcept:
+        """Close the file; what was read of it stays."""
+        if self.fd >= 0 and self.generation == os_c.fork_generation():
+            oscalls.close_file(self.fd)
+        self.fd = -1
 
     cdef int end_appending(self) except -1:
         """Write what is pending and close the file; raises when that cannot be done."""
         cdef int64_t result = self.write_pending()
         if result < 0:
             raise os_c.storage_error("write", self.path, result)
-        if self.fd >= 0:
-            oscalls.close_file(self.fd)
-            self.fd = -1
+        self.close()
         return 0
 
 
@@ -237,6 +289,29 @@ cdef class IndexTracker:
         """The time entry that closing a segment forces."""
         if self.max_timestamp > self.times.last_key:
             self.times.add(self.max_timestamp, <int32_t>(self.offset_of_max - self.base_offset))
+
+    cdef void follow(self, const Published* state) noexcept nogil:
+        """What others have appended to the active segment since."""
+        self.offsets.follow(state.index_entries)
+        self.times.follow(state.time_index_entries)
+        if state.max_timestamp > self.max_timestamp:
+            self.max_timestamp = state.max_timestamp
+            self.offset_of_max = state.offset_of_max
+
+    cdef void catch_up(self, const Published* state) noexcept nogil:
+        """Likewise, for the owner of the writer lock."""
+        self.follow(state)
+        self.bytes_since_entry = state.bytes_since_entry
+        self.max_timestamp = state.max_timestamp
+        self.offset_of_max = state.offset_of_max
+
+    cdef void tell(self, Published* state) noexcept nogil:
+        """Put what appenders must know of each other's entries into the tuple to be published."""
+        state.index_entries = self.offsets.count
+        state.time_index_entries = self.times.count
+        state.bytes_since_entry = self.bytes_since_entry
+        state.max_timestamp = self.max_timestamp
+        state.offset_of_max = self.offset_of_max
 
     cdef bint lacks_room(self, int64_t batches) noexcept nogil:
         """Whether `batches` more batches could overfill an index; one time entry is reserved for closing."""

@@ -9,8 +9,8 @@ import errno as errno_codes
 import os
 import stat as stat_codes
 
-from libc.errno cimport EINTR, EIO, errno
-from libc.stdint cimport int64_t, uint8_t
+from libc.errno cimport EAGAIN, EINTR, EIO, errno
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.string cimport memset, strerror
 
 from fastlog.errors import StorageError, StorageFullError
@@ -23,8 +23,19 @@ cdef extern from *:
     #include <sys/mman.h>
     #include <sys/stat.h>
     #include <sys/uio.h>
+    #include <sched.h>
+    #include <signal.h>
+    #include <string.h>
     #include <time.h>
     #include <unistd.h>
+    #if defined(__linux__)
+    #include <linux/futex.h>
+    #include <sys/statfs.h>
+    #include <sys/syscall.h>
+    #else
+    #include <sys/mount.h>
+    #include <sys/param.h>
+    #endif
     #if defined(__APPLE__)
     static int fastlog_fdatasync(int fd) { return fcntl(fd, F_FULLFSYNC) == -1 ? fsync(fd) : 0; }
     static int fastlog_fsync(int fd) { return fcntl(fd, F_FULLFSYNC) == -1 ? fsync(fd) : 0; }
@@ -33,9 +44,105 @@ cdef extern from *:
     static int fastlog_fsync(int fd) { return fsync(fd); }
     #endif
     #include <pthread.h>
+    /* Descriptors of ours, one bit each: a forked child closes them all, so that no lock outlives its owner there.
+     * Bits change while the GIL is held, and the child has one thread. */
+    enum { FASTLOG_MOST_DESCRIPTORS = 1 << 20 };
+    static uint64_t fastlog_descriptors[FASTLOG_MOST_DESCRIPTORS / 64];
+    static int fastlog_largest_descriptor = -1;
     static int fastlog_forks = 0;
-    static void fastlog_after_fork(void) { fastlog_forks++; }
+    static void fastlog_note_descriptor(int fd, int is_open) {
+        if (fd < 0 || fd >= FASTLOG_MOST_DESCRIPTORS)
+            return;
+        if (fd > fastlog_largest_descriptor)
+            fastlog_largest_descriptor = fd;
+        if (is_open)
+            fastlog_descriptors[fd / 64] |= (uint64_t)1 << (fd % 64);
+        else
+            fastlog_descriptors[fd / 64] &= ~((uint64_t)1 << (fd % 64));
+    }
+    static void fastlog_after_fork(void) {
+        fastlog_forks++;
+        for (int word = 0; word <= fastlog_largest_descriptor / 64; word++) {
+            for (int bit = 0; fastlog_descriptors[word] >> bit; bit++) {
+                if (fastlog_descriptors[word] >> bit & 1)
+                    close(word * 64 + bit);
+                if (bit == 63)
+                    break;
+            }
+            fastlog_descriptors[word] = 0;
+        }
+        fastlog_largest_descriptor = -1;
+    }
     static int fastlog_watch_forks(void) { return pthread_atfork(NULL, NULL, fastlog_after_fork); }
+    static int fastlog_open(const char *path, int flags, int mode) {
+        int fd = open(path, flags | O_CLOEXEC, mode);
+        fastlog_note_descriptor(fd, 1);
+        return fd;
+    }
+    static int fastlog_close(int fd) {
+        fastlog_note_descriptor(fd, 0);
+        return close(fd);
+    }
+    /* An OFD read lock on the first byte says: I use the page in this file. */
+    #if defined(F_OFD_SETLK)
+    static int fastlog_attach(int fd) {
+        struct flock lock;
+        memset(&lock, 0, sizeof lock);
+        lock.l_type = F_RDLCK;
+        lock.l_whence = SEEK_SET;
+        lock.l_len = 1;
+        return fcntl(fd, F_OFD_SETLK, &lock);
+    }
+    static int fastlog_others_attached(int fd) {
+        struct flock lock;
+        memset(&lock, 0, sizeof lock);
+        lock.l_type = F_WRLCK;
+        lock.l_whence = SEEK_SET;
+        lock.l_len = 1;
+        return fcntl(fd, F_OFD_GETLK, &lock) != 0 ? -1 : lock.l_type != F_UNLCK;
+    }
+    enum { FASTLOG_HAS_OFD_LOCKS = 1 };
+    #else
+    static int fastlog_attach(int fd) { (void)fd; return 0; }
+    static int fastlog_others_attached(int fd) { (void)fd; return 1; }
+    enum { FASTLOG_HAS_OFD_LOCKS = 0 };
+    #endif
+    #if defined(__linux__)
+    enum { FASTLOG_HAS_FUTEX = 1 };
+    static void fastlog_futex_wait(uint32_t *word, uint32_t expected, int64_t nanoseconds) {
+        struct timespec span = { nanoseconds / 1000000000, nanoseconds % 1000000000 };
+        syscall(SYS_futex, word, FUTEX_WAIT, expected, &span, NULL, 0);
+    }
+    static void fastlog_futex_wake(uint32_t *word) { syscall(SYS_futex, word, FUTEX_WAKE, 0x7FFFFFFF, NULL, NULL, 0); }
+    static int64_t fastlog_file_system(const char *path, char *name, size_t size) {
+        struct statfs status;
+        (void)name; (void)size;
+        return statfs(path, &status) == 0 ? (int64_t)(uint32_t)status.f_type : -1;
+    }
+    #else
+    enum { FASTLOG_HAS_FUTEX = 0 };
+    static void fastlog_futex_wait(uint32_t *word, uint32_t expected, int64_t nanoseconds) {
+        (void)word; (void)expected; (void)nanoseconds;
+    }
+    static void fastlog_futex_wake(uint32_t *word) { (void)word; }
+    static int64_t fastlog_file_system(const char *path, char *name, size_t size) {
+        struct statfs status;
+        if (statfs(path, &status) != 0)
+            return -1;
+        strncpy(name, status.f_fstypename, size - 1);
+        return status.f_type;
+    }
+    #endif
+    static void fastlog_nap(int64_t nanoseconds) {
+        struct timespec span = { nanoseconds / 1000000000, nanoseconds % 1000000000 };
+        nanosleep(&span, NULL);
+    }
+    static int64_t fastlog_steady_nanoseconds(void) {
+        struct timespec now;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+    }
+    static void fastlog_signal_self(int number) { raise(number); }  /* this thread: it shall not run on */
     static int fastlog_allocate(int fd, int64_t position, int64_t size) {
     #if defined(__linux__)
         return fallocate(fd, FALLOC_FL_KEEP_SIZE, position, size);
@@ -73,17 +180,33 @@ cdef extern from *:
     int64_t fastlog_steady_clock() nogil
     void* mmap(void* address, size_t size, int protection, int flags, int fd, int64_t position) nogil
     int flock(int fd, int operation) nogil
-    int PROT_READ, MAP_SHARED, LOCK_SH, LOCK_EX, LOCK_NB
+    int munmap(void* address, size_t size) nogil
+    int PROT_READ, PROT_WRITE, MAP_SHARED, LOCK_SH, LOCK_EX, LOCK_UN, LOCK_NB
+    int SIGKILL, SIGSTOP
     void* MAP_FAILED
+    int fastlog_open(const char* path, int flags, int mode)
+    int fastlog_close(int fd) nogil
+    int fastlog_attach(int fd) nogil
+    int fastlog_others_attached(int fd) nogil
+    void fastlog_futex_wait(uint32_t* word, uint32_t expected, int64_t nanoseconds) nogil
+    void fastlog_futex_wake(uint32_t* word) nogil
+    int64_t fastlog_file_system(const char* path, char* name, size_t size)
+    void fastlog_nap(int64_t nanoseconds) nogil
+    int64_t fastlog_steady_nanoseconds() nogil
+    void fastlog_signal_self(int number) nogil
+    int FASTLOG_HAS_FUTEX, FASTLOG_HAS_OFD_LOCKS
 
 
 # --- fault injection ---------------------------------------------------------------------------------------------------
 
 cdef enum Call:
     CALL_OPEN, CALL_PREAD, CALL_PWRITE, CALL_PWRITEV, CALL_FTRUNCATE, CALL_FDATASYNC, CALL_FSYNC, CALL_RENAME, CALL_UNLINK
-    CALL_MMAP, CALL_FSTAT, CALL_FALLOCATE, CALL_COUNT
+    CALL_MMAP, CALL_FSTAT, CALL_FALLOCATE, CALL_FLOCK, CALL_LINK, CALL_COUNT
 
-CALL_NAMES = ("open", "pread", "pwrite", "pwritev", "ftruncate", "fdatasync", "fsync", "rename", "unlink", "mmap", "fstat", "fallocate")
+CALL_NAMES = (
+    "open", "pread", "pwrite", "pwritev", "ftruncate", "fdatasync", "fsync", "rename", "unlink", "mmap", "fstat", "fallocate", "flock",
+    "link",
+)
 
 
 cdef struct Fault:
@@ -150,6 +273,67 @@ def call_counts() -> dict:
     return {name: calls[index] for index, name in enumerate(CALL_NAMES)}
 
 
+# --- failpoints --------------------------------------------------------------------------------------------------------
+
+FAILPOINTS = (
+    "append.locked", "append.dirty", "append.batch_written", "append.written", "append.indexed", "append.published",
+    "append.unlocked", "roll.begun", "roll.created", "roll.published", "takeover.begun", "takeover.cut", "takeover.done",
+    "sync.locked", "sync.synced", "sync.published", "sync.unlocked", "open.exclusive", "open.page_unlinked", "open.recovered",
+    "open.page_written", "open.shared", "open.attached", "close.exclusive", "close.synced", "close.marked", "delete.published",
+    "delete.removed", "compaction.swapped", "compaction.odd", "compaction.indexes_unlinked", "compaction.moved",
+    "compaction.sources_unlinked", "compaction.indexes_installed", "compaction.swap_unlinked", "compaction.even",
+)
+FAILPOINT_ACTIONS = ("kill", "stop")
+cdef int failpoint_armed = -1
+cdef int failpoint_action = 0
+cdef int64_t failpoint_countdown = 0
+
+
+cdef void reach(Failpoint point) noexcept nogil:
+    if <int>point == failpoint_armed:
+        act_on_failpoint()
+
+
+cdef void act_on_failpoint() noexcept nogil:
+    global failpoint_armed, failpoint_countdown
+    failpoint_countdown -= 1
+    if failpoint_countdown > 0:
+        return
+    failpoint_armed = -1
+    fastlog_signal_self(SIGKILL if failpoint_action == 0 else SIGSTOP)
+
+
+def reach_failpoint(name: str) -> None:
+    """Pass the failpoint ``name``; for code that is written in Python."""
+    if failpoint_armed >= 0:
+        reach(<Failpoint><int>FAILPOINTS.index(name))
+
+
+def arm(name: str | None, action: str = "kill", nth: int = 1) -> None:
+    """Let this process kill (``kill``) or stop (``stop``) itself when it passes the failpoint ``name`` for the ``nth`` time;
+    None disarms. For tests: also ``FASTLOG_FAILPOINT=name:action:nth`` in the environment when fastlog is imported."""
+    global failpoint_armed, failpoint_action, failpoint_countdown
+    if name is None:
+        failpoint_armed = -1
+        return
+    if name not in FAILPOINTS or action not in FAILPOINT_ACTIONS:
+        raise ValueError(f"unknown failpoint {name!r} or action {action!r}: expected one of {FAILPOINTS} and {FAILPOINT_ACTIONS}")
+    failpoint_countdown = nth
+    failpoint_action = FAILPOINT_ACTIONS.index(action)
+    failpoint_armed = FAILPOINTS.index(name)
+
+
+def arm_from_environment() -> None:
+    """What ``FASTLOG_FAILPOINT`` asks for."""
+    wanted = os.environ.get("FASTLOG_FAILPOINT")
+    if wanted:
+        name, action, nth = (wanted.split(":") + ["kill", "1"])[:3]
+        arm(name, action, int(nth))
+
+
+arm_from_environment()
+
+
 # --- clocks ------------------------------------------------------------------------------------------------------------
 
 def set_clock(milliseconds: int | None) -> None:
@@ -173,6 +357,14 @@ fastlog_watch_forks()
 def wall_clock() -> int:
     """Milliseconds since the epoch."""
     return clock_milliseconds()
+
+
+cdef int64_t steady_nanoseconds() noexcept nogil:
+    return fastlog_steady_nanoseconds()
+
+
+cdef int64_t steady_milliseconds() noexcept nogil:
+    return fastlog_steady_clock()
 
 
 def steady_clock() -> int:
@@ -314,6 +506,139 @@ cdef int os_map(int fd, int64_t size, void** address) noexcept nogil:
     return -errno if address[0] == MAP_FAILED else 0
 
 
+# --- shared memory, locks, wake-ups ------------------------------------------------------------------------------------
+
+cdef int os_map_shared(int fd, int64_t size, bint writable, void** address) noexcept nogil:
+    cdef int failure = fault(CALL_MMAP)
+    if failure != 0:
+        return -failure
+    address[0] = mmap(NULL, <size_t>size, PROT_READ | PROT_WRITE if writable else PROT_READ, MAP_SHARED, fd, 0)
+    return -errno if address[0] == MAP_FAILED else 0
+
+
+cdef void os_unmap(void* address, int64_t size) noexcept nogil:
+    munmap(address, <size_t>size)
+
+
+cdef int os_lock(int fd, LockKind kind) noexcept nogil:
+    """``flock`` without waiting: 1, 0 when somebody else has it, or -errno. The kernel frees it when the last descriptor of
+    this open file is closed, so at the latest on death."""
+    cdef int failure = fault(CALL_FLOCK)
+    if failure != 0:
+        return -failure
+    cdef int operation = LOCK_UN if kind == UNLOCK else (LOCK_SH if kind == LOCK_SHARED else LOCK_EX) | LOCK_NB
+    while flock(fd, operation) != 0:
+        if errno == EINTR:
+            continue
+        if errno == EAGAIN:
+            return 0
+        return -errno
+    return 1
+
+
+cdef int os_attach(int fd) noexcept nogil:
+    """Say that this open file is used: 0 or -errno."""
+    return -errno if fastlog_attach(fd) != 0 else 0
+
+
+cdef int os_others_attached(int fd) noexcept nogil:
+    """Whether somebody else says so: 1, 0 or -errno. Where the platform cannot tell: 1."""
+    cdef int result = fastlog_others_attached(fd)
+    return result if result >= 0 else -errno
+
+
+cdef bint polls = not FASTLOG_HAS_FUTEX or bool(os.environ.get("FASTLOG_PORTABLE"))
+
+
+cdef void os_wait(uint32_t* word, uint32_t expected, int64_t nanoseconds) noexcept nogil:
+    """Sleep until ``os_wake`` on the word, at most so long; not at all when it differs from ``expected``.
+
+    Without futexes: look again and again, at growing distances of up to half a millisecond.
+    """
+    cdef int64_t stop, nap
+    if not polls:
+        fastlog_futex_wait(word, expected, nanoseconds)
+        return
+    stop = fastlog_steady_nanoseconds() + nanoseconds
+    nap = 5_000
+    while (<volatile_word*>word)[0] == expected:
+        if fastlog_steady_nanoseconds() >= stop:
+            return
+        fastlog_nap(nap)
+        nap = min(2 * nap, 500_000)
+
+
+cdef void os_wake(uint32_t* word) noexcept nogil:
+    """Wake everybody who sleeps on the word, in every process."""
+    if not polls:
+        fastlog_futex_wake(word)
+
+
+cdef void os_nap(int64_t nanoseconds) noexcept nogil:
+    fastlog_nap(nanoseconds)
+
+
+def has_futex() -> bool:
+    """Whether waiting processes are woken by the kernel; otherwise they look again and again."""
+    return not polls
+
+
+def has_ofd_locks() -> bool:
+    """Whether the platform has locks of open file descriptions that can be asked about."""
+    return bool(FASTLOG_HAS_OFD_LOCKS)
+
+
+LOCAL_FILE_SYSTEMS = {
+    0xEF53: "ext4", 0x58465342: "xfs", 0x9123683E: "btrfs", 0xF2F52010: "f2fs", 0x2FC12FC1: "zfs", 0x01021994: "tmpfs",
+    0x794C7630: "overlayfs",
+}
+OTHER_FILE_SYSTEMS = {
+    0x6969: "nfs", 0x01021997: "9p", 0x65735546: "fuse", 0xFF534D42: "cifs", 0xFE534D42: "smb2", 0x6A656A63: "virtiofs",
+}
+_fake_file_system = None
+
+
+def fake_file_system(magic: int | None) -> None:
+    """Let every path lie on a file system with this magic number, or on its own again (None). For tests."""
+    global _fake_file_system
+    _fake_file_system = magic
+
+
+def file_system(path: str) -> tuple:
+    """(number, name, whether locks and syncs are known to hold there) of the file system under ``path``."""
+    cdef char[64] name
+    memset(name, 0, sizeof(name))
+    encoded = os.fsencode(path)
+    cdef int64_t magic = fastlog_file_system(encoded, name, sizeof(name))
+    if magic < 0:
+        raise storage_error("examine the file system of", path, -errno)
+    if _fake_file_system is not None:
+        magic = _fake_file_system
+    elif name[0]:
+        text = name.decode()
+        return magic, text, text == "apfs"
+    if magic in LOCAL_FILE_SYSTEMS:
+        return magic, LOCAL_FILE_SYSTEMS[magic], True
+    return magic, OTHER_FILE_SYSTEMS.get(magic, "unknown"), False
+
+
+def boot_id() -> str:
+    """An id of this boot of the machine, "" where there is none. For messages only."""
+    try:
+        fd = os.open("/proc/sys/kernel/random/boot_id", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        return os.read(fd, 100).strip().decode()
+    finally:
+        os.close(fd)
+
+
+def random_bytes(count: int) -> bytes:
+    """Bytes that nobody else has."""
+    return os.urandom(count)
+
+
 cdef object storage_error(str action, str path, int64_t result):
     cdef int code = <int>-result
     text = strerror(code).decode(errors="replace")
@@ -338,40 +663,88 @@ cdef object translated(str action, str path, error):
     return storage_error(action, path, -(error.errno or errno_codes.EIO))
 
 
-def open_file(path: str, writable: bool = False, create: bool = False) -> int:
-    """Open a file and return its descriptor (close-on-exec, mode 0600 when created, symbolic links refused)."""
+def open_file(path: str, writable: bool = False, create: bool = False, new: bool = False) -> int:
+    """Open a file and return its descriptor (close-on-exec, mode 0600 when created, symbolic links refused).
+
+    ``create``: make it when it is not there; ``new``: it must not be there.
+    """
     checked(CALL_OPEN, "open", path)
-    flags = os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_RDWR if writable else os.O_RDONLY) | (os.O_CREAT if create else 0)
-    try:
-        return os.open(path, flags, 0o600)
-    except OSError as error:
-        raise translated("open", path, error) from None
+    cdef int flags = os.O_NOFOLLOW | (os.O_RDWR if writable else os.O_RDONLY) | (os.O_CREAT if create or new else 0)
+    if new:
+        flags |= os.O_EXCL
+    return opened(path, flags)
 
 
 def open_directory(path: str) -> int:
     """Open a directory for locking and syncing."""
     checked(CALL_OPEN, "open", path)
-    try:
-        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise translated("open", path, error) from None
+    return opened(path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+cdef int opened(str path, int flags) except -1:
+    """The GIL is held from opening to noting: no fork comes between."""
+    encoded = os.fsencode(path)
+    cdef const char* name = encoded
+    cdef int fd
+    while True:
+        fd = fastlog_open(name, flags, 0o600)
+        if fd >= 0:
+            return fd
+        if errno != EINTR:
+            raise storage_error("open", path, -errno)
 
 
 def close_file(fd: int) -> None:
     """Close a descriptor."""
-    os.close(fd)
+    fastlog_close(<int>fd)
 
 
 def try_lock(fd: int, shared: bool = False) -> bool:
-    """Take a ``flock`` without waiting; False when somebody else has it. The kernel frees it on death."""
-    cdef int operation = (LOCK_SH if shared else LOCK_EX) | LOCK_NB
-    while flock(<int>fd, operation) != 0:
-        if errno == EINTR:
-            continue
-        if errno == errno_codes.EWOULDBLOCK:
-            return False
-        raise storage_error("lock", f"descriptor {fd}", -errno)
-    return True
+    """Take a ``flock`` without waiting; False when somebody else has it, and then a lock that was held before is gone.
+    The kernel frees it on death."""
+    result = os_lock(fd, LOCK_SHARED if shared else LOCK_EXCLUSIVE)
+    if result < 0:
+        raise storage_error("lock", f"descriptor {fd}", result)
+    return result == 1
+
+
+def unlock(fd: int) -> None:
+    """Let go of a ``flock``."""
+    os_lock(fd, UNLOCK)
+
+
+def link(source: str, target: str) -> None:
+    """Give a file a second name."""
+    checked(CALL_LINK, "link", source)
+    try:
+        os.link(source, target)
+    except OSError as error:
+        raise translated("link", source, error) from None
+
+
+def identity(path: str) -> tuple | None:
+    """(size, inode) of a regular file, or None when there is no such file."""
+    checked(CALL_FSTAT, "examine", path)
+    try:
+        status = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise translated("examine", path, error) from None
+    return status.st_size, status.st_ino
+
+
+def inode_of(fd: int) -> int:
+    """Inode number of an open file."""
+    return os.fstat(fd).st_ino
+
+
+def change_time(path: str) -> int:
+    """When the entries of a directory last changed, in nanoseconds."""
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError as error:
+        raise translated("examine", path, error) from None
 
 
 def file_size(path: str) -> int | None:
@@ -448,7 +821,7 @@ def read_file(path: str, limit: int = 1 << 30) -> bytes | None:
             raise storage_error("examine", path, size)
         return read_bytes(fd, 0, min(size, <int64_t>limit))
     finally:
-        os.close(fd)
+        close_file(fd)
 
 
 def write_at(fd: int, data: bytes, position: int, path: str) -> None:
@@ -462,14 +835,14 @@ def write_at(fd: int, data: bytes, position: int, path: str) -> None:
         raise storage_error("write", path, result)
 
 
-def drop_cache(path: str) -> None:
-    """Forget clean cached pages of a file, so that it is read from the disk again. A hint to the kernel."""
+def drop_cache(path: str, position: int = 0) -> None:
+    """Forget clean cached pages of a file from ``position`` on, so that they are read from the disk again. A hint to the kernel."""
     if hasattr(os, "posix_fadvise"):
         fd = open_file(path)
         try:
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(fd, position, 0, os.POSIX_FADV_DONTNEED)
         finally:
-            os.close(fd)
+            close_file(fd)
 
 
 def truncate(fd: int, size: int, path: str) -> None:
@@ -495,7 +868,7 @@ def sync_directory(path: str) -> None:
     cdef int result
     with nogil:
         result = os_fsync(fd)
-    os.close(fd)
+    close_file(fd)
     if result < 0:
         raise storage_error("sync", path, result)
 
@@ -523,15 +896,15 @@ def remove(path: str) -> bool:
 
 def replace_file(path: str, data: bytes) -> None:
     """Write ``path`` as a whole: temporary file, sync, rename, directory sync. Either all of it is there, or nothing changed."""
-    temporary = path + ".tmp"
-    fd = open_file(temporary, writable=True, create=True)
+    # a name of its own: other processes may be replacing the same file
+    temporary = f"{path}.{os.urandom(4).hex()}.tmp"
+    fd = open_file(temporary, writable=True, new=True)
     try:
         try:
-            truncate(fd, 0, temporary)
             write_at(fd, data, 0, temporary)
             sync_data(fd, temporary)
         finally:
-            os.close(fd)
+            close_file(fd)
         rename(temporary, path)
     except BaseException:
         try:

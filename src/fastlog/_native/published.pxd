@@ -1,46 +1,138 @@
-# What readers may see, as one tuple that changes as a whole: two slots and a version. The writer fills the idle slot and
-# then releases the version; a reader copies the slot that the version names and looks again. A writer that dies while
-# filling changes nothing. Today the page is private memory; it is laid out to be shared between processes.
+# The page that all processes with a partition open share: what readers may see, and the words they wake each other with.
+#
+# Two tuples change as a whole, each by two slots and a version: the writer fills the idle slot and then releases the
+# version; a reader copies the slot that the version names and looks again. A writer that dies while filling changes nothing.
+#
+#   Published   the log as readers may see it; only ever published under the writer lock
+#   Durable     how much of it survives power loss; only ever published under the sync owner's lock, so that a sync
+#               waits for no writer
+#
+# The page has no pointers, no locks of a C library and no sizes that differ between builds: processes of different
+# builds share it. Its layout has a version.
 
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 cdef extern from *:
     """
-    #define fastlog_load_version(at) __atomic_load_n(at, __ATOMIC_ACQUIRE)
-    #define fastlog_store_version(at, value) __atomic_store_n(at, value, __ATOMIC_RELEASE)
+    #define fastlog_load(at) __atomic_load_n(at, __ATOMIC_ACQUIRE)
+    #define fastlog_store(at, value) __atomic_store_n(at, value, __ATOMIC_RELEASE)
     #define fastlog_read_fence() __atomic_thread_fence(__ATOMIC_ACQUIRE)
+    #define fastlog_full_fence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
+    #define fastlog_exchange(at, value) __atomic_exchange_n(at, value, __ATOMIC_SEQ_CST)
+    #define fastlog_increment(at) __atomic_add_fetch(at, 1, __ATOMIC_SEQ_CST)
     """
-    uint64_t load_version "fastlog_load_version"(const uint64_t* at) noexcept nogil
-    void store_version "fastlog_store_version"(uint64_t* at, uint64_t value) noexcept nogil
+    uint64_t load_version "fastlog_load"(const uint64_t* at) noexcept nogil
+    void store_version "fastlog_store"(uint64_t* at, uint64_t value) noexcept nogil
+    int64_t load_word "fastlog_load"(const int64_t* at) noexcept nogil
+    void store_word "fastlog_store"(int64_t* at, int64_t value) noexcept nogil
+    uint32_t load_bell "fastlog_load"(const uint32_t* at) noexcept nogil
+    uint32_t exchange_bell "fastlog_exchange"(uint32_t* at, uint32_t value) noexcept nogil
+    uint32_t increment_bell "fastlog_increment"(uint32_t* at) noexcept nogil
     void read_fence "fastlog_read_fence"() noexcept nogil
+    void full_fence "fastlog_full_fence"() noexcept nogil
+
+
+cdef enum:
+    PAGE_BYTES = 4096
+    PAGE_LAYOUT = 1
+    UNKNOWN_ENTRIES = -1            # of the active segment's indexes: they are as the last clean close left them
 
 
 cdef struct Published:
-    int64_t active_base         # base offset of the active segment
-    int64_t end_position        # bytes of it that readers may see
+    int64_t active_base             # base offset of the active segment
+    int64_t end_position            # bytes of it that readers may see
     int64_t end_offset
     int64_t start_offset
-    int64_t durable_offset
+    int64_t first_unstable_offset   # of the oldest open transaction; -1 = none is open
+    int64_t last_producer_offset    # of the newest batch that carries a producer id; -1 = none
+    int64_t generation              # of the list of segments: grows when it changes; odd while a compaction replaces some
+    int64_t index_entries           # of the active segment, as is all below; UNKNOWN_ENTRIES until it is appended to
+    int64_t time_index_entries
+    int64_t transaction_entries
+    int64_t bytes_since_entry
+    int64_t max_timestamp
+    int64_t offset_of_max
+    int64_t first_timestamp         # largest of its first batch; -2 = not known
+    int64_t created                 # wall clock, milliseconds
 
 
-cdef struct PublishedPage:
-    uint64_t version            # even or odd names the slot
+cdef struct Durable:
+    int64_t base                    # the segment in which the durable part ends,
+    int64_t position                # the position there,
+    int64_t offset                  # and the offset
+
+
+cdef struct Bell:
+    uint32_t waiters                # somebody sleeps, or is about to
+    uint32_t count                  # the word slept on
+
+
+cdef struct ControlPage:
+    char[8] magic
+    int64_t layout
+    uint8_t[16] instance_id         # random: one life of the log, from its first opener to its last closer
+    char[48] boot_id                # shown, never believed
+    int64_t opener_pid
+    int64_t opened                  # wall clock, milliseconds
+    int64_t is_exclusive
+    int64_t trusted_base            # indexes of segments from this base on were written in this life
+    uint8_t[16] gap_a
+    # the writer's line
+    int64_t owner_pid               # of the writer lock: for messages only
+    int64_t dirty                   # bytes beyond the published end may be in the files
+    int64_t has_clean_marker        # the clean marker is on disk
+    int64_t has_lost_entries        # an index entry of the active segment is missing or wrong: rebuild them when it is finished
+    int64_t allocated               # bytes of the active file that have disk blocks, or will not get any ahead
+    Bell lock_bell
+    uint8_t[16] gap_b
+    uint64_t version
+    uint8_t[56] gap_c
     Published[2] slots
+    # the sync owner's lines
+    uint64_t durable_version
+    Durable[2] durable_slots
+    int64_t sync_owner_pid
+    int64_t syncs                   # done in this life
+    int64_t synced_at               # steady clock, milliseconds
+    int64_t persisted_at            # likewise: when the recovery point was last written to disk
+    int64_t poisoned                # a sync failed
+    int64_t flush_interval          # milliseconds; 0 = nobody asked for one
+    Bell sync_bell
+    uint8_t[24] gap_d
+    Bell append_bell
 
 
-cdef inline void publish(PublishedPage* page, const Published* state) noexcept nogil:
+cdef inline void publish(ControlPage* page, const Published* state) noexcept nogil:
     """Only under the writer lock."""
     cdef uint64_t version = page.version + 1
     memcpy(&page.slots[version & 1], state, sizeof(Published))
     store_version(&page.version, version)
 
 
-cdef inline void read_published(PublishedPage* page, Published* state) noexcept nogil:
+cdef inline uint64_t read_published(ControlPage* page, Published* state) noexcept nogil:
+    """Copy the published tuple; returns its version."""
     cdef uint64_t version
     while True:
         version = load_version(&page.version)
         memcpy(state, &page.slots[version & 1], sizeof(Published))
         read_fence()
         if load_version(&page.version) == version:
+            return version
+
+
+cdef inline void publish_durable(ControlPage* page, const Durable* durable) noexcept nogil:
+    """Only under the sync owner's lock."""
+    cdef uint64_t version = page.durable_version + 1
+    memcpy(&page.durable_slots[version & 1], durable, sizeof(Durable))
+    store_version(&page.durable_version, version)
+
+
+cdef inline void read_durable(ControlPage* page, Durable* durable) noexcept nogil:
+    cdef uint64_t version
+    while True:
+        version = load_version(&page.durable_version)
+        memcpy(durable, &page.durable_slots[version & 1], sizeof(Durable))
+        read_fence()
+        if load_version(&page.durable_version) == version:
             return

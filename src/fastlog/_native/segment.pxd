@@ -5,6 +5,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t
 from fastlog._native.decoder cimport BatchHeader, Problem
 from fastlog._native.index cimport IndexTracker
 from fastlog._native.memory cimport BatchColumns, Block
+from fastlog._native.published cimport Published
 
 cdef struct Place:                  # where to start decoding for an offset
     int64_t position
@@ -18,13 +19,16 @@ cdef class Segment:
     cdef readonly str time_index_path
     cdef public int64_t size                # published bytes
     cdef readonly bint gaps                 # compacted, foreign or repaired: offsets may skip
-    cdef readonly int64_t created           # wall clock, ms: stands in where records have no timestamps
+    cdef public int64_t inode               # of the file; 0 = not looked at. Compaction puts another file in its place
+    cdef public bint is_growing             # the active segment
+    cdef public bint is_trusted             # closed while we looked on: its indexes are finished, their checksums may be unknown
     cdef public object index_checksums      # (offset index, time index) as recorded by a clean close, or None
-    cdef public bint is_durable             # closed, and all its bytes and its name were synced; never true of the active one
-    cdef public bint has_durable_name       # the directory was synced since the file was created
     cdef readonly int fd                    # open for appending, or -1
     cdef int read_fd                        # open for reading without mmap, or -1; lives as long as the segment
     cdef bint stores                        # rebuilt indexes may be written to their files
+    cdef int generation                     # of forks, when it was made
+    cdef int64_t validated                  # the file is known to be at least so long
+    cdef bint grows_tracker                 # the tracker has room for entries of others
     cdef int64_t room                       # bytes to map: growth included
     cdef int64_t index_bytes
     cdef int64_t interval
@@ -46,6 +50,13 @@ cdef class Segment:
     cdef object damage(self, Problem problem, int64_t position, int64_t first_offset, int64_t end)
     cdef int64_t largest_timestamp(self) except -2
     cdef int64_t end_of_closed(self) except -1
-    cdef int check_length(self, int64_t actual) except -1
+    cdef int check_length(self, int64_t actual, int64_t expected) except -1
+    cdef int validate(self, int64_t end) except -1
+    cdef int reading_file(self) except -1
+    cdef int join_appending(self, const Published* state) except -1
+    cdef int join_indexes(self, const Published* state, bint is_writer) except -1
+    cdef int follow(self, const Published* state) except -1
+    cdef int let_mapping_grow(self) except -1
+    cdef int grown(self, int64_t size) except -1
     cpdef IndexTracker load_indexes(self)
     cpdef rebuild_indexes(self, int64_t end)

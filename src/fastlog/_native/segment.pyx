@@ -1,10 +1,12 @@
 # cython: annotation_typing=False, nonecheck=True
 """Segments: files, mapping, indexes and look-ups.
 
-A closed segment never changes. The active one grows; only the part below the published end, which the caller passes as
-``end``, is ever looked at. A segment is mapped once, with room to grow, and its mapping is shared by every view.
+A closed segment never changes. The active one grows, and every process may append to it in its turn; only the part below
+the published end, which the caller passes as ``end``, is ever looked at. A segment is mapped once, with room to grow, and
+its mapping is shared by every view.
 """
 
+from libc.errno cimport ENOENT
 from libc.stdint cimport int32_t, int64_t
 
 from fastlog._native cimport oscalls as os_c
@@ -16,6 +18,7 @@ from fastlog._native.decoder cimport (
 from fastlog._native.index cimport IndexFile, IndexTracker, OffsetEntry, TimeEntry
 from fastlog._native.layout cimport BATCH_HEADER_SIZE, CODEC_MASK
 from fastlog._native.memory cimport Block, block_adopt_mapping, block_allocate, block_release, block_retain
+from fastlog._native.published cimport Published, UNKNOWN_ENTRIES
 from fastlog._native.scanner cimport BatchReader
 from fastlog._native.scanner import scan
 
@@ -47,10 +50,11 @@ cdef class Segment:
         self.block = NULL
         self.fd = -1
         self.read_fd = -1
+        self.generation = os_c.fork_generation()
 
     def __init__(
         self, path: str, size: int, *, segment_bytes: int, index_bytes: int, interval: int, epoch: int, gaps: bool,
-        maps: bool, stores: bool, index_checksums: tuple | None = None,
+        maps: bool, stores: bool, index_checksums: tuple | None = None, inode: int = 0,
         max_decompressed_bytes: int = DEFAULT_MAX_DECOMPRESSED_BYTES,
     ):
         stem = path.removesuffix(".log")
@@ -68,19 +72,21 @@ cdef class Segment:
         self.stores = stores
         self.max_decompressed_bytes = max_decompressed_bytes
         self.index_checksums = index_checksums
-        self.created = oscalls.wall_clock()
+        self.inode = inode
+        self.is_growing = False
+        self.is_trusted = False
+        self.grows_tracker = False
+        self.validated = 0
         self.tracker = None
         self.first_timestamp = -2
-        self.is_durable = False
-        self.has_durable_name = False
         self.known_end = -1
         self.is_damaged = False
 
     def __dealloc__(self):
         block_release(self.block)
-        for fd in (self.fd, self.read_fd):
-            if fd >= 0:
-                oscalls.close_file(fd)
+        self.close_files()
+        if self.read_fd >= 0 and self.generation == os_c.fork_generation():
+            oscalls.close_file(self.read_fd)
 
     # --- bytes -------------------------------------------------------------------------------------------------------
 
@@ -93,11 +99,12 @@ cdef class Segment:
             # opening gave other threads a turn: nothing that was read before it counts
             if self.block != NULL:
                 return 0
-            size = self.room if self.fd >= 0 else max(self.size, 1)
+            size = self.room if self.is_growing else max(self.size, 1)
             actual = os_c.os_file_size(fd)
             if actual < 0:
                 raise os_c.storage_error("examine", self.path, actual)
-            self.check_length(actual)
+            if not self.is_growing:
+                self.check_length(actual, self.size)
             result = os_c.os_map(fd, size, &address)
             if result < 0:
                 raise os_c.storage_error("map", self.path, result)
@@ -106,14 +113,40 @@ cdef class Segment:
         self.block = block_adopt_mapping(address, size)
         return 0
 
-    cdef int check_length(self, int64_t actual) except -1:
-        if actual < self.size:
+    cdef int check_length(self, int64_t actual, int64_t expected) except -1:
+        if actual < expected:
             raise CorruptLogError(
-                f"{self.path} has {actual} bytes where {self.size} were written: its end was cut off by somebody else. "
+                f"{self.path} has {actual} bytes where {expected} were written: its end was cut off by somebody else. "
                 f"Records before the cut stay readable after `fastlog log repair`",
                 self.path, actual, None, None,
             )
         return 0
+
+    cdef int validate(self, int64_t end) except -1:
+        """Before anything up to `end` is touched for the first time: is the file that long? Else touching it is a signal."""
+        cdef int64_t actual
+        if end <= self.validated:
+            return 0
+        if self.is_growing:
+            actual = os_c.os_file_size(self.fd if self.fd >= 0 else self.reading_file())
+        else:
+            size = oscalls.file_size(self.path)
+            actual = -ENOENT if size is None else size
+        if actual < 0:
+            raise os_c.storage_error("examine", self.path, actual)
+        self.check_length(actual, end)
+        self.validated = end
+        return 0
+
+    cdef int reading_file(self) except -1:
+        """A descriptor to read from; it lives as long as the segment."""
+        if self.read_fd < 0:
+            fd = oscalls.open_file(self.path)
+            if self.read_fd < 0:
+                self.read_fd = fd
+            else:
+                oscalls.close_file(fd)      # another thread was faster
+        return self.read_fd
 
     cdef Block* fetch(self, int64_t position, int64_t size, int64_t* shift) except NULL:
         """A reference to a block that holds [position, position + size); `shift` is the file position of its byte 0."""
@@ -125,12 +158,7 @@ cdef class Segment:
             shift[0] = 0
             block_retain(self.block)
             return self.block
-        if self.read_fd < 0:
-            fd = oscalls.open_file(self.path)
-            if self.read_fd < 0:
-                self.read_fd = fd
-            else:
-                oscalls.close_file(fd)      # another thread was faster
+        self.reading_file()
         block = block_allocate(size)
         if block == NULL:
             raise MemoryError()
@@ -140,7 +168,7 @@ cdef class Segment:
             block_release(block)
             if result < 0:
                 raise os_c.storage_error("read", self.path, result)
-            self.check_length(position + result)
+            self.check_length(position + result, position + size)
             raise StorageError(f"could not read {size} bytes at {position} of {self.path}: it ended after {result}")
         shift[0] = position
         return block
@@ -186,7 +214,7 @@ cdef class Segment:
                 place.position = entry.position
                 place.expected_offset = header.base_offset
                 return place
-            if self.fd >= 0 or self.index_checksums is None:
+            if self.is_growing or not (self.is_trusted or self.index_checksums is not None):
                 # of the active segment the writer takes care, when it finishes the indexes; else they were rebuilt just now
                 offsets.lost = True
                 break
@@ -352,11 +380,10 @@ cdef class Segment:
         cdef TimeEntry last
         if self.tracker is not None:
             return self.tracker
-        if self.index_checksums is not None:
+        if self.index_checksums is not None or self.is_trusted:
             tracker = self.new_tracker()
-            if load_checked(tracker.offsets, self.maps, self.index_checksums[0]) and load_checked(
-                tracker.times, self.maps, self.index_checksums[1]
-            ):
+            expected = self.index_checksums or (None, None)
+            if load_checked(tracker.offsets, self.maps, expected[0]) and load_checked(tracker.times, self.maps, expected[1]):
                 if tracker.times.count:
                     last = tracker.times.time_entry(tracker.times.count - 1)
                     tracker.max_timestamp = last.timestamp
@@ -367,7 +394,7 @@ cdef class Segment:
                 return tracker
             logger.warning("%s or its time index is damaged or missing, and is rebuilt", self.index_path)
         self.rebuild_indexes(self.size)
-        if self.stores and self.fd < 0:
+        if self.stores and not self.is_growing:
             self.force_last_time_entry()
             try:
                 self.store_indexes()
@@ -392,11 +419,12 @@ cdef class Segment:
         tracker.times.keep_pending()
         self.tracker = tracker
         self.index_checksums = None
+        self.is_trusted = False
 
     @property
-    def is_growing(self) -> bool:
-        """Whether the segment is open for appending."""
-        return self.fd >= 0
+    def is_appended(self) -> bool:
+        """Whether the indexes may be ahead of what is published, and lack their last entry."""
+        return self.fd >= 0 or self.grows_tracker
 
     @property
     def epoch_checked(self) -> int:
@@ -434,23 +462,71 @@ cdef class Segment:
     # --- life of the active segment ----------------------------------------------------------------------------------
 
     def begin_appending(self) -> None:
-        """Open the files for appending behind ``size``; what lies beyond is cut."""
+        """Open the files for appending behind ``size``; what lies beyond is cut. Nobody else may be appending."""
         cdef IndexTracker tracker
         fd = oscalls.open_file(self.path, writable=True, create=True)
-        # also frees blocks that were allocated ahead and never used
-        oscalls.truncate(fd, self.size, self.path)
         try:
+            # also frees blocks that were allocated ahead and never used
+            oscalls.truncate(fd, self.size, self.path)
             if self.tracker is None and self.index_checksums is None:
                 self.rebuild_indexes(self.size)
             tracker = self.load_indexes()
             tracker.offsets.begin_appending(self.maps)
             tracker.times.begin_appending(self.maps)
+            if not self.inode:
+                self.inode = oscalls.inode_of(fd)
         except BaseException:
             oscalls.close_file(fd)
             raise
         self.fd = fd
-        block_release(self.block)       # mapped without room to grow
-        self.block = NULL
+        self.is_growing = True
+        self.grows_tracker = True
+        self.index_checksums = None
+        self.let_mapping_grow()
+
+    cdef int join_appending(self, const Published* state) except -1:
+        """Open the files of the active segment, which others append to as well, for appending."""
+        if self.fd < 0:
+            self.fd = oscalls.open_file(self.path, writable=True)
+        self.is_growing = True
+        self.join_indexes(state, True)
+        self.let_mapping_grow()
+        return 0
+
+    cdef int join_indexes(self, const Published* state, bint is_writer) except -1:
+        """Take the active segment's indexes as far as they are published."""
+        cdef IndexTracker tracker = self.new_tracker()
+        tracker.offsets.join(state.index_entries, is_writer, self.maps)
+        tracker.times.join(state.time_index_entries, is_writer, self.maps)
+        tracker.catch_up(state)
+        self.tracker = tracker
+        self.grows_tracker = True
+        self.index_checksums = None
+        return 0
+
+    cdef int follow(self, const Published* state) except -1:
+        """Before the indexes of the active segment are looked at: what others have put in since."""
+        if state.index_entries == UNKNOWN_ENTRIES:
+            return 0        # nobody has appended: they are as the last clean close left them
+        if not self.grows_tracker or self.tracker is None:
+            self.join_indexes(state, False)
+        self.tracker.follow(state)
+        return 0
+
+    cdef int let_mapping_grow(self) except -1:
+        if self.block != NULL and self.block.size < <size_t>self.room:
+            block_release(self.block)
+            self.block = NULL
+        return 0
+
+    cdef int grown(self, int64_t size) except -1:
+        """The segment is closed: somebody else has rolled to the next one and finished the indexes."""
+        self.size = size
+        self.is_growing = False
+        self.is_trusted = True
+        self.tracker = None
+        self.grows_tracker = False
+        return 0
 
     def discard(self) -> None:
         """Remove the files of a segment that never became part of the log."""
@@ -464,15 +540,18 @@ cdef class Segment:
         """Force the final time entry and complete both index files; raises StorageError when that cannot be done."""
         cdef IndexTracker tracker = self.tracker
         tracker.finish()
+        if not (tracker.offsets.lost or tracker.times.lost):
+            tracker.offsets.write_pending()
+            tracker.times.write_pending()
         if tracker.offsets.lost or tracker.times.lost:
-            tracker.offsets.end_appending()
-            tracker.times.end_appending()
+            tracker.offsets.close()
+            tracker.times.close()
             self.rebuild_indexes(self.size)
             self.force_last_time_entry()
             self.store_indexes()
             return
-        tracker.offsets.end_appending()
-        tracker.times.end_appending()
+        tracker.offsets.close()
+        tracker.times.close()
 
     def sync(self) -> None:
         """Make the segment's bytes durable."""
@@ -494,19 +573,22 @@ cdef class Segment:
             finally:
                 oscalls.close_file(fd)
 
-    def end_appending(self, is_owner: bool = True) -> None:
-        """Close the file, and free what was allocated ahead of its end unless it is a parent's; the mapping stays."""
+    def trim(self) -> None:
+        """Free what was allocated ahead of the end; only the owner of the writer lock may."""
         if self.fd >= 0:
-            if is_owner:
-                os_c.os_ftruncate(self.fd, self.size)
+            os_c.os_ftruncate(self.fd, self.size)
+
+    def close_files(self) -> None:
+        """Close what is open for appending; mappings stay."""
+        if self.fd >= 0 and self.generation == os_c.fork_generation():
             oscalls.close_file(self.fd)
-            self.fd = -1
+        self.fd = -1
 
 
 cdef bint load_checked(IndexFile index, bint maps, expected) except *:
-    """Load an index file whose checksum is known; False when it is missing or differs."""
+    """Load a finished index file, and check it when its checksum is known; False when it is missing or differs."""
     size = oscalls.file_size(index.path)
     if size is None or size % index.entry_size or size > index.limit * index.entry_size:
         return False
     index.load(size, maps)
-    return index.checksum() == expected
+    return expected is None or index.checksum() == expected

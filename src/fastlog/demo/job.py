@@ -154,7 +154,7 @@ def prepare_folder(folder: str | Path, topic: str) -> Path:
     marker.write_text("This folder holds the log of `fastlog demo`. The next demo replaces it.\n", encoding="utf-8")
     if partition.exists():
         try:
-            fastlog.PartitionLog.open(partition).close()
+            fastlog.PartitionLog.open(partition, exclusive=True).close()
         except fastlog.LockedError:
             raise
         except fastlog.Error:

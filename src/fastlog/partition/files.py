@@ -8,7 +8,7 @@
 ``.fastlog-clean``        written by a clean close: end offset and size of every segment. Removed, and the directory
                           synced, before the first change of the next session
 ``.fastlog-indexes``      checksums of finished index files; an index without one is rebuilt when it is first needed
-``.fastlog-control``      who has the partition open; only ever believed for messages
+``.fastlog-control``      the page that all who have the partition open share; worth nothing once nobody has
 ``.fastlog-poisoned``     a sync failed: what is on disk must be read again before it is believed
 ``*.torn-<position>``     bytes that recovery or repair cut from a segment at that position
 ========================  ==============================================================================================
@@ -24,13 +24,12 @@ from typing import Any, Final
 
 from fastlog._native import oscalls
 from fastlog._native.checksum import crc32c
+from fastlog._native.control import CONTROL, META
 from fastlog.errors import CorruptLogError, UnsupportedFormatError
 
 FORMAT_VERSION: Final = 1
-META: Final = ".fastlog-meta"
 CLEAN: Final = ".fastlog-clean"
 INDEXES: Final = ".fastlog-indexes"
-CONTROL: Final = ".fastlog-control"
 POISONED: Final = ".fastlog-poisoned"
 EPOCHS: Final = "leader-epoch-checkpoint"
 SLOT_BYTES: Final = 4096
@@ -216,18 +215,31 @@ def write_clean_marker(folder: str, marker: CleanMarker) -> None:
     oscalls.replace_file(f"{folder}/{CLEAN}", sealed(payload))
 
 
-def read_index_checksums(folder: str) -> dict[int, tuple[int, int]]:
-    """Segment base offset → checksums of its offset index and time index; empty when they cannot be told."""
+def read_index_checksums(folder: str) -> dict[int, tuple[int, ...]]:
+    """Segment base offset → checksums of its offset index and its time index, and the size of the segment that they speak
+    for (0.1 did not write it); empty when they cannot be told. ``checksums_of`` says which are to be believed."""
     content = oscalls.read_file(f"{folder}/{INDEXES}")
     payload = unsealed(content) if content is not None else None
-    if payload is None:
-        return {}
-    return {int(base): (pair[0], pair[1]) for base, pair in payload.items()}
+    return {int(base): tuple(entry) for base, entry in (payload or {}).items()}
 
 
-def write_index_checksums(folder: str, checksums: dict[int, tuple[int, int]]) -> None:
+def checksums_of(
+    entries: dict[int, tuple[int, ...]], base: int, size: int, *, is_clean: bool = False
+) -> tuple[int, int] | None:
+    """Checksums of the indexes of a segment of this size; None when nobody vouches for them.
+
+    What a clean close said about the active segment is no longer true when that has grown, though after power loss its
+    indexes may be on disk as they were then. An entry that names no size is believed after a clean close only.
+    """
+    entry = entries.get(base)
+    if entry is None or entry[2:] not in ([(size,), ()] if is_clean else [(size,)]):
+        return None
+    return entry[0], entry[1]
+
+
+def write_index_checksums(folder: str, entries: dict[int, tuple[int, ...]]) -> None:
     """Write ``.fastlog-indexes`` atomically."""
-    oscalls.replace_file(f"{folder}/{INDEXES}", sealed({str(base): list(pair) for base, pair in checksums.items()}))
+    oscalls.replace_file(f"{folder}/{INDEXES}", sealed({str(base): list(entry) for base, entry in entries.items()}))
 
 
 def read_epochs(folder: str) -> list[tuple[int, int]] | None:
@@ -249,25 +261,3 @@ def write_epochs(folder: str, entries: list[tuple[int, int]]) -> None:
     """Write ``leader-epoch-checkpoint`` as Kafka does: version, count, one line per epoch."""
     lines = ["0", str(len(entries)), *(f"{epoch} {start}" for epoch, start in entries), ""]
     oscalls.replace_file(f"{folder}/{EPOCHS}", "\n".join(lines).encode())
-
-
-def write_control(folder: str) -> None:
-    """Note who has the partition open."""
-    path = f"{folder}/{CONTROL}"
-    fd = oscalls.open_file(path, writable=True, create=True)
-    try:
-        line = sealed({"pid": oscalls.process_id(), "opened": oscalls.wall_clock()})
-        oscalls.write_at(fd, line, 0, path)
-        oscalls.truncate(fd, len(line), path)
-    finally:
-        oscalls.close_file(fd)
-
-
-def read_holder(folder: str) -> int | None:
-    """Process id of who has, or last had, the partition open for writing; None when it cannot be told."""
-    content = oscalls.read_file(f"{folder}/{CONTROL}")
-    payload = unsealed(content) if content is not None else None
-    if payload is None or not isinstance(payload.get("pid"), int):
-        return None
-    pid: int = payload["pid"]
-    return pid if oscalls.process_is_alive(pid) else None

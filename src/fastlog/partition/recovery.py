@@ -75,8 +75,10 @@ def new_segment(
 ) -> Segment:
     """A Segment object for a file of this partition; opens nothing. ``stores``: it may write rebuilt indexes."""
     gaps = meta.allows_gaps(base_offset)
+    path = files.segment_path(folder, base_offset)
+    identity = oscalls.identity(path)
     return Segment(
-        files.segment_path(folder, base_offset),
+        path,
         size,
         segment_bytes=config.segment_bytes,
         index_bytes=config.segment_index_bytes,
@@ -86,6 +88,7 @@ def new_segment(
         maps=config.mmap,
         stores=stores,
         index_checksums=index_checksums,
+        inode=identity[1] if identity is not None else 0,
         max_decompressed_bytes=config.max_decompressed_bytes,
     )
 
@@ -113,6 +116,12 @@ def open_partition(folder: str, config: LogConfig, *, read_only: bool) -> Opened
     resolved = config.resolve(meta.layout if meta is not None else None)
     if not bases and (meta is None or meta.recovery_point == meta.recovery_position == 0):
         return create(folder, resolved, read_only=read_only)
+    if meta is not None:
+        bases = leave_out_deleted(folder, meta, bases, read_only=read_only)
+        if bases and not read_only and oscalls.file_size(f"{folder}/{files.META}") != 2 * files.SLOT_BYTES:
+            # lost or damaged, and known from its copy: everybody locks it
+            with files.MetaFile(folder) as meta_file:
+                meta_file.write(meta)
     sizes = {base: oscalls.file_size(files.segment_path(folder, base)) or 0 for base in bases}
     if meta is not None and marker is not None and files.POISONED not in names:
         by_name = {f"{base:020d}.log": size for base, size in sizes.items()}
@@ -120,13 +129,24 @@ def open_partition(folder: str, config: LogConfig, *, read_only: bool) -> Opened
             checksums = files.read_index_checksums(folder)
             segments = [
                 new_segment(
-                    folder, base, size, meta, resolved, stores=not read_only, index_checksums=checksums.get(base)
+                    folder,
+                    base,
+                    size,
+                    meta,
+                    resolved,
+                    stores=not read_only,
+                    index_checksums=files.checksums_of(checksums, base, size, is_clean=True),
                 )
                 for base, size in sizes.items()
             ]
-            for segment in segments:
-                segment.is_durable = segment.has_durable_name = True
             return OpenedPartition(folder, meta, resolved, segments, marker.end_offset, True, None)
+    epochs = files.read_epochs(folder)
+    if meta is not None and epochs and epochs[-1][0] != meta.epoch:
+        # a broker had the folder in the meantime: what is known of the log does not hold any more
+        logger.warning("%s was written by a leader of epoch %d: all of it is checked", folder, epochs[-1][0])
+        opened = recover(folder, names, None, sizes, resolved, read_only=read_only)
+        opened.meta.start_offset = max(opened.meta.start_offset, meta.start_offset)
+        return opened
     if meta is not None and marker is not None and meta.inode != oscalls.inode(folder):
         refuse_incomplete_copy(folder, marker, sizes)
     return recover(folder, names, meta, sizes, resolved, read_only=read_only)
@@ -186,9 +206,8 @@ def recover(
         meta.recovery_position = 0
     meta.inode = oscalls.inode(folder)
     check_durable_bytes(folder, meta, sizes)
-    if files.POISONED in names:
-        for base in bases:
-            oscalls.drop_cache(files.segment_path(folder, base))
+    if not read_only:
+        read_from_disk(folder, meta, bases)
     findings = _Findings()
     kept: dict[int, int] = {base: size for base, size in sizes.items() if base < meta.recovery_segment}
     end_offset = meta.recovery_point
@@ -234,15 +253,14 @@ def recover(
             meta,
             config,
             stores=not read_only,
-            index_checksums=checksums.get(base) if base != active else None,
+            index_checksums=files.checksums_of(checksums, base, size) if base != active else None,
         )
         for base, size in kept.items()
     ]
-    for segment in segments:
-        segment.is_durable = segment.has_durable_name = segment.base_offset < meta.recovery_segment
     recovery_point = meta.recovery_point
+    # the start may have been raised over records that power loss took
+    meta.start_offset = min(meta.start_offset, end_offset)
     if not read_only:
-        meta.start_offset = min(meta.start_offset, end_offset)
         settle(folder, names, meta, segments, end_offset)
     report = RecoveryReport(
         recovery_point,
@@ -259,6 +277,35 @@ def recover(
     for path in report.moved_aside:
         logger.warning("moved a segment beyond the end of the log aside: %s", path)
     return OpenedPartition(folder, meta, config, segments, end_offset, False, report)
+
+
+def leave_out_deleted(folder: str, meta: Meta, bases: list[int], *, read_only: bool) -> list[int]:
+    """Finish a deletion that was cut short: segments wholly below the log start are no part of the log any more."""
+    kept = list(bases)
+    while len(kept) > 1 and kept[1] <= meta.start_offset:
+        path = files.segment_path(folder, kept.pop(0))
+        if not read_only:
+            for name in (path, *files.index_paths(path)):
+                oscalls.remove(name)
+    return kept
+
+
+def read_from_disk(folder: str, meta: Meta, bases: list[int]) -> None:
+    """What is not known to be durable is read from the disk, not from the page cache.
+
+    A sync may have failed and its process have died before it could say so: the kernel then keeps pages that the disk never
+    got and takes them for clean.
+    """
+    for base in bases:
+        if base < meta.recovery_segment:
+            continue
+        path = files.segment_path(folder, base)
+        fd = oscalls.open_file(path)
+        try:
+            oscalls.sync_data(fd, path)
+        finally:
+            oscalls.close_file(fd)
+        oscalls.drop_cache(path, meta.recovery_position if base == meta.recovery_segment else 0)
 
 
 def check_durable_bytes(folder: str, meta: Meta, sizes: dict[int, int]) -> None:
@@ -407,9 +454,8 @@ def settle(folder: str, names: list[str], meta: Meta, segments: list[Segment], e
         if segment.index_checksums is None or not indexes <= present:
             segment.load_indexes()
     for segment in segments:
-        if not segment.is_durable:
+        if segment.base_offset >= meta.recovery_segment:
             segment.sync()
-            segment.is_durable = segment.has_durable_name = True
     oscalls.sync_directory(folder)
     if files.read_epochs(folder) is None:
         files.write_epochs(folder, [(meta.epoch, meta.start_offset)])

@@ -61,7 +61,11 @@ def verify(
     previous_gaps = False
     for segment in segments:
         found: list[Damage] = []
-        if previous_end is not None and not (segment.gaps or previous_gaps) and is_hole(previous_end, segment, count):
+        if (
+            previous_end is not None
+            and not (segment.gaps or previous_gaps)
+            and is_hole(previous_end, segment, count, start_offset)
+        ):
             found.append(missing(segment.path, previous_end, segment.base_offset))
         check = check_segment(segment)
         total += segment.size
@@ -92,17 +96,18 @@ class SegmentCheck:
     end_offset: int | None
 
 
-def is_hole(previous_end: int, segment: Segment, position: int) -> bool:
-    """Whether offsets are missing before a segment. The first one may begin below the log start offset."""
+def is_hole(previous_end: int, segment: Segment, position: int, start_offset: int) -> bool:
+    """Whether offsets are missing before a segment. The first one may begin below the log start offset, and what an
+    interrupted deletion left below it may have holes."""
     base: int = segment.base_offset
-    return base > previous_end if position == 0 else base != previous_end
+    return position > 0 if base < previous_end else base > max(previous_end, start_offset)
 
 
 def check_segment(segment: Segment) -> SegmentCheck:
     """Check one segment file and its indexes."""
     path = segment.path
     # the active segment may grow, and be rolled, meanwhile
-    is_growing = segment.is_growing
+    is_growing = segment.is_appended
     size = segment.size
     actual = oscalls.file_size(path)
     damages = []

@@ -22,6 +22,12 @@ import org.apache.kafka.common.record.Record;
  *   dump ARGUMENTS...   kafka.tools.DumpLogSegments with these arguments
  *   records FILE...     every record of the segment files, read by Kafka's FileRecords, all bytes in hexadecimal
  *   recompress FROM TO CODEC   the batches of a segment file, written anew by Kafka's builders
+ *   transactions FILE   the entries of a .txnindex file, as JSON
+ *   snapshot FILE       the entries of a .snapshot file, as JSON
+ *   replay FOLDER       the state of all producers after every batch of the folder, as JSON; changes nothing
+ *   load FOLDER START RECOVERY_POINT IS_CLEAN NOW EXPIRATION_MS NAME=VALUE...
+ *                       what Kafka's log has to say of the folder after opening it, as JSON; changes the folder
+ *   clients STEPS       steps for Kafka's clients and their answers, as JSON: see Clients
  *   producers BATCHES FOLDER START END   what Kafka's producer state says of each batch: see ProducerOracle
  * The answer is a line "OUTPUT_BYTES ERROR_BYTES", followed by these bytes.
  */
@@ -40,6 +46,8 @@ public final class OracleServer {
             target.write(bytes, from, count);
         }
     }
+
+    private static final Clients CLIENTS = new Clients();
 
     private static String hex(ByteBuffer bytes) {
         if (bytes == null) {
@@ -76,7 +84,7 @@ public final class OracleServer {
         System.out.print(lines);
     }
 
-    private static void run(String[] words) throws IOException {
+    private static void run(String[] words) throws Exception {
         String[] arguments = Arrays.copyOfRange(words, 1, words.length);
         switch (words[0]) {
             case "dump" -> kafka.tools.DumpLogSegments.main(arguments);
@@ -86,6 +94,13 @@ public final class OracleServer {
                 }
             }
             case "recompress" -> Recompressor.recompress(words[1], words[2], words[3]);
+            case "transactions" -> System.out.print(LogFolder.transactionIndex(words[1]));
+            case "snapshot" -> System.out.print(LogFolder.snapshot(words[1]));
+            case "replay" -> System.out.print(LogFolder.replay(words[1]));
+            case "load" -> System.out.print(LogFolder.load(words[1], Long.parseLong(words[2]), Long.parseLong(words[3]),
+                Boolean.parseBoolean(words[4]), Long.parseLong(words[5]), Integer.parseInt(words[6]),
+                Arrays.copyOfRange(words, 7, words.length)));
+            case "clients" -> System.out.print(CLIENTS.run(words[1]));
             case "producers" -> ProducerOracle.run(words[1], words[2], Long.parseLong(words[3]), Long.parseLong(words[4]));
             default -> System.err.println("unknown command " + words[0]);
         }

@@ -1,0 +1,22 @@
+# Changing the end of a log.
+
+from libc.stdint cimport int64_t
+
+from fastlog._native.encoder cimport BatchShape, EncodedBatches, Encoder, RecordSource
+from fastlog._native.handle cimport Handle
+from fastlog._native.published cimport Published
+
+cdef struct Append:             # what the owner of the writer lock shall write
+    const RecordSource* source
+    BatchShape* shapes          # NULL: the encoder holds the one batch
+    int64_t batches
+    int64_t offsets             # that they take
+    int64_t size                # bytes
+    int64_t largest_timestamp
+    int64_t expected_end_offset     # -1 = any
+
+cdef int64_t append(Handle log, Append* request, Encoder encoder, EncodedBatches ready, int64_t* end_offset) except -1
+cdef object fenced(Handle log, int64_t found, int64_t expected)
+cdef int begin_change(Handle log, Published* state) except -1
+cdef int join_active(Handle log, const Published* state) except -1
+cdef int remove_clean_marker(Handle log) except -1

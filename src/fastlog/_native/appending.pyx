@@ -1,0 +1,332 @@
+# cython: annotation_typing=False, nonecheck=True
+"""The end of the log: writing, rolling, publishing, and taking over from the dead.
+
+Whoever holds the writer lock may change the log. In an append:
+
+    lock → whatever the last owner left undone → roll if needed → dirty → write → index entries → publish → not dirty → unlock → bell
+
+Index entries are written before they are published: beyond the published counts they mean nothing, so that one publication
+makes records and entries valid at once. An owner that dies leaves `dirty` behind; the next one cuts the files back to what was
+published before it does anything else. A failed append does that itself.
+"""
+
+import logging
+
+from libc.errno cimport ENOMEM
+from libc.stdint cimport int64_t
+
+from fastlog._native cimport oscalls as os_c
+from fastlog._native.control cimport Control, ring
+from fastlog._native.encoder cimport BatchShape, EncodedBatches, Encoder, OUT_OF_MEMORY, RecordSource
+from fastlog._native.handle cimport Handle, SegmentList
+from fastlog._native.index cimport IndexTracker
+from fastlog._native.layout cimport INDEX_ENTRY_SIZE, TIME_INDEX_ENTRY_SIZE
+from fastlog._native.published cimport (
+    ControlPage, Published, UNKNOWN_ENTRIES, load_word, publish, read_published, store_word,
+)
+from fastlog._native.segment cimport Segment
+from fastlog._native.syncing cimport keep_interval, poisoned_error, sync_rolled_later
+
+from fastlog._native import oscalls
+from fastlog.errors import FencedError, InvalidRecordError, StorageError
+from fastlog.partition import files, recovery
+
+logger = logging.getLogger("fastlog.log")
+
+ENTRY_SIZES = (INDEX_ENTRY_SIZE, TIME_INDEX_ENTRY_SIZE)
+cdef int64_t MOST_RELATIVE_OFFSET = 0x7FFFFFFF
+cdef int64_t NOT_ALLOCATED = 0x7FFFFFFFFFFFFFFF     # blocks cannot be had ahead here
+cdef enum:
+    VALUES_CHANGED = -100000    # below every -errno
+    ALLOCATE_FROM = 1 << 20     # a segment of this size gets disk blocks ahead of its end, as many as it has,
+    MOST_ALLOCATED = 8 << 20    # up to so many
+    UNKNOWN_TIMESTAMP = -2
+
+
+cdef int64_t append(Handle log, Append* request, Encoder encoder, EncodedBatches ready, int64_t* end_offset) except -1:
+    """Put batches at the end of the log and publish them: the one in the encoder, planned ones (`shapes`), or `ready` ones; the base offset."""
+    cdef Published state
+    cdef Control control = log.control
+    cdef int64_t result, base_offset
+    control.lock_writer()
+    try:
+        begin_change(log, &state)
+        if request.expected_end_offset >= 0 and request.expected_end_offset != state.end_offset:
+            raise fenced(log, state.end_offset, request.expected_end_offset)
+        if must_roll(log, &state, request):
+            roll(log, &state)
+        base_offset = state.end_offset
+        with nogil:
+            result = write_batches(log, request, encoder, ready, &state)
+        if result < 0:
+            if result == VALUES_CHANGED:
+                raise InvalidRecordError("the values were changed by another thread while they were appended: nothing was written")
+            if result == -ENOMEM:
+                raise MemoryError(f"no memory left to encode {request.offsets} records; nothing was written")
+            raise os_c.storage_error("append to", log.active.path, result)
+        end_offset[0] = state.end_offset
+    finally:
+        control.unlock_writer()
+    os_c.reach(os_c.APPEND_UNLOCKED)
+    ring(&control.page.append_bell)
+    return base_offset
+
+
+cdef object fenced(Handle log, int64_t found, int64_t expected):
+    return FencedError(
+        f"the end offset of {log.path} is {found}, expected {expected}: somebody else has appended; nothing was written",
+        expected, found,
+    )
+
+
+cdef int64_t write_batches(Handle log, Append* request, Encoder encoder, EncodedBatches ready, Published* state) noexcept nogil:
+    """Write every batch behind the published end, then publish. A negative result: the files are as they were."""
+    cdef ControlPage* page = log.control.page
+    cdef int fd = log.active.fd
+    cdef BatchShape* shapes = request.shapes
+    cdef int64_t i, result = 0, encoded, begin = state.end_position, position = begin, offset = state.end_offset
+    os_c.reach(os_c.APPEND_LOCKED)
+    store_word(&page.dirty, 1)
+    os_c.reach(os_c.APPEND_DIRTY)
+    if position + request.size > page.allocated and position >= ALLOCATE_FROM:
+        allocate(log, position, request.size)
+    if ready is not None:
+        ready.stamp(offset, log.epoch)
+        result = os_c.os_pwrite(fd, ready.data, ready.size, position)
+        position += ready.size
+        offset += ready.offsets
+    for i in range(request.batches if ready is None else 0):
+        if shapes != NULL:
+            encoded = encoder.encode(request.source, shapes[i].first, log.max_message_bytes)
+            if encoded != shapes[i].count or encoder.size != shapes[i].size:
+                result = -ENOMEM if encoded == OUT_OF_MEMORY else VALUES_CHANGED
+                break
+            shapes[i].max_timestamp = encoder.max_timestamp
+        encoder.stamp(offset, log.epoch)
+        offset += encoder.count
+        if encoder.vector_count == 1:
+            result = os_c.os_pwrite(fd, encoder.buffer, encoder.size, position)
+        else:
+            result = os_c.os_pwritev(fd, encoder.vectors, encoder.vector_count, position)
+        if result < 0:
+            break
+        position += result
+        os_c.reach(os_c.APPEND_BATCH_WRITTEN)
+    if result < 0:
+        # durably: power loss must not bring back the end of this behind what comes next. Else the next owner cuts
+        if os_c.os_ftruncate(fd, begin) == 0 and (result == VALUES_CHANGED or os_c.os_fdatasync(fd) == 0):
+            store_word(&page.dirty, 0)
+        return result
+    os_c.reach(os_c.APPEND_WRITTEN)
+    if begin == 0:
+        state.first_timestamp = encoder.max_timestamp if shapes == NULL else shapes[0].max_timestamp
+    if shapes == NULL:
+        log.tracker.track(begin, encoder.size, offset - 1, encoder.max_timestamp)
+    else:
+        position = begin
+        offset = state.end_offset
+        for i in range(request.batches):
+            offset += shapes[i].count
+            log.tracker.track(position, shapes[i].size, offset - 1, shapes[i].max_timestamp)
+            position += shapes[i].size
+    if log.tracker.offsets.write_pending() < 0 or log.tracker.times.write_pending() < 0:
+        store_word(&page.has_lost_entries, 1)
+    log.tracker.tell(state)
+    os_c.reach(os_c.APPEND_INDEXED)
+    state.end_position = position
+    state.end_offset = offset
+    publish(page, state)
+    log.seen_version = page.version
+    os_c.reach(os_c.APPEND_PUBLISHED)
+    store_word(&page.dirty, 0)
+    return 0
+
+
+cdef void allocate(Handle log, int64_t position, int64_t size) noexcept nogil:
+    """Ask for disk blocks ahead of the end, once for many appends. Closing and rolling give back what is left."""
+    cdef int64_t ahead = max(size, min(position, <int64_t>MOST_ALLOCATED))
+    ahead = min(ahead, log.segment_bytes - position)
+    if os_c.os_allocate(log.active.fd, position, ahead) == 0:
+        log.control.page.allocated = position + ahead
+    else:
+        # no room, or no such file system: plain writes will tell
+        log.control.page.allocated = NOT_ALLOCATED
+
+
+# --- before a change ---------------------------------------------------------------------------------------------------
+
+cdef int begin_change(Handle log, Published* state) except -1:
+    """Everything that must hold before the owner of the writer lock changes anything; `state` is what is published then."""
+    cdef ControlPage* page = log.control.page
+    log.require_writable()
+    if load_word(&page.poisoned):
+        raise poisoned_error(log)
+    if load_word(&page.dirty):
+        take_over(log)
+    if page.has_clean_marker:
+        remove_clean_marker(log)
+    read_published(page, state)
+    if log.active is None or log.active.base_offset != state.active_base or log.active.fd < 0:
+        join_active(log, state)
+    elif log.seen_version != page.version:
+        if state.index_entries != UNKNOWN_ENTRIES:
+            log.tracker.catch_up(state)
+        log.seen_version = page.version
+    if page.flush_interval and not log.keeps_interval:
+        keep_interval(log)
+    return 0
+
+
+cdef int remove_clean_marker(Handle log) except -1:
+    """The first change of a session: the clean marker goes first, durably."""
+    oscalls.remove(f"{log.path}/{files.CLEAN}")
+    oscalls.sync_directory(log.path)
+    log.control.page.has_clean_marker = 0
+    return 0
+
+
+cdef int join_active(Handle log, const Published* state) except -1:
+    """Open the active segment for appending: others may have appended to it, or rolled to it."""
+    cdef Published latest = state[0]
+    cdef Segment previous = log.active, active
+    active = log.segments_at(&latest).last()
+    log.active = None
+    if previous is not None and previous is not active:
+        previous.close_files()
+    if state.index_entries == UNKNOWN_ENTRIES:
+        # the first append since the log was opened cleanly
+        active.size = state.end_position
+        active.begin_appending()
+        log.control.page.allocated = 0
+    elif active.fd < 0 or not active.grows_tracker:
+        active.join_appending(state)
+    log.active = active
+    log.tracker = active.tracker
+    log.seen_version = 0
+    if state.index_entries != UNKNOWN_ENTRIES:
+        log.tracker.catch_up(state)
+        log.seen_version = log.control.page.version
+    return 0
+
+
+cdef int take_over(Handle log) except -1:
+    """The last owner of the writer lock died, or failed half-way: cut everything back to what was published."""
+    cdef Published state
+    cdef ControlPage* page = log.control.page
+    cdef int64_t entries
+    os_c.reach(os_c.TAKEOVER_BEGUN)
+    read_published(page, &state)
+    logger.warning("process %d ended while it changed %s: cut back to offset %d", page.owner_pid, log.path, state.end_offset)
+    for base in files.segment_bases(oscalls.list_directory(log.path)):
+        if base <= state.active_base:
+            continue
+        # a segment that a roll created and never published
+        path = files.segment_path(log.path, base)
+        if oscalls.file_size(path):
+            oscalls.rename(path, recovery.side_file(path, 0))
+        for name in (path, *files.index_paths(path)):
+            oscalls.remove(name)
+    path = files.segment_path(log.path, state.active_base)
+    cut(path, state.end_position, True)
+    if state.index_entries != UNKNOWN_ENTRIES:
+        for index, entries, size in zip(files.index_paths(path), (state.index_entries, state.time_index_entries), ENTRY_SIZES):
+            cut(index, entries * size, False)
+    os_c.reach(os_c.TAKEOVER_CUT)
+    page.allocated = 0
+    store_word(&page.dirty, 0)
+    os_c.reach(os_c.TAKEOVER_DONE)
+    # whoever slept on a bell of the dead
+    ring(&page.append_bell)
+    ring(&page.sync_bell)
+    return 0
+
+
+def cut(path: str, size: int, must_last: bool) -> None:
+    """Cut a file that is longer than ``size``; ``must_last``: durably."""
+    found = oscalls.file_size(path)
+    if found is None:
+        return
+    fd = oscalls.open_file(path, writable=True)
+    try:
+        # also frees blocks that were allocated ahead
+        if found > size or must_last:
+            oscalls.truncate(fd, size, path)
+        if must_last:
+            oscalls.sync_data(fd, path)
+    finally:
+        oscalls.close_file(fd)
+
+
+# --- rolling -----------------------------------------------------------------------------------------------------------
+
+cdef bint must_roll(Handle log, const Published* state, const Append* request) except *:
+    """Kafka's conditions for a new segment, asked before an append."""
+    cdef int64_t first
+    if state.end_position == 0:
+        return False
+    if state.end_position > log.segment_bytes - request.size or log.tracker.lacks_room(request.batches):
+        return True
+    if state.end_offset + request.offsets - 1 - state.active_base > MOST_RELATIVE_OFFSET:
+        return True
+    first = state.first_timestamp
+    if first == UNKNOWN_TIMESTAMP:
+        first = log.active.end_of_first_batch_time
+        (<Published*>state).first_timestamp = first
+    if first >= 0:
+        return request.largest_timestamp - first > log.segment_ms
+    return os_c.clock_milliseconds() - state.created > log.segment_ms
+
+
+cdef int roll(Handle log, Published* state) except -1:
+    """Begin a new segment at the end offset. A published step of its own; a failure leaves the old segment active."""
+    cdef Segment old = log.active, fresh
+    cdef ControlPage* page = log.control.page
+    cdef SegmentList list_ = log.segments_at(state)
+    read_published(page, state)
+    path = files.segment_path(log.path, state.end_offset)
+    if oscalls.file_size(path):
+        raise StorageError(f"{path} is in the way of a new segment: move it out of the folder")
+    store_word(&page.dirty, 1)
+    os_c.reach(os_c.ROLL_BEGUN)
+    fresh = recovery.new_segment(log.path, state.end_offset, 0, log.meta, log.config)
+    try:
+        fresh.begin_appending()
+    except BaseException:
+        fresh.discard()
+        store_word(&page.dirty, 0)
+        raise
+    os_c.reach(os_c.ROLL_CREATED)
+    old.size = state.end_position
+    old.trim()
+    if page.has_lost_entries:
+        log.tracker.offsets.lost = True
+    try:
+        old.finish_indexes()
+    except StorageError as error:
+        # they are rebuilt when they are needed, at the latest when the log is closed
+        logger.warning("the indexes of %s could not be completed: %s", old.path, error)
+        old.tracker = None
+        for index in files.index_paths(old.path):
+            try:
+                oscalls.remove(index)
+            except StorageError:
+                logger.warning("%s may be incomplete", index)
+    page.allocated = 0
+    page.has_lost_entries = 0
+    state.active_base = state.end_offset
+    state.end_position = 0
+    state.generation += 2
+    state.first_timestamp = UNKNOWN_TIMESTAMP
+    state.created = oscalls.wall_clock()
+    state.transaction_entries = 0
+    fresh.tracker.tell(state)
+    publish(page, state)
+    old.is_growing = False
+    log.list_ = SegmentList([*list_.segments, fresh], state.generation)
+    log.active = fresh
+    log.tracker = fresh.tracker
+    log.seen_version = page.version
+    os_c.reach(os_c.ROLL_PUBLISHED)
+    store_word(&page.dirty, 0)
+    sync_rolled_later(log)
+    return 0

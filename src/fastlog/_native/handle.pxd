@@ -1,0 +1,76 @@
+# What one open handle of a partition knows.
+
+from libc.stdint cimport int32_t, int64_t, uint64_t
+
+from fastlog._native.control cimport Control
+from fastlog._native.index cimport IndexTracker
+from fastlog._native.published cimport Published
+from fastlog._native.segment cimport Segment
+
+cdef enum Level:                # of durability: when an append returns
+    AT_OS                       # the page cache has it
+    AT_INTERVAL                 # likewise, and a sync follows within the flush interval
+    AT_BATCH                    # its own sync is done
+    AT_GROUP                    # a sync that covers it is done
+
+
+cdef class SegmentList:
+    """The segments as they were at one generation. Never changed: another one takes its place."""
+    cdef list segments          # rising; the last one is the active one
+    cdef list bases
+    cdef int64_t generation
+
+    cdef Segment last(self)
+
+
+cdef class Handle:
+    cdef object __weakref__
+    cdef readonly str path
+    cdef readonly str durability
+    cdef readonly str isolation
+    cdef readonly bint read_only
+    cdef readonly object config
+    cdef object options                 # as they were given
+    cdef readonly str topic
+    cdef readonly int partition
+    cdef readonly object recovery
+
+    cdef Control control
+    cdef bint is_closed
+    cdef int fork_generation            # of the process that opened it
+    cdef Level level
+    cdef bint reads_durably
+    cdef bint reads_committed
+    cdef object meta                    # as last read, or written, by this handle
+    cdef object meta_file
+    cdef int64_t max_message_bytes
+    cdef int64_t max_decompressed_bytes
+    cdef int64_t segment_bytes
+    cdef int64_t segment_ms
+    cdef int64_t timestamp_limit
+    cdef int32_t epoch
+    cdef SegmentList list_
+    cdef list encoders
+    # the appender's, guarded by the writer lock
+    cdef Segment active                 # open for appending, or None
+    cdef IndexTracker tracker           # of `active`
+    cdef uint64_t seen_version          # of the published tuple that `tracker` agrees with
+    cdef bint keeps_interval            # the flush interval that somebody asked for is watched by this process
+    cdef object background              # thread that syncs rolled segments, or None
+    # readers': where the last read ended; the next one usually starts there
+    cdef int64_t cursor_offset
+    cdef int64_t cursor_position
+    cdef Segment cursor_segment
+    cdef int64_t looked_at              # steady clock, ms: when a reader without company last looked for some
+    cdef object last_change             # of the folder, when it did
+
+    cdef int require_open(self) except -1
+    cdef int require_writable(self) except -1
+    cdef int read_state(self, Published* state) except -1
+    cdef SegmentList segments_at(self, Published* state)
+    cdef SegmentList list_segments(self, Published* state)
+    cdef int64_t end_of(self, Segment segment, const Published* state) noexcept
+    cdef int prepare(self, Segment segment, const Published* state) except -1
+    cdef int forget_cursor(self) except -1
+    cdef int look_for_company(self) except -1
+    cdef list look_at_segments(self, int64_t active_base, int64_t start_offset, bint is_untouched)

@@ -1,0 +1,154 @@
+# cython: annotation_typing=False, nonecheck=True
+"""What one open handle of a partition knows: its options, the shared page, and the list of segments.
+
+Appending, syncing and reading are rooms of their own on top of this one. The list of segments follows the published
+generation: whoever changes it publishes a larger one, everybody else lists the folder again before the next look.
+"""
+
+from libc.stdint cimport int64_t
+
+from fastlog._native cimport oscalls as os_c
+from fastlog._native.control cimport Control
+from fastlog._native.published cimport Durable, Published, UNKNOWN_ENTRIES, load_word, read_durable, read_published
+from fastlog._native.segment cimport Segment
+
+from fastlog._native import oscalls
+from fastlog.errors import ClosedError, ForkedHandleError, NotSupportedError, StorageError
+from fastlog.partition import files, recovery
+
+cdef enum:
+    MOST_LISTINGS = 1000        # of a folder that changes while it is listed
+
+
+cdef class SegmentList:
+    def __init__(self, list segments, generation: int):
+        self.segments = segments
+        self.bases = [segment.base_offset for segment in segments]
+        self.generation = generation
+
+    cdef Segment last(self):
+        return self.segments[len(self.segments) - 1]
+
+
+cdef class Handle:
+    """Attributes of a ``PartitionLog``; see there."""
+
+    cdef int require_open(self) except -1:
+        if self.is_closed:
+            raise ClosedError(f"{self.path} was closed: open it again with PartitionLog.open")
+        if self.fork_generation != os_c.fork_generation():
+            raise ForkedHandleError(
+                f"{self.path} was opened before a fork and belongs to the parent process: open it after the fork instead"
+            )
+        return 0
+
+    cdef int require_writable(self) except -1:
+        self.require_open()
+        if self.read_only:
+            raise NotSupportedError(f"{self.path} was opened with read_only=True: open it without to change it")
+        return 0
+
+    cdef int read_state(self, Published* state) except -1:
+        """The published tuple, with `end_offset` lowered to what this handle may show."""
+        cdef Control control = self.control
+        cdef Durable durable
+        read_published(control.page, state)
+        if self.reads_committed and state.first_unstable_offset >= 0:
+            state.end_offset = min(state.end_offset, state.first_unstable_offset)
+        if self.reads_durably or load_word(&control.page.poisoned):
+            read_durable(control.page, &durable)
+            state.end_offset = min(state.end_offset, durable.offset)
+        return 0
+
+    cdef SegmentList segments_at(self, Published* state):
+        """The list of segments that agrees with a published tuple, or a newer one; `state` follows it then."""
+        cdef SegmentList found = self.list_
+        if found.generation == state.generation:
+            return found
+        return self.list_segments(state)
+
+    cdef SegmentList list_segments(self, Published* state):
+        """List the folder. Segments that were known and are still the same file stay."""
+        cdef Published latest
+        cdef SegmentList known, fresh
+        cdef Control control = self.control
+        cdef int64_t attempt
+        for attempt in range(MOST_LISTINGS):
+            read_published(control.page, &latest)
+            segments = self.look_at_segments(latest.active_base, latest.start_offset, latest.index_entries == UNKNOWN_ENTRIES)
+            read_published(control.page, state)
+            if segments is not None and state.generation == latest.generation:
+                break
+        else:
+            raise StorageError(f"{self.path} changed {MOST_LISTINGS} times while it was listed: something is wrong with its segments")
+        known = self.list_
+        fresh = SegmentList(segments, latest.generation)
+        fresh.last().is_growing = True
+        if known.generation <= fresh.generation:
+            self.list_ = fresh
+            self.forget_cursor()
+        self.read_state(state)
+        return fresh
+
+    cdef list look_at_segments(self, int64_t active_base, int64_t start_offset, bint is_untouched):
+        """Segment objects for what is in the folder now; None when that changed meanwhile.
+
+        ``is_untouched``: nobody has appended to the active segment since the log was opened.
+        """
+        cdef Segment segment
+        cdef SegmentList list_ = self.list_
+        cdef int64_t trusted = self.control.page.trusted_base
+        known = {segment.base_offset: segment for segment in list_.segments}
+        bases = [base for base in files.segment_bases(oscalls.list_directory(self.path)) if base <= active_base]
+        if not bases or bases[len(bases) - 1] != active_base:
+            return None
+        checksums = None
+        found = []
+        # what a deletion that was cut short has left behind
+        while len(bases) > 1 and bases[1] <= start_offset:
+            del bases[0]
+        for base in bases:
+            identity = oscalls.identity(files.segment_path(self.path, base))
+            if identity is None:
+                return None
+            size, inode = identity
+            segment = known.get(base)
+            if segment is not None and segment.inode == inode:
+                if segment.is_growing and base < active_base:
+                    segment.grown(size)
+                found.append(segment)
+                continue
+            if checksums is None:
+                checksums = files.read_index_checksums(self.path)
+                self.meta = files.read_meta(self.path) or self.meta
+            segment = recovery.new_segment(
+                self.path, base, size, self.meta, self.config, stores=not self.read_only,
+                # of what was appended to since the log was opened they would be stale
+                index_checksums=files.checksums_of(checksums, base, size) if base < trusted or (base == active_base and is_untouched) else None,
+            )
+            segment.inode = inode
+            segment.is_trusted = trusted <= base < active_base
+            found.append(segment)
+        return found
+
+    cdef int64_t end_of(self, Segment segment, const Published* state) noexcept:
+        """How many bytes of a segment may be looked at."""
+        return state.end_position if segment.base_offset == state.active_base else segment.size
+
+    cdef int prepare(self, Segment segment, const Published* state) except -1:
+        """Before a segment is read: its file is as long as published, the indexes of the active one are up to date."""
+        if segment.base_offset == state.active_base:
+            segment.follow(state)
+            segment.validate(state.end_position)
+        else:
+            segment.validate(segment.size)
+        return 0
+
+    cdef int forget_cursor(self) except -1:
+        self.cursor_offset = -1
+        self.cursor_segment = None
+        return 0
+
+    cdef int look_for_company(self) except -1:
+        """A reader that was alone looks whether somebody has come, or has come and gone. ``PartitionLog`` knows how."""
+        return 0

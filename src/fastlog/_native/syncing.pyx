@@ -1,0 +1,312 @@
+# cython: annotation_typing=False, nonecheck=True
+"""Durability: group commit, the levels, the recovery point, and what happens when a sync fails.
+
+One process syncs at a time, the sync owner. It looks at the published end, syncs every segment from the durable one to the
+active one, oldest first — the folder before that, when files are new —, and publishes how far it came. Whoever waits for an
+offset either becomes the owner or sleeps until the owner has published: a sync is shared by all who appended before it began.
+
+A failed sync poisons the log for all processes: what the kernel holds is then not what the disk holds, and a second sync
+would report success for bytes that are gone. Only a recovery, which reads the disk again, goes on.
+"""
+
+import logging
+import threading
+import weakref
+
+from libc.stdint cimport int64_t, uint32_t
+
+from fastlog._native cimport oscalls as os_c
+from fastlog._native.control cimport Control, listen, ring, sleep_on
+from fastlog._native.handle cimport AT_INTERVAL, Handle, SegmentList
+from fastlog._native.published cimport (
+    Durable, Published, load_word, publish_durable, read_durable, read_published, store_word,
+)
+from fastlog._native.segment cimport Segment
+
+from fastlog._native import oscalls
+from fastlog.errors import CorruptLogError, StorageError
+from fastlog.partition import files
+
+logger = logging.getLogger("fastlog.log")
+
+cdef enum:
+    SYNC_SLICE = 50_000_000         # nanoseconds: how long a death in the middle of a sync can go unnoticed
+    PERSIST_INTERVAL = 5000         # milliseconds that the recovery point on disk may lag behind
+
+
+cdef object poisoned_error(Handle log):
+    return StorageError(
+        f"a sync of {log.path} failed before: what was not durable then may be lost. Close it everywhere and open it again: that "
+        f"reads it back from disk"
+    )
+
+
+# --- group commit ------------------------------------------------------------------------------------------------------
+
+cdef int sync_until(Handle log, int64_t offset) except -1:
+    """Return when everything below `offset` survives power loss. Leads a sync, or waits for one that is under way.
+
+    Raises StorageError when the sync fails or failed before, LockedError when its owner does not go on.
+    """
+    cdef Control control = log.control
+    cdef Durable durable
+    cdef uint32_t heard
+    cdef int64_t stop = 0
+    while True:
+        read_durable(control.page, &durable)
+        if durable.offset >= offset:
+            return 0
+        if load_word(&control.page.poisoned):
+            raise poisoned_error(log)
+        heard = listen(&control.page.sync_bell)
+        if control.try_sync_owner():
+            try:
+                lead(log, False)
+            finally:
+                control.unlock_sync_owner()
+                os_c.reach(os_c.SYNC_UNLOCKED)
+            continue
+        read_durable(control.page, &durable)
+        if durable.offset >= offset:
+            return 0
+        if stop == 0:
+            stop = os_c.steady_milliseconds() + control.lock_timeout
+        elif os_c.steady_milliseconds() >= stop:
+            raise control.locked_out("is syncing", control.page.sync_owner_pid)
+        sleep_on(&control.page.sync_bell, heard, SYNC_SLICE)
+
+
+cdef int sync_own(Handle log) except -1:
+    """A sync of one's own, whatever others do."""
+    log.control.lock_sync_owner()
+    try:
+        lead(log, True)
+    finally:
+        log.control.unlock_sync_owner()
+        os_c.reach(os_c.SYNC_UNLOCKED)
+    return 0
+
+
+cdef int lead(Handle log, bint always) except -1:
+    """Sync up to the published end, as the sync owner; not when it is durable already, unless `always`."""
+    cdef Control control = log.control
+    cdef Published state
+    cdef Durable durable
+    os_c.reach(os_c.SYNC_LOCKED)
+    log.require_open()
+    if load_word(&control.page.poisoned):
+        raise poisoned_error(log)
+    read_published(control.page, &state)
+    read_durable(control.page, &durable)
+    if durable.offset >= state.end_offset and not always:
+        return 0
+    sync_all(log, &state)
+    try:
+        persist(log, False)
+    except (StorageError, CorruptLogError) as error:
+        # what was promised holds; only a recovery would begin further back
+        logger.warning("the recovery point of %s could not be written: %s", log.path, error)
+    return 0
+
+
+cdef int sync_all(Handle log, const Published* state) except -1:
+    """Sync everything up to a published end and publish that; poisons the log when it fails. The sync owner's."""
+    cdef Control control = log.control
+    cdef Published current = state[0]
+    cdef Durable durable, reached
+    cdef SegmentList list_
+    cdef Segment segment
+    cdef int fd, result
+    read_durable(control.page, &durable)
+    reached.base = state.active_base
+    reached.position = state.end_position
+    reached.offset = state.end_offset
+    try:
+        list_ = log.segments_at(&current)
+        if durable.base != state.active_base:
+            # the names of new segments, before their bytes count
+            oscalls.sync_directory(log.path)
+        for segment in list_.segments:
+            if segment.base_offset < durable.base:
+                continue
+            if segment.base_offset > state.active_base:
+                break
+            # the one call that every durable append waits for
+            fd = segment.reading_file() if segment.fd < 0 else segment.fd
+            with nogil:
+                result = os_c.os_fdatasync(fd)
+            if result < 0:
+                raise os_c.storage_error("sync", segment.path, result)
+        os_c.reach(os_c.SYNC_SYNCED)
+    except StorageError as error:
+        poison(log, error)
+        raise
+    if reached.offset >= durable.offset:
+        publish_durable(control.page, &reached)
+    control.page.synced_at = os_c.steady_milliseconds()
+    store_word(&control.page.syncs, control.page.syncs + 1)
+    os_c.reach(os_c.SYNC_PUBLISHED)
+    # readers that read durably wait at the same bell as all others
+    ring(&control.page.append_bell)
+    return 0
+
+
+cdef int poison(Handle log, error) except -1:
+    store_word(&log.control.page.poisoned, 1)
+    logger.error("a sync of %s failed: %s; the log stops here until it is opened again", log.path, error)
+    ring(&log.control.page.append_bell)
+    if log.read_only:
+        return 0
+    try:
+        oscalls.replace_file(f"{log.path}/{files.POISONED}", files.sealed({"reason": str(error)}))
+    except StorageError:
+        logger.exception("could not leave %s behind", files.POISONED)
+    return 0
+
+
+# --- the recovery point ------------------------------------------------------------------------------------------------
+
+cdef int persist(Handle log, bint at_once) except -1:
+    """Write the recovery point to disk, every few seconds or `at_once`; the sync owner's."""
+    cdef int64_t now = os_c.steady_milliseconds()
+    cdef Durable durable
+    if log.read_only or (not at_once and now - log.control.page.persisted_at < PERSIST_INTERVAL):
+        return 0
+    read_durable(log.control.page, &durable)
+    meta = files.read_meta(log.path) or log.meta
+    meta.recovery_point = durable.offset
+    meta.recovery_segment = durable.base
+    meta.recovery_position = durable.position
+    write_meta(log, meta)
+    log.control.page.persisted_at = now
+    return 0
+
+
+def write_meta(Handle log, meta: object) -> None:
+    """Write ``.fastlog-meta``; the sync owner's, since all processes share the file."""
+    if log.meta_file is None:
+        log.meta_file = files.MetaFile(log.path)
+    log.meta_file.write(meta)
+    log.meta = meta
+
+
+# --- in the background -------------------------------------------------------------------------------------------------
+
+cdef int sync_rolled_later(Handle log) except -1:
+    """After a roll, at every level: sync what is closed, and move the recovery point behind it."""
+    if log.background is None or not log.background.is_alive():
+        log.background = threading.Thread(target=sync_rolled, args=(log,), name="fastlog-sync", daemon=True)
+        log.background.start()
+    return 0
+
+
+def sync_rolled(Handle log) -> None:
+    """Sync closed segments and their indexes, and move the recovery point on disk behind them."""
+    cdef Control control = log.control
+    cdef Published state
+    cdef Durable durable
+    cdef Segment segment
+    cdef SegmentList list_
+    try:
+        control.lock_sync_owner()
+    except Exception as error:
+        logger.warning("closed segments of %s are not synced yet: %s", log.path, error)
+        return
+    try:
+        if log.is_closed or load_word(&control.page.poisoned):
+            return
+        read_published(control.page, &state)
+        read_durable(control.page, &durable)
+        if durable.base < state.active_base:
+            # all that is closed: up to the first byte of the active one
+            state.end_position = 0
+            state.end_offset = state.active_base
+            sync_all(log, &state)
+        read_published(control.page, &state)
+        list_ = log.segments_at(&state)
+        checksums = {}
+        for segment in list_.segments:
+            if segment.base_offset >= state.active_base:
+                break
+            if segment.index_checksums is None and segment.tracker is not None and not segment.is_damaged:
+                segment.sync_indexes()
+                segment.index_checksums = segment.compute_checksums()
+            if segment.index_checksums is not None:
+                checksums[segment.base_offset] = (*segment.index_checksums, segment.size)
+            if segment is not log.active:
+                segment.close_files()
+        if not log.read_only and checksums:
+            checksums = {**files.read_index_checksums(log.path), **checksums}
+            files.write_index_checksums(log.path, {base: checksums[base] for base in list_.bases if base in checksums})
+        persist(log, True)
+    except (StorageError, CorruptLogError) as error:
+        logger.warning("bookkeeping of %s after a roll failed and is left to the next one: %s", log.path, error)
+    finally:
+        control.unlock_sync_owner()
+
+
+# --- durability="interval" ---------------------------------------------------------------------------------------------
+
+class Flusher:
+    """The thread of a process that keeps the flush interval of every log it has open, also on behalf of the dead."""
+
+    def __init__(self):
+        self.logs = weakref.WeakSet()
+        self.generation = os_c.fork_generation()
+        self.wanted = threading.Event()
+        self.thread = None
+
+    def keep(self, Handle log):
+        self.logs.add(log)
+        if self.thread is None:
+            self.thread = threading.Thread(target=self.run, name="fastlog-flush", daemon=True)
+            self.thread.start()
+        self.wanted.set()
+
+    def run(self):
+        while True:
+            spans = [span for span in map(flush_if_due, list(self.logs)) if span]
+            self.wanted.clear()
+            self.wanted.wait(min(spans) / 1000 if spans else None)
+
+
+cdef object flusher = None
+
+
+cdef int keep_interval(Handle log) except -1:
+    """Somebody has asked for a flush interval: keep it as long as this handle is open."""
+    global flusher
+    if flusher is None or flusher.generation != os_c.fork_generation():
+        flusher = Flusher()
+    log.keeps_interval = True
+    flusher.keep(log)
+    return 0
+
+
+def flush_if_due(Handle log) -> int:
+    """Sync a log whose interval is over; milliseconds until it should be looked at again, 0 = never."""
+    cdef Published state
+    cdef Durable durable
+    cdef Control control = log.control
+    cdef int64_t interval, since
+    if log.is_closed:
+        return 0
+    interval = load_word(&control.page.flush_interval)
+    if interval == 0 or load_word(&control.page.poisoned):
+        return 0
+    read_published(control.page, &state)
+    read_durable(control.page, &durable)
+    since = os_c.steady_milliseconds() - control.page.synced_at
+    if durable.offset < state.end_offset and since >= interval:
+        try:
+            sync_until(log, state.end_offset)
+        except Exception as error:
+            logger.warning("the flush interval of %s could not be kept: %s", log.path, error)
+        since = 0
+    return max(min(interval - since, interval), 1) if since < interval else interval
+
+
+def wake_flusher() -> None:
+    """A log was closed or its interval changed."""
+    if flusher is not None:
+        flusher.wanted.set()

@@ -1,0 +1,468 @@
+"""I5, I4, I6 (row 2 of the failure catalogue): every disk that a power cut may leave, at any moment of a log's life.
+
+Workloads run under a recorder of system calls; a replayer makes disks from the record by the rules of what a sync keeps
+(``tests/crash``), and each one is opened, read-only and for writing, compared with what was promised by then, and used
+again. Nothing is mounted and no root is needed: Linux, glibc and a C compiler.
+
+FASTLOG_DISKS is the number of disks of a whole run. A failure names its seed and a folder in which the disk is kept;
+``python -m tests.crash <folder>`` makes it again and checks it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import UNDER_CI
+from tests.crash.checker import History, Promise, check_disk, partition, quiet
+from tests.crash.failures import keep_failure
+from tests.crash.recording import Entry, Kind, Record, RecorderUnavailable, build_recorder, record_run
+from tests.crash.replayer import DIRECTORY, Losses, Place, Replayer, all_losses, choose_disks
+from tests.crash.workloads import ALONE, SHARED
+
+DISKS = int(os.environ.get("FASTLOG_DISKS", "3600"))
+RECOVERIES = 6  # disks on which the recovery itself is recorded
+SHARE = DISKS // (len(ALONE) + len(SHARED) + 1) + 1
+BITES = 1500  # disks in which a planted bug has to be seen
+
+
+@pytest.fixture(scope="session")
+def library() -> Iterator[Path]:
+    """The recorder, compiled. Where it cannot be, tests are skipped; under CI on Linux that is a failure."""
+    with tempfile.TemporaryDirectory(prefix="fastlog-recorder-") as name:
+        try:
+            yield build_recorder(Path(name))
+        except RecorderUnavailable as problem:
+            if UNDER_CI and sys.platform == "linux":
+                pytest.fail(f"the recorder has to be there under CI: {problem}")
+            pytest.skip(str(problem))
+
+
+@dataclasses.dataclass
+class Run:
+    """A recorded workload, and the folder that its disks are put into: the one it ran in."""
+
+    name: str
+    seed: int
+    place: Place
+    recorded: Record
+    history: History
+
+    @property
+    def path(self) -> Path:
+        return partition(self.place.root)
+
+    def check(self, at: int, losses: Losses, number: int, replayer: Replayer) -> None:
+        disk = replayer.disk(at, losses)
+        self.place.put(disk)
+        check_disk(self.path, self.history, at, number)
+
+    def check_disks(self, count: int, chance: random.Random, replayer: Replayer | None = None) -> int:
+        """Check up to ``count`` disks; return how many there were. A failure is kept, and says how to see it again."""
+        replayer = replayer or Replayer(self.recorded)
+        number = 0
+        for number, (at, losses, disk) in enumerate(choose_disks(replayer, count, chance), 1):
+            self.place.put(disk)
+            try:
+                check_disk(self.path, self.history, at, number)
+            except Exception as problem:
+                kept = keep_failure(self.recorded, self.history, self.name, at, losses, number)
+                raise AssertionError(
+                    f"{self.name}, seed {self.seed}, disk {number}: {type(problem).__name__}: {problem}\n"
+                    f"{replayer.describe(at, losses)}\n"
+                    f"promised: {self.history.promise(at)}\n"
+                    f"again: python -m tests.crash {kept}"
+                ) from problem
+        return number
+
+
+def record(library: Path, folder: Path, name: str, seed: int) -> Run:
+    root = folder / "root"
+    root.mkdir(exist_ok=True)
+    return record_again(library, Place(root, make_folder(folder / "parked")), name, seed)
+
+
+def record_again(library: Path, place: Place, name: str, seed: int) -> Run:
+    """Record a workload in a folder as it is."""
+    trace = place.parked / "trace"
+    arguments = ["-m", "tests.crash.workloads", name, str(place.root), str(seed)]
+    recorded = record_run(library, place.root, trace, arguments)
+    trace.unlink()
+    return Run(name, seed, place, recorded, History(recorded, seed))
+
+
+def make_folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+# --- the promises -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("name", [*ALONE, *SHARED])
+def test_I5_every_disk_keeps_what_was_promised(library: Path, folder: Path, name: str, seed: int) -> None:
+    run = record(library, folder, name, seed)
+    with quiet():
+        checked = run.check_disks(SHARE, random.Random(seed))
+    print(f"{name}: {checked} disks from {len(run.recorded.entries)} entries")
+    assert checked >= min(SHARE, 3000) * 9 // 10
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_I5_power_may_be_lost_again_while_recovering(library: Path, folder: Path, seed: int) -> None:
+    """Disks that a power cut left are opened under the recorder: each recovery is cut off in turn."""
+    chance = random.Random(seed)
+    first = record(library, folder, "lazy_appends", seed)
+    replayer = Replayer(first.recorded)
+    checked = 0
+    for _ in range(RECOVERIES):
+        # one with something to recover: several operations were lost, or torn
+        disks = choose_disks(replayer, 200, chance, at_least=len(first.recorded.entries) // 3)
+        at, _, disk = max(disks, key=lambda found: len(found[1]) * chance.random())
+        first.place.put(disk)
+        second = record_again(library, first.place, "recovery", chance.randrange(1000))
+        promise = first.history.promise(at)
+        second.history = History(
+            second.recorded, second.seed, first.history, Promise(promise.end, promise.starts | {0}, 0)
+        )
+        with quiet():
+            checked += second.check_disks(SHARE // RECOVERIES + 1, chance)
+    print(f"{checked} disks from {RECOVERIES} recoveries")
+
+
+# --- the harness bites ------------------------------------------------------------------------------------------------
+
+
+def without_syncs(recorded: Record, forgotten: Callable[[Entry], bool]) -> Record:
+    """The record of an engine that does not make these syncs."""
+    kept = [entry for entry in recorded.entries if not (entry.kind == Kind.SYNC_END and forgotten(entry))]
+    return dataclasses.replace(recorded, entries=kept)
+
+
+def acknowledged_early(recorded: Record) -> Record:
+    """The record of an engine that acknowledges before it syncs: right after the write."""
+    entries: list[Entry] = []
+    waiting: list[Entry] = []
+    for entry in recorded.entries:
+        if entry.kind == Kind.SYNC_BEGIN and not entry.is_directory and waiting:
+            # up to here the append has written; its acknowledgement follows somewhere behind
+            acks = [later for later in waiting if later.number > entry.number]
+            if acks:
+                entries.append(acks[0])
+                waiting.remove(acks[0])
+        if entry.kind == Kind.MARK and b'"ack"' in entry.data:
+            if entry not in waiting:
+                continue
+            waiting.remove(entry)
+        entries.append(entry)
+        if entry.kind == Kind.MARK and b'"try"' in entry.data:
+            following = recorded.entries[entry.number + 1 :]
+            waiting.append(next(later for later in following if later.kind == Kind.MARK and b'"ack"' in later.data))
+    return dataclasses.replace(recorded, entries=entries)
+
+
+def without_syncs_before(recorded: Record, mark: bytes, suffix: str) -> Record:
+    """The record of an engine that leaves out syncs of some files in what ends with a mark."""
+    following = b""
+    forgotten: set[int] = set()
+    for entry in reversed(recorded.entries):
+        if entry.kind == Kind.MARK:
+            following = entry.data
+        elif mark in following and entry.path.endswith(suffix):
+            forgotten.add(entry.number)
+    return without_syncs(recorded, lambda entry: entry.number in forgotten)
+
+
+PLANTED: dict[str, tuple[str, Callable[[Record], Record]]] = {
+    "no fdatasync of segments": (
+        "durable_appends",
+        lambda recorded: without_syncs(recorded, lambda entry: entry.path.endswith(".log")),
+    ),
+    "no sync of the directory": (
+        "durable_appends",
+        lambda recorded: without_syncs(recorded, lambda entry: entry.is_directory and entry.path != ""),
+    ),
+    "no sync of a new segment's name": (
+        "durable_appends",
+        lambda recorded: without_syncs(recorded, lambda entry: entry.is_directory and entry.number > 60),
+    ),
+    "no sync between the two copies of the meta file": (
+        "clean_closes",
+        lambda recorded: without_syncs(recorded, lambda entry: entry.path.endswith(".fastlog-meta")),
+    ),
+    "acknowledged before the sync": ("durable_appends", acknowledged_early),
+    "a flush without a sync": (
+        "lazy_appends",
+        lambda recorded: without_syncs_before(recorded, b'"durable"', ".log"),
+    ),
+    "a close without a sync": (
+        "clean_closes",
+        lambda recorded: without_syncs_before(recorded, b'"durable"', ".log"),
+    ),
+    "a recovery without a sync": ("deaths", lambda recorded: without_syncs_before(recorded, b'"durable"', ".log")),
+    "files deleted before the start is synced": (
+        "deletions",
+        lambda recorded: without_syncs_before(recorded, b'"deleted"', ".fastlog-meta"),
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bug", PLANTED)
+def test_a_planted_bug_is_seen(
+    library: Path, folder: Path, bug: str, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record from which syncs are left out is that of an engine without them: it has to fail."""
+    monkeypatch.setenv("FASTLOG_FAILURES", str(folder / "failures"))
+    name, plant = PLANTED[bug]
+    run = record(library, folder, name, seed)
+    planted = plant(run.recorded)
+    assert planted.entries != run.recorded.entries
+    bugged = Run(name, seed, run.place, planted, History(planted, seed))
+    with quiet(), pytest.raises(AssertionError, match="python -m tests.crash"):
+        bugged.check_disks(BITES, random.Random(seed))
+
+
+def test_a_failure_can_be_seen_again(library: Path, folder: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder that a failure names holds all it takes."""
+    monkeypatch.setenv("FASTLOG_FAILURES", str(folder / "failures"))
+    name, plant = PLANTED["no fdatasync of segments"]
+    run = record(library, folder, name, seed)
+    planted = plant(run.recorded)
+    bugged = Run(name, seed, run.place, planted, History(planted, seed))
+    with quiet(), pytest.raises(AssertionError) as caught:
+        bugged.check_disks(BITES, random.Random(seed))
+    kept = str(caught.value).rpartition("python -m tests.crash ")[2].split()[0]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+    command = [sys.executable, "-m", "tests.crash", kept]
+    again = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    problem = caught.value.__cause__
+    assert again.returncode == 1, again.stderr
+    assert f"{type(problem).__name__}: {str(problem).splitlines()[0][:40]}" in again.stdout
+
+
+# --- the recorder and the replayer themselves -------------------------------------------------------------------------
+
+SCRIPT = """
+import ctypes, os, sys, threading
+os.chdir(sys.argv[1])
+mark = ctypes.CDLL(None).fastlog_mark
+def say(text): mark(text, len(text))
+os.mkdir("d")
+fd = os.open("d/a", os.O_CREAT | os.O_RDWR, 0o600)
+os.pwrite(fd, b"x" * 5000, 100)
+os.pwritev(fd, [b"1" * 10, b"2" * 10], 0)
+os.lseek(fd, 0, os.SEEK_END); os.write(fd, b"tail"); os.writev(fd, [b"more"])
+os.ftruncate(fd, 5100)
+say(b'{"what": "durable", "end": 1}')
+os.fdatasync(fd)
+os.close(fd)
+with open("d/b", "w") as file: file.write("text")
+with open("d/b", "a") as file: file.write(" and more")
+os.rename("d/b", "d/c"); os.link("d/c", "d/e"); os.replace("d/c", "d/f")
+here = os.open("d", os.O_RDONLY)
+with open("g", "wb", opener=lambda name, flags: os.open(name, flags, dir_fd=here)) as file: file.write(b"dir_fd")
+os.rename("g", "h", src_dir_fd=here, dst_dir_fd=here)
+os.fsync(here)
+os.mkdir("d/gone"); os.rmdir("d/gone"); os.unlink("d/a")
+if os.fork() == 0:
+    with open("d/child", "wb") as file: file.write(b"c" * 100)
+    os._exit(0)
+os.wait()
+def work(number):
+    with open(f"d/thread-{number}", "wb") as file:
+        for i in range(50): file.write(b"%d" % i); file.flush()
+threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+
+
+def run_script(library: Path, folder: Path, script: str) -> tuple[Path, Record]:
+    root = make_folder(folder / "root")
+    return root, record_run(library, root, folder / "trace", ["-c", script, str(root)])
+
+
+def test_the_record_is_complete(library: Path, folder: Path) -> None:
+    """With nothing lost the replayed disk is what the program left."""
+    root, recorded = run_script(library, folder, SCRIPT)
+    disk = Replayer(recorded).disk(len(recorded.entries), {})
+    found = {file.relative_to(root).as_posix(): file.read_bytes() for file in root.rglob("*") if file.is_file()}
+    assert disk.files() == found
+    assert found["d/e"] == b"text and more"
+    kinds = {entry.kind for entry in recorded.entries}
+    assert kinds == set(Kind) - {Kind.PAGE, Kind.UNSUPPORTED}
+    assert len({entry.process for entry in recorded.entries}) == 2
+    assert len({entry.thread for entry in recorded.entries}) == 6
+
+
+@pytest.mark.parametrize("name", [*ALONE, *SHARED])
+def test_the_record_of_a_log_is_complete(library: Path, folder: Path, name: str, seed: int) -> None:
+    run = record(library, folder, name, seed)
+    replayer = Replayer(run.recorded)
+    disk = replayer.disk(len(run.recorded.entries), {})
+    # what was mapped for writing may have changed after the last mark
+    mapped = {name for name, file in disk.names.items() if file in replayer.moments[-1].pages}
+    root = run.place.root
+    found = {file.relative_to(root).as_posix(): file.read_bytes() for file in root.rglob("*") if file.is_file()}
+    assert set(disk.files()) == set(found)
+    assert {name for name, content in disk.files().items() if content != found[name]} <= mapped
+
+
+def test_what_cannot_be_replayed_is_refused(library: Path, folder: Path) -> None:
+    script = "import os, sys; os.chdir(sys.argv[1]); open('a', 'wb').close(); os.truncate('a', 5)"
+    with pytest.raises(AssertionError, match="truncate of"):
+        run_script(library, folder, script)
+
+
+def entry(number: int, kind: Kind, path: str = "", position: int = 0, data: bytes = b"", **more: object) -> Entry:
+    target = str(more.get("target", ""))
+    inode = int(more.get("inode", 1))  # type: ignore[call-overload]
+    return Entry(number, kind, 1, 1, inode, position, path, target, data, bool(more.get("is_directory")))
+
+
+def possible(entries: list[Entry]) -> set[frozenset[tuple[str, bytes]]]:
+    """Every disk after all entries, as whole operations are lost."""
+    replayer = Replayer(Record(entries))
+    at = len(entries)
+    return {frozenset(replayer.disk(at, losses).files().items()) for losses in all_losses(replayer.moments[at])}
+
+
+def disks(*each: dict[str, bytes]) -> set[frozenset[tuple[str, bytes]]]:
+    return {frozenset(files.items()) for files in each}
+
+
+def test_a_sync_keeps_content_or_names_but_not_both() -> None:
+    written = [entry(0, Kind.CREATE, "a"), entry(1, Kind.WRITE, "a", 0, b"xy")]
+    assert possible(written) == disks({}, {"a": b""}, {"a": b"xy"})
+    synced = [*written, entry(2, Kind.SYNC_BEGIN, "a"), entry(3, Kind.SYNC_END, "a", 2)]
+    assert possible(synced) == disks({}, {"a": b"xy"})
+    named = [
+        *written,
+        entry(2, Kind.SYNC_BEGIN, "", is_directory=True),
+        entry(3, Kind.SYNC_END, "", 2, is_directory=True),
+    ]
+    assert possible(named) == disks({"a": b""}, {"a": b"xy"})
+
+
+def test_a_sync_speaks_for_what_was_there_when_it_began() -> None:
+    entries = [
+        entry(0, Kind.CREATE, "a"),
+        entry(1, Kind.SYNC_BEGIN, "", is_directory=True),
+        entry(2, Kind.SYNC_END, "", 1, is_directory=True),
+        entry(3, Kind.WRITE, "a", 0, b"x"),
+        entry(4, Kind.SYNC_BEGIN, "a"),
+        entry(5, Kind.WRITE, "a", 1, b"y"),
+    ]
+    assert possible(entries) == disks({"a": b""}, {"a": b"x"}, {"a": b"\0y"}, {"a": b"xy"})
+    assert possible([*entries, entry(6, Kind.SYNC_END, "a", 4)]) == disks({"a": b"x"}, {"a": b"xy"})
+
+
+def test_names_move_at_once_or_not_at_all() -> None:
+    entries = [
+        entry(0, Kind.CREATE, "old", inode=1),
+        entry(1, Kind.CREATE, "new", inode=2),
+        entry(2, Kind.WRITE, "new", 0, b"n", inode=2),
+        entry(3, Kind.SYNC_BEGIN, "new", inode=2),
+        entry(4, Kind.SYNC_END, "new", 3, inode=2),
+        entry(5, Kind.SYNC_BEGIN, "", is_directory=True),
+        entry(6, Kind.SYNC_END, "", 5, is_directory=True),
+        entry(7, Kind.RENAME, "new", target="old", inode=2),
+    ]
+    assert possible(entries) == disks({"old": b"", "new": b"n"}, {"old": b"n"})
+    entries.append(entry(8, Kind.UNLINK, "old", inode=2))
+    # a name may be gone while the earlier move is not known
+    assert possible(entries) == disks({"old": b"", "new": b"n"}, {"old": b"n"}, {"new": b"n"}, {})
+
+
+def test_a_file_is_lost_with_its_folder() -> None:
+    entries = [
+        entry(0, Kind.MKDIR, "d", is_directory=True),
+        entry(1, Kind.CREATE, "d/a"),
+        entry(2, Kind.SYNC_BEGIN, "d", is_directory=True),
+        entry(3, Kind.SYNC_END, "d", 2, is_directory=True),
+    ]
+    assert possible(entries) == disks({}, {"d/a": b""})
+
+
+def test_torn_writes() -> None:
+    data = bytes(range(1, 251)) * 8  # 2000 bytes at 300: five sectors
+    entries = [entry(0, Kind.CREATE, "a"), entry(1, Kind.WRITE, "a", 300, data)]
+    replayer = Replayer(Record(entries))
+
+    def content(outcome: str) -> bytes:
+        return replayer.disk(2, {1: outcome}).files()["a"]
+
+    whole = bytes(300) + data
+    assert content("") == whole
+    assert content("lost") == b""
+    assert content("size") == bytes(2300)
+    assert content("512:11000") == whole[:1024]
+    assert content("512:11000+") == whole[:1024] + bytes(2300 - 1024)
+    assert content("512:00001") == bytes(2048) + whole[2048:]
+    assert content("512:01010") == bytes(512) + whole[512:1024] + bytes(512) + whole[1536:2048]
+    assert content("4096:0+") == bytes(2300)
+    assert len(content("garbage:1")) == 2300
+
+
+def test_a_disk_is_put_into_the_same_folders(folder: Path) -> None:
+    """A log knows the inode of its folder, so that a disk without it must not cost it."""
+    root = make_folder(folder / "root")
+    inner = make_folder(root / "d")
+    inode = inner.stat().st_ino
+    place = Place(root, make_folder(folder / "parked"))
+    entries = [entry(0, Kind.MKDIR, "d", is_directory=True), entry(1, Kind.CREATE, "d/a")]
+    replayer = Replayer(Record(entries))
+    place.put(replayer.disk(2, {0: "lost"}))
+    assert list(root.iterdir()) == []
+    make_folder(inner).joinpath("left").touch()
+    place.put(replayer.disk(2, {}))
+    assert inner.stat().st_ino == inode
+    assert [file.name for file in inner.iterdir()] == ["a"]
+    assert replayer.disk(2, {}).names == {"d": DIRECTORY, "d/a": 0}
+
+
+def test_mapped_memory_may_be_anything_that_it_was(library: Path, folder: Path) -> None:
+    script = """
+import ctypes, mmap, os, sys
+os.chdir(sys.argv[1])
+mark = ctypes.CDLL(None).fastlog_mark
+fd = os.open("page", os.O_CREAT | os.O_RDWR)
+os.pwrite(fd, b"0" * 4096, 0)
+os.fdatasync(fd)
+page = mmap.mmap(fd, 4096)
+for digit in b"123":
+    page[:] = bytes([digit]) * 4096
+    if os.fork() == 0:
+        page[512:1024] = b"child" * 102 + b"..."[:2]
+        mark(b"{}", 2)
+        os._exit(0)
+    os.wait()
+"""
+    root, recorded = run_script(library, folder, script)
+    replayer = Replayer(recorded)
+    end = len(recorded.entries)
+    pages = next(iter(replayer.moments[-1].pages.values()))
+    assert len(pages) == 4, "the first, and one after each change"
+    assert replayer.disk(end, {}).files() == {"page": (root / "page").read_bytes()}
+
+    def content(outcome: str) -> bytes:
+        return replayer.disk(end, {-1: outcome}).files()["page"]
+
+    assert content("page:0") == b"0" * 4096
+    assert content("page:1")[:515] == b"1" * 512 + b"chi"
+    assert content("zeros") == bytes(4096)
+    assert len(content("random:5")) == 4096
+    assert set(content("mixed:3")) >= {ord("1"), ord("3")}
+    assert replayer.disk(end, {-1: "absent"}).files() == {}
