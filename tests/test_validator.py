@@ -216,9 +216,7 @@ def test_compressed_batches_are_looked_into() -> None:
         validate_batches(seal(some_batch(attributes=1), b"no gzip, but long enough for its head", count=3), **LIMITS)
     bomb = compressed((Record(0, TIME, None, bytes(10_000_000)), *records[1:]))
     assert len(bomb) < 20_000
-    with pytest.raises(
-        fastlog.RecordTooLargeError, match="batch 0 at position 0 .* more than max_decompressed_bytes=1000"
-    ):
+    with pytest.raises(fastlog.RecordTooLargeError, match="batch 0 at position 0 .*more than max_decompressed_b"):
         validate_batches(bomb, **LIMITS, max_decompressed_bytes=1000)
     keyless = compressed((Record(0, TIME, None, b"v"), *records[1:]))
     with pytest.raises(INVALID, match="record 0: it has no key"):

@@ -458,7 +458,8 @@ cdef class ProducerStates:
             return MemoryError()
         if verdict == NOT_A_BATCH:
             return CorruptRecordError(
-                f"batch {rejection.batch} at position {rejection.position} of the append: {describe(rejection.problem)}; nothing was written",
+                f"batch {rejection.batch} at position {rejection.position} of the append: {describe(rejection.problem)}; "
+                f"nothing was written",
                 None, rejection.position,
             )
         if verdict == STALE_EPOCH:
@@ -484,7 +485,10 @@ cdef class ProducerStates:
                 f"begin one first", producer,
             )
         if verdict == NEW_EPOCH_NOT_AT_ZERO:
-            found = f"starts at sequence {header.base_sequence}, but a new epoch starts at 0 (the log has seen epoch {rejection.known_epoch})"
+            found = (
+                f"starts at sequence {header.base_sequence}, but a new epoch starts at 0 "
+                f"(the log has seen epoch {rejection.known_epoch})"
+            )
         elif verdict == PARTLY_DUPLICATE:
             found = (
                 "and others of the same append differ in this: some were appended before, some were not. "
@@ -495,7 +499,9 @@ cdef class ProducerStates:
                 f"starts at sequence {header.base_sequence}, expected {rejection.expected_sequence}: a batch before it is missing, "
                 f"or it was appended before the last {RETAINED_BATCHES}. Go on with a new epoch or producer id"
             )
-        return OutOfOrderSequenceError(f"{where} {found}; nothing was written", producer, header.base_sequence, rejection.expected_sequence)
+        return OutOfOrderSequenceError(
+            f"{where} {found}; nothing was written", producer, header.base_sequence, rejection.expected_sequence
+        )
 
     # --- for cold code and tests ---
 
@@ -563,7 +569,8 @@ cdef class ProducerStates:
                 return damages
             damages += 1
             logger.warning(
-                "%s, position %d: %s; what it said of producers and transactions is not known", path, reader.position, describe(problem)
+                "%s, position %d: %s; what it said of producers and transactions is not known",
+                path, reader.position, describe(problem),
             )
             with nogil:
                 failure = reader.resynchronise(reader.position + 1, self.end_offset, &header)
@@ -718,7 +725,8 @@ cdef class ProducerStates:
         for i in range(state.batch_count):
             batch = &state.batches[i]
             batches.append((
-                batch.first_sequence, batch.last_sequence, batch.last_offset - batch.offset_delta, batch.last_offset, batch.timestamp,
+                batch.first_sequence, batch.last_sequence, batch.last_offset - batch.offset_delta, batch.last_offset,
+                batch.timestamp,
             ))
         return {
             "producer_id": state.producer_id,

@@ -218,18 +218,21 @@ def aborted_ranges(segments: list, first_offset: int, end_offset: int) -> list:
     """
     cdef AbortedRanges found
     cdef bytes entries
-    cdef int64_t i
+    cdef int64_t i, count
     cdef int done = 0
     memset(&found, 0, sizeof(AbortedRanges))
     try:
         for entries in segments:
-            done = collect_entries(<const uint8_t*>entries, len(entries) // TRANSACTION_ENTRY_SIZE, first_offset, end_offset, &found)
+            count = len(entries) // TRANSACTION_ENTRY_SIZE
+            done = collect_entries(<const uint8_t*>entries, count, first_offset, end_offset, &found)
             if done < 0:
                 raise MemoryError()
             if done:
                 break
         sort_ranges(&found)
-        return [(found.ranges[i].producer_id, found.ranges[i].first_offset, found.ranges[i].last_offset) for i in range(found.count)]
+        return [
+            (found.ranges[i].producer_id, found.ranges[i].first_offset, found.ranges[i].last_offset) for i in range(found.count)
+        ]
     finally:
         free_ranges(&found)
 

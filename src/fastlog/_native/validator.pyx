@@ -120,7 +120,8 @@ def validate_batches(
     try:
         if view.len > <int64_t>segment_bytes:
             raise RecordTooLargeError(
-                f"the append has {view.len} bytes, more than the {segment_bytes} of a segment: append it in parts; nothing was written"
+                f"the append has {view.len} bytes, more than the {segment_bytes} of a segment: append it in parts; "
+                f"nothing was written"
             )
         plan.reserve(view.len)
         memcpy(plan.data, view.buf, view.len)
