@@ -108,7 +108,7 @@ def wait_for_records(path: str, asleep: str) -> None:
             moments, offset = list[float](), log.end_offset
             for _ in range(int(line)):
                 os.write(int(asleep), b".")
-                if not log.wait(offset, timeout=_WAIT_SECONDS):  # type: ignore[attr-defined]
+                if not log.wait(offset, timeout=_WAIT_SECONDS):
                     raise SystemExit("no record came")
                 moments.append(monotonic())
                 offset += 1

@@ -16,7 +16,6 @@ import fastlog
 from benchmarks.contest import Prepare, Work, expect
 from benchmarks.partners import KILLED_INSIDE_THE_LOCK, SHARED_BATCH, STOPPED_INSIDE_THE_LOCK, partner
 from benchmarks.workload import VALUE_BYTES, Stage, value_lists
-from fastlog.cli.doctor import diagnose
 
 # Long enough for a process to fall asleep, so that it has to be woken.
 _PAUSE_SECONDS = 0.0003
@@ -88,10 +87,10 @@ def append_durable(durability: str, threads: int) -> Prepare:
 
     @contextmanager
     def prepare(stage: Stage) -> Iterator[Work]:
-        values, total = single_values(), stage.sizes.durable_appends
-        with fastlog.PartitionLog.open(stage.directory / "log-0", durability=durability) as log:
+        values, total, path = single_values(), stage.sizes.durable_appends, stage.directory / "log-0"
+        with fastlog.PartitionLog.open(path, durability=durability) as log:
             log.append(values[0])  # the session's first change is an event of its own
-            before = _syncs()
+            before = _syncs(path)
 
             def run(number: int) -> None:
                 for call in range(total // threads):
@@ -102,15 +101,15 @@ def append_durable(durability: str, threads: int) -> Prepare:
                 return total
 
             yield work
-            stage.details["records_per_sync"] = round(total / max(1, _syncs() - before), 2)
+            stage.details["records_per_sync"] = round(total / max(1, _syncs(path) - before), 2)
             expect(log.durable_offset == total + 1, log.durable_offset, total + 1, "durable offset after the round")
 
     return prepare
 
 
-def _syncs() -> int:
-    calls: int = diagnose()["system_calls"]["fdatasync"]
-    return calls
+def _syncs(path: Path) -> int:
+    count: int = fastlog.diagnose(path)["control"]["syncs"]
+    return count
 
 
 # --- waking -----------------------------------------------------------------------------------------------------------

@@ -27,7 +27,6 @@ REQUIRED = os.environ.get("FASTLOG_REQUIRE_BENCHMARKS") == "1"
 LARGE_LOG_BYTES = 8 << 20
 # what a build without these parts cannot be measured by
 PRESENT = {
-    "bench_sharing": hasattr(fastlog.PartitionLog, "wait"),
     "bench_codecs": "max_decompressed_bytes" in fastlog.LogConfig.__slots__,
     "bench_compaction": hasattr(fastlog.PartitionLog, "maintain"),
 }

@@ -17,8 +17,6 @@ from fastlog.config import DURABILITY_LEVELS
 from tests.cli.support import contents, make_log, run, run_on_terminal, run_process
 
 QUICK = ("--seconds", 0.05, "--records", 200)
-SHARES = hasattr(fastlog.PartitionLog, "wait")
-needs_sharing = pytest.mark.skipif(not SHARES, reason="several processes cannot share a log in this build")
 
 
 def measured(*arguments: object) -> dict[str, Any]:
@@ -58,7 +56,6 @@ def test_append_with_threads(folder: Path) -> None:
     assert found["results"][0]["calls"] <= found["rounds"] * 200
 
 
-@needs_sharing
 def test_append_with_processes(folder: Path) -> None:
     found = measured("append", folder, *QUICK, "--batch", 10, "--processes", 2, "--durability", "os")
     assert found["results"][0]["calls"] <= found["rounds"] * 20
@@ -84,7 +81,6 @@ def test_read_of_a_partition_changes_nothing(folder: Path) -> None:
     assert sorted(entry.name for entry in folder.iterdir()) == ["events-0"]
 
 
-@needs_sharing
 def test_latency(folder: Path) -> None:
     found = measured("latency", folder, *QUICK, "--durability", "os")
     assert [result["name"] for result in found["results"]] == [
@@ -97,13 +93,12 @@ def test_latency(folder: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
-@needs_sharing
 def test_latency_of_a_group_tells_records_per_sync(folder: Path) -> None:
     found = measured("latency", folder, *QUICK, "--threads", 4, "--durability", "group")
     assert found["results"][0]["records_per_sync"] >= 1
 
 
-@pytest.mark.skipif("group" not in DURABILITY_LEVELS, reason="no codecs in this build")
+@pytest.mark.skipif("max_decompressed_bytes" not in fastlog.LogConfig.__slots__, reason="no codecs in this build")
 @pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
 def test_codecs(folder: Path, codec: str) -> None:
     measured("append", folder, *QUICK, "--batch", 10, "--compression", codec, "--durability", "os")
@@ -122,7 +117,6 @@ def test_text_is_a_table(folder: Path) -> None:
     assert run("bench", "append", folder, *QUICK, "--quiet").stdout == ""
 
 
-@needs_sharing
 def test_text_of_latency(folder: Path) -> None:
     shown = run("bench", "latency", folder, *QUICK, "--durability", "os").stdout
     for expected in ("append to wake-up", "byte through a pipe", "p50", "p99", "max", "200 wake-ups"):

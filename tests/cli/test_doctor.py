@@ -16,6 +16,7 @@ import fastlog
 from tests.cli.support import contents, make_log, run, run_on_terminal
 
 DOCTOR: Any = importlib.import_module("fastlog.cli.doctor")  # the module: its name in the package is the command
+LOCKS_ARE_LISTED = Path("/proc/locks").exists()
 ALLOWED = {"ext4", "xfs", "btrfs", "f2fs", "zfs", "tmpfs", "overlayfs", "apfs"}
 
 
@@ -29,8 +30,8 @@ def examined(path: Path | str, exit_code: int | None = None) -> dict[str, Any]:
 
 def pretend(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
     """Have ``fastlog.diagnose`` find something else."""
-    real = DOCTOR.diagnose
-    monkeypatch.setattr(DOCTOR, "diagnose", lambda path=None: {**real(path), **changes})
+    real = fastlog.diagnose
+    monkeypatch.setattr(fastlog, "diagnose", lambda path=None: {**real(path), **changes})
 
 
 def test_doctor_has_every_fact(folder: Path) -> None:
@@ -39,13 +40,13 @@ def test_doctor_has_every_fact(folder: Path) -> None:
     assert found["versions"]["fastlog"].startswith(fastlog.__version__)
     assert found["versions"]["numpy"]
     assert found["crc32c"]
-    assert isinstance(found["has_futex"], bool)
+    assert isinstance(found["futex"], bool)
     assert found["locks"]["flock"] is True
     assert found["partition"] is None
     assert len(found["sync"]["seconds"]) > 5
     assert 0 < min(found["sync"]["seconds"]) <= found["sync"]["median_seconds"] <= max(found["sync"]["seconds"])
     if sys.platform == "linux":
-        assert found["has_futex"] is True
+        assert found["futex"] is found["ofd_locks"] is True
         assert found["locks"]["open_file_description"] is True
         assert found["boot_id"] == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     assert list(folder.iterdir()) == []
@@ -58,10 +59,10 @@ def test_the_file_system_is_the_one_that_df_names(place: str) -> None:
     if names.returncode != 0:
         pytest.skip(f"no {place} here")
     magic = int(names.stdout.split()[0], 16)
-    found = DOCTOR.diagnose(place)["file_system"]
-    assert found["magic"] == magic
-    assert found["is_allowed"] is (found["name"] in ALLOWED)
-    assert (found["name"] == "tmpfs") is (magic == 0x01021994)
+    found = fastlog.diagnose(place)
+    assert found["file_system_magic"] == magic
+    assert found["is_allowed"] is (found["file_system"] in ALLOWED)
+    assert (found["file_system"] == "tmpfs") is (magic == 0x01021994)
 
 
 def test_doctor_prints_what_it_found(folder: Path) -> None:
@@ -77,8 +78,8 @@ def test_doctor_prints_what_it_found(folder: Path) -> None:
     ("changes", "named"),
     [
         ({"crc32c": "software"}, "by tables"),
-        ({"has_futex": False}, "poll"),
-        ({"file_system": {"magic": 0x6969, "name": "nfs", "is_allowed": False}}, "nfs (0x6969)"),
+        ({"futex": False}, "poll"),
+        ({"file_system": "nfs", "file_system_magic": 0x6969, "is_allowed": False}, "nfs (0x6969)"),
     ],
 )
 def test_what_is_missing_is_named_and_exit_code_1(
@@ -101,7 +102,7 @@ def test_locks_that_do_not_hold_are_seen(folder: Path, monkeypatch: pytest.Monke
 
 
 def test_a_file_system_in_memory_is_noted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, file_system={"magic": 0x01021994, "name": "tmpfs", "is_allowed": True})
+    pretend(monkeypatch, file_system="tmpfs", file_system_magic=0x01021994, is_allowed=True)
     assert [note for note in examined(folder)["notes"] if "nothing there survives" in note]
 
 
@@ -144,19 +145,48 @@ def test_a_closed_partition(folder: Path) -> None:
 
 
 def test_a_partition_in_use(folder: Path) -> None:
-    """Examining it needs no lock, gives none away, and says who has it."""
+    """Examining it needs no lock, gives none away, and says who has it and where it ends."""
     path = folder / "events-0"
     with fastlog.PartitionLog.open(path, durability="os") as log:
         log.append([b"a", b"secret payload"])
+        log.flush()
+        log.append([b"b"])
         found = examined(path)["partition"]
         assert found["is_clean"] is False
-        if found["is_open"] is not None:
-            assert found["is_open"] is True
-            assert os.getpid() in found["pids"]
-        log.append([b"b"])
+        assert found["is_open"] in (True, None)
+        assert (found["start_offset"], found["end_offset"], found["durable_offset"]) == (0, 3, 2)
+        assert found["page"]["opener_pid"] == os.getpid()
+        assert found["page"]["is_dirty"] is False
+        assert len(found["page"]["instance_id"]) == 32
+        if LOCKS_ARE_LISTED:
+            assert found["pids"] == [os.getpid()]
         for options in ([], ["--json"]):
-            assert "secret" not in run("doctor", path, *options).stdout
+            shown = run("doctor", path, *options).stdout
+            assert found["page"]["instance_id"] in shown
+            assert "secret" not in shown
+        log.append([b"c"])
     assert examined(path)["partition"]["is_open"] in (False, None)
+
+
+def test_a_page_that_nobody_is_attached_to_is_not_believed(folder: Path) -> None:
+    path = folder / "events-0"
+    with fastlog.PartitionLog.open(path, durability="os") as log:
+        log.append([b"a"])
+        page = (path / ".fastlog-control").read_bytes()
+    (path / ".fastlog-control").write_bytes(page)
+    found = examined(path)["partition"]
+    if sys.platform == "linux":
+        assert found["is_open"] is False
+        assert found["page"] is None
+        assert found["pids"] == []
+
+
+def test_a_partition_that_is_open_exclusively(folder: Path) -> None:
+    path = folder / "events-0"
+    with fastlog.PartitionLog.open(path, durability="os", exclusive=True):
+        found = examined(path)["partition"]
+        assert found["is_open"] in (True, None)
+        assert found["page"]["is_exclusive"] is True
 
 
 def test_an_unclean_stop_is_a_note(folder: Path) -> None:

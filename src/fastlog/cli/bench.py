@@ -9,7 +9,6 @@ being in the way.
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 from array import array
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ import click
 
 import fastlog
 from fastlog.cli import output as text
+from fastlog.cli.doctor import is_partition
 from fastlog.cli.output import Output, output_options
 from fastlog.cli.workers import Worker, workers
 from fastlog.config import DEFAULT_DURABILITY, DURABILITY_LEVELS, parse_size
@@ -35,7 +35,6 @@ MOST_BYTES_PER_VALUE = 1 << 19
 MOST_WAKE_UPS = 5000
 SYNCED_LEVELS = ("group", "batch")
 CODECS = ("none", "gzip", "snappy", "lz4", "zstd")
-SEGMENT_NAME = re.compile(r"\d{20}\.log")
 SECOND = 1_000_000_000
 
 
@@ -178,14 +177,10 @@ folder_argument = click.argument(
 )  # fmt: skip
 
 
-def _is_partition(path: Path) -> bool:
-    return any(SEGMENT_NAME.fullmatch(entry.name) for entry in path.iterdir())
-
-
 @contextmanager
 def _folder_in(path: Path) -> Iterator[Path]:
     """A folder of our own on the disk to measure, gone at the end."""
-    if _is_partition(path):
+    if is_partition(path):
         raise click.UsageError(f"{path} is a partition: name a folder to make logs in, nothing is written into yours")
     with tempfile.TemporaryDirectory(prefix="fastlog-bench-", dir=path, ignore_cleanup_errors=True) as name:
         yield Path(name)
@@ -236,6 +231,7 @@ def _append_round(home: Path, processes: list[Worker], workload: _Workload, resu
     folder = home / "bench-0"
     for worker in processes:
         worker.ask("open", path=str(folder), durability=workload.durability)
+    before = _syncs(folder)
     for number, worker in enumerate(processes):
         worker.send(
             "append", size=workload.size, batch=workload.batch, threads=workload.threads,
@@ -243,6 +239,7 @@ def _append_round(home: Path, processes: list[Worker], workload: _Workload, resu
             compression=workload.codec, latencies=str(home / f"latencies-{number}"),
         )  # fmt: skip
     _collect(home, [worker.receive() for worker in processes], result)
+    result.syncs += _syncs(folder) - before
     for worker in processes:
         worker.ask("close")
     _remove(folder)
@@ -265,11 +262,16 @@ def _collect(home: Path, answers: list[dict[str, Any]], result: _Result) -> None
     began, ended = min(answer["began"] for answer in answers), max(answer["ended"] for answer in answers)
     result.rates.append(records * SECOND / max(1, ended - began))
     result.records += records
-    result.syncs += sum(answer.get("syncs", 0) for answer in answers)
     for number in range(len(answers)):
         file = home / f"latencies-{number}"
         result.nanoseconds.frombytes(file.read_bytes())
         file.unlink()
+
+
+def _syncs(folder: Path) -> int:
+    """How often the log was synced since it was opened, by whichever process."""
+    count: int = fastlog.diagnose(folder)["control"]["syncs"]
+    return count
 
 
 def _append_rows(workload: _Workload, results: list[_Result]) -> list[tuple[str, ...]]:
@@ -341,7 +343,7 @@ def read_(output: Output, path: Path, **options: Any) -> None:
     its time is over. The bytes come from the page cache.
     """
     workload = _Workload(durability="os", **options)
-    if _is_partition(path):
+    if is_partition(path):
         with workers(*[()] * workload.processes) as processes:
             results = _measure_reads(output, path, processes, workload)
     else:

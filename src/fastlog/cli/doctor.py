@@ -1,8 +1,8 @@
 """``fastlog doctor``: what this machine gives to a log, and the state of a partition as it lies there.
 
-Locks and syncs are tried out, on a file of its own in the file system that was named; everything else is asked of
-``fastlog.diagnose``. Nothing in a partition is changed, and no lock of it is taken. What is printed holds no record, so
-that it can go into a report of a problem as it is.
+Locks and syncs are tried out, on a file of its own in the file system that was named; who has a partition open, the
+kernel tells; everything else is asked of ``fastlog.diagnose``. Nothing in a partition is changed, and no lock of it is
+taken. What is printed holds no record, so that it can go into a report of a problem as it is.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import platform
+import re
 import struct
 import sys
 import tempfile
@@ -26,7 +27,7 @@ import fastlog
 from fastlog.cli import output as text
 from fastlog.cli.output import EXIT_PROBLEMS, Output, output_options
 
-__all__ = ["diagnose", "doctor"]
+__all__ = ["doctor", "is_partition"]
 
 PROBE_BYTES = 4096
 PROBE_ROUNDS = 15
@@ -34,18 +35,12 @@ PROBE_WARM_UPS = 3
 SLOW_SYNC_SECONDS = 0.02
 FAST_SYNC_SECONDS = 10e-6
 IN_MEMORY = ("tmpfs", "ramfs")
+SEGMENT_NAME = re.compile(r"\d{20}\.log")
+META, CONTROL, POISONED = ".fastlog-meta", ".fastlog-control", ".fastlog-poisoned"
+LOCKS = Path("/proc/locks")
+PLATFORM_FACTS = ("crc32c", "futex", "ofd_locks", "boot_id", "file_system", "file_system_magic", "is_allowed")
 # what struct flock looks like where open file descriptions have locks of their own: 64-bit Linux
 FLOCK_FORMAT = "hhqqi4x"
-
-
-def diagnose(path: Path | None = None) -> dict[str, Any]:
-    """``fastlog.diagnose``, or its stand-in."""
-    if hasattr(fastlog, "diagnose"):
-        found: dict[str, Any] = fastlog.diagnose(path)
-        return found
-    from fastlog.cli import diagnosis
-
-    return diagnosis.diagnose(path)
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -98,11 +93,17 @@ class _Examination:
     path: Path
     versions: dict[str, str | None]
     facts: dict[str, Any]
+    partition: dict[str, Any] | None
     probe: _Probe
 
     @property
     def findings(self) -> list[_Finding]:
-        return [*_of_platform(self.facts), *_of_file_system(self.facts), *_of_probe(self.probe), *_of_partition(self)]
+        return [
+            *_of_platform(self.facts),
+            *_of_file_system(self.facts),
+            *_of_probe(self.probe),
+            *_of_partition(self.partition),
+        ]
 
     @property
     def problems(self) -> list[str]:
@@ -113,7 +114,8 @@ class _Examination:
             "ok": not self.problems,
             "path": str(self.path),
             "versions": self.versions,
-            **{name: value for name, value in self.facts.items() if name not in ("fastlog", "system_calls")},
+            **{name: self.facts[name] for name in PLATFORM_FACTS},
+            "partition": self.partition,
             "locks": {"flock": self.probe.flock, "open_file_description": self.probe.open_file_locks},
             "sync": {
                 "bytes": PROBE_BYTES,
@@ -127,15 +129,67 @@ class _Examination:
 
 
 def _examine(path: Path) -> _Examination:
-    facts = diagnose(path)
+    facts = fastlog.diagnose(path)
     versions = {
         "python": f"{platform.python_version()} ({platform.python_implementation()})",
         "platform": f"{platform.system()} {platform.release()} on {platform.machine()}",
-        "fastlog": f"{facts['fastlog']}, compiled for {_compiled_for()}",
+        "fastlog": f"{fastlog.__version__}, compiled for {_compiled_for()}",
         "numpy": _version("numpy"),
         "cramjam": _version("cramjam"),
     }
-    return _Examination(path, versions, facts, _probe(path, facts["partition"] is not None))
+    partition = _state_of(path, facts) if is_partition(path) else None
+    return _Examination(path, versions, facts, partition, _probe(path, partition is not None))
+
+
+def is_partition(folder: Path) -> bool:
+    """Whether a folder holds a log, fastlog's or another's."""
+    return any(entry.name == META or SEGMENT_NAME.fullmatch(entry.name) for entry in folder.iterdir())
+
+
+def _state_of(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """The state of a partition. Its page is believed while somebody is attached to it, and at no other time."""
+    is_open = _is_attached(folder)
+    page = dict(facts["control"] or {}) if is_open is not False else {}
+    return {
+        "is_open": is_open,
+        "pids": _lock_holders(folder) if is_open is not False else [],
+        "is_clean": facts["is_clean"],
+        "is_poisoned": page.pop("is_poisoned", False) or (folder / POISONED).exists(),
+        "start_offset": page.pop("start_offset", facts["clean_start_offset"]),
+        "end_offset": page.pop("end_offset", facts["clean_end_offset"]),
+        "durable_offset": page.pop("durable_offset", facts["clean_end_offset"]),
+        "page": page or None,
+    }
+
+
+def _is_attached(folder: Path) -> bool | None:
+    """Whether somebody has the partition open: every handle has a lock on the first byte of the control file.
+
+    Asking for a lock that cannot be had shows it, and takes none. None where the platform cannot be asked.
+    """
+    get_lock = getattr(fcntl, "F_OFD_GETLK", None)
+    if get_lock is None or sys.platform != "linux":
+        return None
+    try:
+        with open(folder / CONTROL, "rb") as file:
+            wanted = struct.pack(FLOCK_FORMAT, fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
+            found: int = struct.unpack(FLOCK_FORMAT, fcntl.fcntl(file, get_lock, wanted))[0]
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    return found != fcntl.F_UNLCK
+
+
+def _lock_holders(folder: Path) -> list[int]:
+    """Processes that hold a lock on the folder, as far as the kernel tells: not those of another container."""
+    try:
+        lines = LOCKS.read_text().splitlines()
+    except OSError:
+        return []
+    inode = str(folder.stat().st_ino)
+    held = [line.split() for line in lines if " FLOCK " in line and "->" not in line]
+    return sorted({int(words[4]) for words in held if words[5].rpartition(":")[2] == inode and int(words[4]) > 0})
 
 
 def _compiled_for() -> str:
@@ -233,26 +287,23 @@ def _of_platform(facts: dict[str, Any]) -> Iterator[_Finding]:
         yield _Finding(False, "CRC-32C is computed by tables: this processor has no instruction for it, all is slower")
     else:
         yield _Finding(True, f"CRC-32C by the processor ({facts['crc32c']})")
-    if facts["has_futex"]:
+    if facts["futex"]:
         yield _Finding(True, "waiting readers are woken by futex")
     else:
         yield _Finding(False, "waiting readers poll: this platform has no futex that processes share")
 
 
 def _of_file_system(facts: dict[str, Any]) -> Iterator[_Finding]:
-    found = facts["file_system"]
-    if found is None:
-        yield _Finding(None, "the kind of the file system cannot be told here")
-    elif found["is_allowed"]:
-        yield _Finding(True, f"several processes may share a log on {found['name']}")
+    if facts["is_allowed"]:
+        yield _Finding(True, f"several processes may share a log on {facts['file_system']}")
     else:
         yield _Finding(
             False,
-            f"{_file_system_text(found)} is not known to keep locks and maps as a shared log needs them: "
+            f"{_file_system_text(facts)} is not known to keep locks and maps as a shared log needs them: "
             f"a log opens there with exclusive=True only",
         )
-    if found is not None and found["name"] in IN_MEMORY:
-        yield _Finding(None, f"{found['name']} is memory: nothing there survives a restart, whatever is synced")
+    if facts["file_system"] in IN_MEMORY:
+        yield _Finding(None, f"{facts['file_system']} is memory: nothing there survives a restart, whatever is synced")
 
 
 def _of_probe(probe: _Probe) -> Iterator[_Finding]:
@@ -271,8 +322,7 @@ def _of_probe(probe: _Probe) -> Iterator[_Finding]:
             yield _Finding(True, sentence)
 
 
-def _of_partition(examination: _Examination) -> Iterator[_Finding]:
-    found = examination.facts["partition"]
+def _of_partition(found: dict[str, Any] | None) -> Iterator[_Finding]:
     if found is None:
         return
     if found["is_poisoned"]:
@@ -281,8 +331,7 @@ def _of_partition(examination: _Examination) -> Iterator[_Finding]:
         )
     if not found["is_clean"] and found["is_open"] is False:
         yield _Finding(None, "it was not closed cleanly; the next opening for writing completes its recovery")
-    control = found["control"]
-    if control is not None and control.get("is_dirty") and found["is_open"]:
+    if found["page"] is not None and found["page"]["is_dirty"]:
         yield _Finding(None, "an append is under way, or its writer died; the next writer takes over")
 
 
@@ -293,9 +342,9 @@ def _print_examination(output: Output, examination: _Examination) -> None:
     output.fields([(name, version or "not installed") for name, version in examination.versions.items()])
     output.heading(str(examination.path))
     facts = examination.facts
-    rows = [("file system", _file_system_text(facts["file_system"])), ("boot id", facts["boot_id"] or "unknown")]
-    if facts["partition"] is not None:
-        rows += _partition_rows(facts["partition"])
+    rows = [("file system", _file_system_text(facts)), ("boot id", facts["boot_id"] or "unknown")]
+    if examination.partition is not None:
+        rows += _partition_rows(examination.partition)
     output.fields(rows)
     output.line()
     for finding in examination.findings:
@@ -305,8 +354,8 @@ def _print_examination(output: Output, examination: _Examination) -> None:
             output.verdict(finding.ok, finding.sentence)
 
 
-def _file_system_text(found: dict[str, Any] | None) -> str:
-    return "unknown" if found is None else f"{found['name']} (0x{found['magic']:X})"
+def _file_system_text(facts: dict[str, Any]) -> str:
+    return f"{facts['file_system']} (0x{facts['file_system_magic']:X})"
 
 
 def _partition_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
@@ -319,8 +368,9 @@ def _partition_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("end offset", _offset_text(found["end_offset"])),
         ("durable offset", _offset_text(found["durable_offset"])),
     ]
-    for name, value in (found["control"] or {}).items():
-        rows.append((f"page: {name.replace('_', ' ')}", str(value)))
+    for name, value in (found["page"] or {}).items():
+        shown = text.instant(value) if name == "opened" else {True: "yes", False: "no"}.get(value, str(value))
+        rows.append((name.removeprefix("is_").replace("_", " "), shown))
     return rows
 
 

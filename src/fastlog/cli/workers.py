@@ -19,7 +19,6 @@ from time import monotonic_ns, sleep
 from typing import Any
 
 import fastlog
-from fastlog.cli.doctor import diagnose
 
 __all__ = ["Worker", "WorkerError", "workers"]
 
@@ -155,17 +154,15 @@ def append(
     Each call's time goes into the file ``latencies``. The answer says when the first began and the last ended.
     """
     values = values_of(size, batch, compression is not None)
-    options = {} if compression is None else {"compression": compression}
     log = state.opened
 
     def call() -> None:
-        log.append(values, **options)
+        log.append(values, compression=compression)
 
-    before = _syncs()
     took, began, ended = _storm(call, threads, max(1, records // (batch * threads)), nanoseconds)
     with open(latencies, "wb") as file:
         took.tofile(file)
-    return {"records": len(took) * batch, "began": began, "ended": ended, "syncs": _syncs() - before}
+    return {"records": len(took) * batch, "began": began, "ended": ended}
 
 
 def write(
@@ -188,11 +185,6 @@ def write(
     with open(latencies, "wb") as file:
         took.tofile(file)
     return {"records": len(took) * batch, "began": began, "ended": ended}
-
-
-def _syncs() -> int:
-    calls: int = diagnose()["system_calls"]["fdatasync"]
-    return calls
 
 
 def _storm(call: Callable[[], object], threads: int, count: int, nanoseconds: int) -> tuple[array[int], int, int]:
@@ -324,7 +316,7 @@ def listen(state: _State, *, ready: int, bell: int, times: int) -> dict[str, Any
     offset = log.end_offset
     for _ in range(times):
         os.write(ready, b".")
-        if not log.wait(offset, timeout=WAIT_SECONDS):  # type: ignore[attr-defined]
+        if not log.wait(offset, timeout=WAIT_SECONDS):
             raise WorkerError(f"no record came within {WAIT_SECONDS} s")
         from_log.append(monotonic_ns())
         offset += 1
