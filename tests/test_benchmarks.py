@@ -26,10 +26,7 @@ MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
 REQUIRED = os.environ.get("FASTLOG_REQUIRE_BENCHMARKS") == "1"
 LARGE_LOG_BYTES = 8 << 20
 # what a build without these parts cannot be measured by
-PRESENT = {
-    "bench_codecs": "max_decompressed_bytes" in fastlog.LogConfig.__slots__,
-    "bench_compaction": hasattr(fastlog.PartitionLog, "maintain"),
-}
+PRESENT = {"bench_compaction": hasattr(fastlog.PartitionLog, "maintain")}
 
 pytestmark = [
     pytest.mark.skipif(bool(MISSING) and not REQUIRED, reason=f"not installed: {', '.join(MISSING)}"),
