@@ -16,10 +16,11 @@ import pytest
 
 from benchmarks import machine
 from benchmarks.contest import Contest, Contestant, Work
+from benchmarks.figures import rate_text
 from benchmarks.workload import MEBIBYTE, Datasets, Sizes, Stage
 
 _NEEDED = {"fastlog": "make, or pip install -e .", "lmdb": "pip install lmdb", "rocksdict": "pip install rocksdict",
-           "pyarrow": "pip install pyarrow"}  # fmt: skip
+           "pyarrow": "pip install pyarrow", "cramjam": "pip install cramjam"}  # fmt: skip
 _PRETOUCHED_BYTES = 512 * MEBIBYTE
 
 
@@ -45,9 +46,11 @@ def _contest_of(definition: Any) -> Contest:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     contest = _contest_of(metafunc.definition)
+    # nothing to take turns for when nothing is timed
+    turns = 1 if metafunc.config.getoption("benchmark_disable") else contest.turns(_sizes(metafunc.config))
     plays = [
         pytest.param(turn, contestant, id=f"turn {turn}: {contestant.name}")
-        for turn in range(1, contest.turns(_sizes(metafunc.config)) + 1)
+        for turn in range(1, turns + 1)
         for contestant in contest.contestants
     ]
     metafunc.parametrize(("turn", "contestant"), plays)
@@ -63,7 +66,7 @@ def _work_root() -> Path:
 
 
 @pytest.fixture(scope="session")
-def work_directory(sizes: Sizes) -> Iterator[Path]:
+def work_directory(sizes: Sizes, pytestconfig: pytest.Config) -> Iterator[Path]:
     """A folder of this run, on the disk to be measured, deleted at the end."""
     directory = _work_root() / f"run-{os.getpid()}"
     directory.mkdir(parents=True)
@@ -77,7 +80,8 @@ def work_directory(sizes: Sizes) -> Iterator[Path]:
             returncode=2,
         )
     try:
-        _pretouch(directory / "pretouch")
+        if not pytestconfig.getoption("benchmark_disable"):
+            _pretouch(directory / "pretouch")
         yield directory
     finally:
         shutil.rmtree(directory)
@@ -128,12 +132,15 @@ def play(
     contest = _contest_of(request.node)
     directory = work_directory / "round"
     details: dict[str, float] = {}
+    samples: list[list[float]] = []  # of each round, those to warm up among them
     with ExitStack() as last_round:
 
         def set_up() -> tuple[tuple[Work], dict[str, Any]]:
             directory.mkdir()
             last_round.callback(shutil.rmtree, directory)
-            work = last_round.enter_context(contestant.prepare(Stage(sizes, directory, datasets, details)))
+            samples.append([])
+            stage = Stage(sizes, directory, datasets, details, samples[-1])
+            work = last_round.enter_context(contestant.prepare(stage))
             gc.collect()
             return (work,), {}
 
@@ -149,6 +156,9 @@ def play(
                 rounds=contest.rounds_per_turn(sizes),
                 warmup_rounds=contest.warm_up_rounds,
             )
+            if benchmark.enabled:
+                del samples[: contest.warm_up_rounds]
+            taken = [float(f"{seconds:.4g}") for of_round in samples for seconds in of_round]
             benchmark.extra_info.update(
                 contest=contest.name,
                 title=contest.title,
@@ -156,20 +166,16 @@ def play(
                 contestant=contestant.name,
                 builds=contestant.builds,
                 turn=turn,
-                units=units,
+                units=1 if taken else units,
                 details=details,
+                samples=taken,
             )
             if benchmark.enabled:
-                seconds = median(benchmark.stats.stats.sorted_data)
-                request.node.user_properties.append(("rate", _rate(units / seconds, contest.unit, seconds)))
+                seconds = median(taken or benchmark.stats.stats.sorted_data)
+                rate = rate_text(1 if taken else units, seconds, contest.unit)
+                request.node.user_properties.append(("rate", rate))
 
         yield run
-
-
-def _rate(per_second: float, unit: str, seconds: float) -> str:
-    if unit not in ("records", "lookups"):
-        return f"{seconds * 1000:.2f} ms"
-    return f"{per_second / 1e6:.3f} M {unit}/s"
 
 
 def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:

@@ -12,7 +12,10 @@ from benchmarks.goals import Goal, Kind, goals
 
 @dataclass(slots=True)
 class Figure:
-    """What one contestant did in one contest. ``seconds`` holds every timed round, in the order they ran."""
+    """What one contestant did in one contest. ``seconds`` holds every timed round, in the order they ran.
+
+    ``samples`` holds the single steps that a contestant timed itself; where there are any, the figures are theirs.
+    """
 
     contest: str
     title: str
@@ -22,10 +25,21 @@ class Figure:
     units: int
     seconds: list[float] = field(default_factory=list)
     details: dict[str, float] = field(default_factory=dict)
+    samples: list[float] = field(default_factory=list)
+
+    @property
+    def times(self) -> list[float]:
+        """What the figures are computed from, in seconds."""
+        return self.samples or self.seconds
 
     @property
     def median_seconds(self) -> float:
-        return median(self.seconds)
+        return median(self.times)
+
+    @property
+    def p99_seconds(self) -> float:
+        """99 of 100 were as fast."""
+        return sorted(self.times)[min(len(self.times) - 1, len(self.times) * 99 // 100)]
 
     @property
     def rate(self) -> float:
@@ -35,7 +49,29 @@ class Figure:
     @property
     def spread(self) -> float:
         """Distance from the fastest to the slowest round, as a share of the median."""
-        return (max(self.seconds) - min(self.seconds)) / self.median_seconds
+        return (max(self.times) - min(self.times)) / self.median_seconds
+
+    @property
+    def text(self) -> str:
+        """The median, for a table; with the 99th percentile where single steps were timed."""
+        if self.samples:
+            return f"{span_text(self.median_seconds)}, p99 {span_text(self.p99_seconds)}"
+        return rate_text(self.units, self.median_seconds, self.unit)
+
+
+def span_text(seconds: float) -> str:
+    """A time span: 0.0000123 -> 12.3 µs"""
+    return f"{seconds * 1e6:.3g} µs" if seconds < 0.0009995 else f"{seconds * 1000:.3g} ms"
+
+
+def rate_text(units: int, seconds: float, unit: str) -> str:
+    """How fast so many units in so many seconds are: as a rate where the unit is one to count, else the time itself."""
+    rate = units / seconds
+    if unit == "bytes":
+        return f"{rate / 1e6:.0f} MB/s"
+    if unit not in ("records", "lookups"):
+        return span_text(seconds)
+    return f"{rate / 1e6:.3g} M {unit}/s" if rate >= 5e4 else f"{rate / 1e3:.3g} k {unit}/s"
 
 
 Figures = dict[str, dict[str, Figure]]
@@ -52,6 +88,7 @@ def collect(raw: Mapping[str, Any]) -> Figures:
             names = ("contest", "title", "unit", "contestant", "builds", "units")
             figure = contestants[info["contestant"]] = Figure(*(info[name] for name in names))
         figure.seconds += entry["stats"]["data"]
+        figure.samples += info.get("samples", ())
         figure.details |= info["details"]
     return figures
 
@@ -94,6 +131,10 @@ def _text(number: float, kind: Kind) -> str:
             return f"{number:.3g}x" if number < 0.095 else f"{number:.2f}x"
         case Kind.PEAK_MEBIBYTES:
             return f"{number:.1f} MiB"
+        case Kind.P99_MICROSECONDS:
+            return f"{number:.0f} µs"
+        case Kind.RECORDS_PER_SYNC:
+            return f"{number:.1f}"
         case _:
             return f"{number:.1f} ms"
 
@@ -123,4 +164,8 @@ def _found(kind: Kind, ours: Figure, peer: Figure | None) -> float:
             return ours.median_seconds * 1000
         case Kind.PEAK_MEBIBYTES, None:
             return ours.details["peak_bytes"] / (1 << 20)
+        case Kind.P99_MICROSECONDS, None:
+            return ours.p99_seconds * 1e6
+        case Kind.RECORDS_PER_SYNC, None:
+            return ours.details["records_per_sync"]
     raise ValueError(f"a goal of the kind {kind.name} with peer {peer}")

@@ -15,6 +15,8 @@ class Kind(Enum):
     MILLISECONDS = "ms"
     EXTRA_MILLISECONDS = "ms more than"
     PEAK_MEBIBYTES = "MiB at the peak"
+    P99_MICROSECONDS = "µs at the 99th percentile"
+    RECORDS_PER_SYNC = "records per sync"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class Goal:
 
     @property
     def is_least(self) -> bool:
-        return self.kind is Kind.RATE
+        return self.kind in (Kind.RATE, Kind.RECORDS_PER_SYNC)
 
 
 _FASTLOG_16, _FASTLOG_1000 = "fastlog, batches of 16", "fastlog, batches of 1000"
@@ -59,10 +61,41 @@ def _read_goals() -> Iterator[Goal]:
             yield Goal(f"{contest}-{size}", work, contest, name, ("LMDB get",), bound)
 
 
+def _sharing_goals() -> Iterator[Goal]:
+    one, group = "append one record per call", "one record per call at group"
+    for name, bound in (("shared", 0.35), ("exclusive", 0.6)):
+        yield Goal(f"append-one-{name}", f"{one}, {name}", "append-one", name, ("bare os.write",), bound)
+    eight, alone, batch = "group, 8 threads", "group, 1 thread", "batch, 1 thread"
+    yield Goal("group-8-batch", f"{group}, 8 threads", "append-durable", eight, (batch,), 3)
+    yield Goal("group-8-syncs", f"{group}, 8 threads", "append-durable", eight, (), 3.5, Kind.RECORDS_PER_SYNC)
+    yield Goal("group-1-batch", f"{group}, 1 thread", "append-durable", alone, (batch,), 0.9)
+    yield Goal("group-1-SQLite", f"{group}, 1 thread", "append-durable", alone, ("SQLite FULL, 1 thread",), 2)
+    shared = ("SQLite FULL, 8 threads", "SQLite FULL, 8 threads, one connection")
+    yield Goal("group-8-SQLite", f"{group}, 8 threads", "append-durable", eight, shared, 2)
+    wake, reader = "wake a waiting reader in another process", "waiting reader"
+    yield Goal("wake-up-pipe", wake, "wake-up", reader, ("pipe",), 3, Kind.COST)
+    yield Goal("wake-up-p99", wake, "wake-up", reader, (), 200, Kind.P99_MICROSECONDS)
+    yield Goal("processes", "append from two processes", "append-shared", "two processes", ("one process",), 0.8)
+    after, takeover = "next append", "take over after kill -9 inside the lock"
+    yield Goal("takeover", takeover, "takeover", after, (), 5000, Kind.P99_MICROSECONDS)
+    waiting = "append that waits"
+    yield Goal("takeover-waiting", f"{takeover}, waiting", "takeover", waiting, (), None, Kind.P99_MICROSECONDS)
+
+
+def _codec_goals() -> Iterator[Goal]:
+    for codec in ("zstd", "lz4"):
+        for what in ("append", "read"):
+            peer = f"cramjam {codec}"
+            yield Goal(f"{what}-{codec}", f"{what}, {codec}", f"{what}-{codec}", "fastlog", (peer,), 0.8)
+
+
 def goals() -> tuple[Goal, ...]:
     return (
         *_append_goals(),
         *_read_goals(),
+        *_sharing_goals(),
+        *_codec_goals(),
+        Goal("compaction", "compact", "compaction", "fastlog", ("copy", "copy and sync"), 0.3),
         Goal("large-open", "open a large log", "large-open", "large log", (), 50, Kind.MILLISECONDS),
         Goal("large-append", "append to a large log", "large-append", "large log", ("small log",), 1.1, Kind.COST),
         Goal("memory", "read a large log in batches", "large-memory", "fastlog columns", (), 64, Kind.PEAK_MEBIBYTES),

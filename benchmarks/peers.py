@@ -10,14 +10,16 @@ import os
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import lmdb
 import rocksdict
 
 from benchmarks.contest import Prepare, Work, expect
+from benchmarks.sharing import batch_bytes, in_threads, single_values
 from benchmarks.workload import (
     FIRST_TIMESTAMP_MS,
     VALUE_BYTES,
@@ -281,6 +283,46 @@ def sqlite_append(records: Callable[[Sizes], int], value_bytes: int) -> Prepare:
     return prepare
 
 
+def open_sqlite_durable(path: Path) -> sqlite3.Connection:
+    """WAL, synchronous=full; pages of 4 KiB, the default, because a transaction of one row writes whole pages."""
+    connection = sqlite3.connect(path / "log.sqlite", isolation_level=None, timeout=60, check_same_thread=False)
+    connection.execute("PRAGMA journal_mode = wal")
+    connection.execute("PRAGMA synchronous = full")
+    connection.execute("CREATE TABLE IF NOT EXISTS log (offset INTEGER PRIMARY KEY, value BLOB)")
+    return connection
+
+
+def sqlite_append_durable(threads: int, *, one_connection: bool = False) -> Prepare:
+    """One row per transaction. Threads have a connection each, and SQLite's own waiting; or one, and a lock of ours."""
+
+    @contextmanager
+    def prepare(stage: Stage) -> Iterator[Work]:
+        values, total = single_values(), stage.sizes.durable_appends
+        with ExitStack() as stack:
+            connections = [
+                stack.enter_context(closing(open_sqlite_durable(stage.directory)))
+                for _ in range(1 if one_connection else threads)
+            ]
+            lock: AbstractContextManager[Any] = Lock() if one_connection and threads > 1 else nullcontext()
+            connections[0].execute(_APPEND, values[0])
+
+            def run(number: int) -> None:
+                connection = connections[number % len(connections)]
+                for call in range(total // threads):
+                    with lock:
+                        connection.execute(_APPEND, values[(number + call) % len(values)])
+
+            def work() -> int:
+                in_threads(threads, run)
+                return total
+
+            yield work
+            rows = connections[0].execute(_COUNT).fetchone()[0]
+            expect(rows == total + 1, rows, total + 1, "SQLite rows after the round")
+
+    return prepare
+
+
 def _sqlite_dataset(stage: Stage) -> Path:
     def build(path: Path) -> None:
         with closing(open_sqlite(path)) as connection:
@@ -342,6 +384,34 @@ def file_append(records: Callable[[Sizes], int], value_bytes: int) -> Prepare:
             yield work
             size = os.fstat(descriptor).st_size
             expect(size == total * value_bytes, size, total * value_bytes, "bytes in the bare file")
+        finally:
+            os.close(descriptor)
+
+    return prepare
+
+
+def file_append_single() -> Prepare:
+    """One write per record, of as many bytes as fastlog's batch of one record has."""
+
+    @contextmanager
+    def prepare(stage: Stage) -> Iterator[Work]:
+        size, total = batch_bytes(stage.directory), stage.sizes.single_appends
+        content = [os.urandom(size) for _ in single_values()]
+        rounds = total // len(content)
+        descriptor = os.open(stage.directory / "bare", os.O_WRONLY | os.O_CREAT)
+
+        def work() -> int:
+            write = os.write
+            for _ in range(rounds):
+                for one in content:
+                    write(descriptor, one)
+            return total
+
+        try:
+            yield work
+            stage.details["bytes_per_write"] = size
+            written = os.fstat(descriptor).st_size
+            expect(written == total * size, written, total * size, "bytes in the bare file")
         finally:
             os.close(descriptor)
 

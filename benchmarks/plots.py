@@ -16,10 +16,14 @@ _PICTURES = {
     "lookup": ("lookup-offset", "lookup-time"),
     "large-log": ("large-append", "large-open"),
     "import": ("import",),
+    "sharing": ("append-one", "append-durable", "append-shared", "wake-up", "takeover"),
+    "codecs": ("append-zstd", "append-lz4", "read-zstd", "read-lz4"),
+    "compaction": ("compaction",),
 }
 _OURS, _PEERS, _TEXT = "#0b7a75", "#b9c4c9", "#24292f"
-_PEER_WORDS = ("LMDB", "RocksDB", "SQLite", "bare", "numpy", "nothing")
-_SCALES = {"records": (1e6, "M records/s"), "lookups": (1e6, "M lookups/s")}
+_PEER_WORDS = ("LMDB", "RocksDB", "SQLite", "bare", "numpy", "nothing", "pipe", "cramjam", "copy")
+_SCALES = {"records": (1e6, "M records/s"), "lookups": (1e6, "M lookups/s"), "bytes": (1e6, "MB/s")}
+_SLOW_RECORDS = (1e3, "k records/s")
 
 
 def draw(figures: Figures, directory: Path, name: str, kind: str = "svg") -> list[Path]:
@@ -49,6 +53,8 @@ def _picture(contests: list[dict[str, Figure]]) -> Picture:
 def _panel(panel: Axes, figures: list[Figure]) -> None:
     """Rates where the work is counted in records or lookups, else milliseconds. Whiskers: slowest to fastest round."""
     scale = _SCALES.get(figures[0].unit)
+    if figures[0].unit == "records" and max(figure.rate for figure in figures) < 1e5:
+        scale = _SLOW_RECORDS
     if scale:
         divisor, unit = scale
         order = sorted(figures, key=lambda figure: figure.rate)
@@ -58,10 +64,15 @@ def _panel(panel: Axes, figures: list[Figure]) -> None:
             for figure in order
         ]
     else:
-        unit = "ms (less is better)"
         order = sorted(figures, key=lambda figure: -figure.median_seconds)
-        lengths = [figure.median_seconds * 1000 for figure in order]
-        ends = [(min(figure.seconds) * 1000, max(figure.seconds) * 1000) for figure in order]
+        factor, unit = (1e6, "µs") if figures[0].samples else (1e3, "ms")
+        lengths = [figure.median_seconds * factor for figure in order]
+        # of single steps the slowest one would dwarf all the others
+        ends = [
+            (min(figure.times) * factor, (figure.p99_seconds if figure.samples else max(figure.times)) * factor)
+            for figure in order
+        ]
+        unit += ", whiskers to p99 (less is better)" if figures[0].samples else " (less is better)"
     names = [figure.contestant for figure in order]
     colours = [_PEERS if name.startswith(_PEER_WORDS) else _OURS for name in names]
     bars = panel.barh(names, lengths, color=colours, height=0.68)

@@ -12,12 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.figures import Figure, Figures, Judgement, collect, judge
+from benchmarks.figures import Figures, Judgement, collect, judge
 from benchmarks.goals import Kind
 
 RESULTS = Path(__file__).parent / "results"
 _SHORTFALLS = Path(__file__).parent / "shortfalls.toml"
 _NO_REASON = "reason not found yet"
+_NO_TIME = (Kind.PEAK_MEBIBYTES, Kind.RECORDS_PER_SYNC)
 
 
 def _reason(judgement: Judgement, reasons: Mapping[str, str]) -> str:
@@ -51,6 +52,7 @@ def trimmed(raw: Mapping[str, Any], figures: Figures, judgements: Sequence[Judge
                     figure.unit: figure.units,
                     "median_seconds": float(f"{figure.median_seconds:.6g}"),
                     "rounds_seconds": [float(f"{seconds:.6g}") for seconds in figure.seconds],
+                    **({"samples_seconds": figure.samples} if figure.samples else {}),
                     **figure.details,
                 }
                 for name, figure in contestants.items()
@@ -58,12 +60,6 @@ def trimmed(raw: Mapping[str, Any], figures: Figures, judgements: Sequence[Judge
             for contest, contestants in figures.items()
         },
     }
-
-
-def _rate(figure: Figure) -> str:
-    if figure.unit in ("records", "lookups"):
-        return f"{figure.rate / 1e6:.3g} M {figure.unit}/s"
-    return f"{figure.median_seconds * 1000:.3g} ms"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -79,12 +75,12 @@ def _goal_rows(figures: Figures, judgements: Sequence[Judgement], reasons: Mappi
         goal = judgement.goal
         ours = figures[goal.contest][goal.ours]
         peer = figures[goal.contest].get(judgement.peer)
-        figure = judgement.text if goal.kind is Kind.PEAK_MEBIBYTES else _rate(ours)
+        figure = judgement.text if goal.kind in _NO_TIME else ours.text
         yield [
             goal.work,
             figure,
-            f"{judgement.peer}: {_rate(peer)}" if peer else "",
-            judgement.text if peer else "",
+            f"{judgement.peer}: {peer.text}" if peer else "",
+            judgement.text if peer or goal.kind is Kind.P99_MICROSECONDS else "",
             judgement.bound_text,
             f"**{judgement.verdict}**" if judgement.falls_short else judgement.verdict,
             _reason(judgement, reasons),
@@ -109,8 +105,9 @@ def markdown(
         lines += ["A quick look with small sizes; not figures to rely on.", ""]
     lines += _machine_lines(machine)
     how = f"medians of {min(rounds)} to {max(rounds)} rounds in turns, after warm-up rounds"
+    level = "durability `os` and its like where nothing else is said"
     lines += [
-        f"- {raw['datetime'][:10]}; durability `os` and its like; {how}; a new handle each round; warm page cache",
+        f"- {raw['datetime'][:10]}; {level}; {how}; a new handle each round; warm page cache",
         f"- large log: {sizes['large_log_bytes'] / (1 << 30):.3g} GiB, small log: {sizes['small_log_bytes'] >> 20} MiB",
         "",
         "## Against the goals",
@@ -118,12 +115,17 @@ def markdown(
     ]
     header = ("Work", "fastlog", "Beside", "Figure", "Goal", "", "Why short")
     lines += _table(header, list(_goal_rows(figures, judgements, reasons)))
-    lines += ["## Everything that was measured", "", "Spread: slowest minus fastest round, by the median.", ""]
+    lines += [
+        "## Everything that was measured",
+        "",
+        "Spread: slowest minus fastest round, by the median. Rounds: or single steps, where those were timed.",
+        "",
+    ]
     for contest in figures.values():
         lines += [f"### {next(iter(contest.values())).title}", ""]
         ranked = sorted(contest.values(), key=lambda figure: figure.median_seconds / figure.units)
         rows = [
-            [figure.contestant, _rate(figure), f"{figure.spread:.0%}", str(len(figure.seconds)), figure.builds]
+            [figure.contestant, figure.text, f"{figure.spread:.0%}", str(len(figure.times)), figure.builds]
             for figure in ranked
         ]
         lines += _table(("Contestant", "Median", "Spread", "Rounds", "Python objects in the timed part"), rows)

@@ -40,6 +40,14 @@ class Sizes:
     small_log_bytes: int
     large_log_append_calls: int
     import_turns: int
+    single_appends: int
+    durable_appends: int
+    wake_ups: int
+    shared_calls: int
+    takeovers: int
+    codec_records: int
+    compacted_bytes: int
+    compacted_keys: int
 
     @classmethod
     def full(cls) -> Sizes:
@@ -55,6 +63,14 @@ class Sizes:
             small_log_bytes=100 << 20,
             large_log_append_calls=50,
             import_turns=15,
+            single_appends=100_000,
+            durable_appends=4000,
+            wake_ups=1000,
+            shared_calls=10_000,
+            takeovers=25,
+            codec_records=500_000,
+            compacted_bytes=1 << 30,
+            compacted_keys=1_000_000,
         )
 
     @classmethod
@@ -71,6 +87,14 @@ class Sizes:
             small_log_bytes=100 << 20,
             large_log_append_calls=25,
             import_turns=7,
+            single_appends=10_000,
+            durable_appends=240,
+            wake_ups=40,
+            shared_calls=500,
+            takeovers=3,
+            codec_records=50_000,
+            compacted_bytes=64 << 20,
+            compacted_keys=50_000,
         )
 
 
@@ -96,6 +120,24 @@ def value_lists(value_bytes: int) -> list[list[bytes]]:
 def calls(records: int, value_bytes: int) -> Iterator[list[bytes]]:
     """The value lists of ``records`` records, 1000 to a call."""
     return islice(cycle(value_lists(value_bytes)), records // VALUES_PER_CALL)
+
+
+@cache
+def text_calls(records: int) -> list[list[bytes]]:
+    """Lists of 1000 values of 100 bytes in which a codec finds something: orders as JSON, all different."""
+    source = random.Random(SEED)
+    states, notes = ("created", "paid", "packed", "shipped", "returned"), ("fragile", "gift", "none", "call first")
+    lists = []
+    for start in range(0, records, VALUES_PER_CALL):
+        values = []
+        for number in range(start, start + VALUES_PER_CALL):
+            text = (
+                f'{{"order":{number},"customer":{source.randrange(10**6)},"state":"{source.choice(states)}",'
+                f'"cents":{source.randrange(10**6)},"note":"{source.choice(notes)}"}}'
+            )
+            values.append(text.ljust(VALUE_BYTES)[:VALUE_BYTES].encode())
+        lists.append(values)
+    return lists
 
 
 def offset_keys(start: int, count: int) -> list[bytes]:
@@ -133,10 +175,12 @@ class Datasets:
 class Stage:
     """What a contestant finds at the start of a round: sizes, an empty folder of its own, the shared datasets.
 
-    ``details`` takes figures that are not times; the report keeps those of the last round.
+    ``details`` takes figures that are not times; the report keeps those of the last round. A contestant whose work has
+    pauses in it times each step itself and puts its seconds into ``samples``: they then count instead of the round.
     """
 
     sizes: Sizes
     directory: Path
     datasets: Datasets
     details: dict[str, float]
+    samples: list[float] = field(default_factory=list)

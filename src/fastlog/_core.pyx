@@ -38,6 +38,7 @@ from fastlog._native import control as presence
 from fastlog._native import oscalls
 from fastlog._native.checksum import crc32c
 from fastlog._native import batch as batch_room
+from fastlog._native.checksum import IMPLEMENTATION as CHECKSUM_IMPLEMENTATION
 from fastlog._native.inspect import read_batch, scan_index, scan_segment
 from fastlog._native.syncing import wake_flusher, write_meta
 from fastlog._native.transactions import TransactionIndex, end_transaction_marker
@@ -1056,14 +1057,21 @@ def require_local(folder: str) -> None:
 def diagnose(path: str | os.PathLike[str] | None = None) -> dict:
     """What this platform gives a log, and what the control file of the partition in ``path`` says: plain values for people.
 
-    Keys: ``futex``, ``ofd_locks``, ``boot_id``; with a path ``file_system``, ``file_system_magic``, ``is_allowed``, and ``control``
-    (None when nobody has the partition open, or it is none) and ``is_clean``.
+    Keys: ``futex``, ``ofd_locks``, ``boot_id``, ``crc32c``; with a path ``file_system``, ``file_system_magic``, ``is_allowed``, and
+    ``control`` (None when there is no such file, or none that can be read), ``is_clean``, ``clean_start_offset`` and
+    ``clean_end_offset`` (None unless it is).
     """
-    found = {"futex": oscalls.has_futex(), "ofd_locks": oscalls.has_ofd_locks(), "boot_id": oscalls.boot_id()}
+    found = {
+        "futex": oscalls.has_futex(), "ofd_locks": oscalls.has_ofd_locks(), "boot_id": oscalls.boot_id(),
+        "crc32c": CHECKSUM_IMPLEMENTATION,
+    }
     if path is not None:
         folder = os.path.abspath(os.fsdecode(path))
         magic, name, is_allowed = oscalls.file_system(folder)
         found |= {"file_system": name, "file_system_magic": magic, "is_allowed": is_allowed}
         found["control"] = presence.describe(folder) if oscalls.is_directory(folder) else None
-        found["is_clean"] = files.read_clean_marker(folder) is not None if oscalls.is_directory(folder) else None
+        marker = files.read_clean_marker(folder) if oscalls.is_directory(folder) else None
+        found["is_clean"] = marker is not None
+        found["clean_start_offset"] = None if marker is None else marker.meta.start_offset
+        found["clean_end_offset"] = None if marker is None else marker.end_offset
     return found

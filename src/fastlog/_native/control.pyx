@@ -28,7 +28,8 @@ from libc.string cimport memcmp, memcpy, memset
 from fastlog._native cimport oscalls as os_c
 from fastlog._native import oscalls
 from fastlog._native.published cimport (
-    Bell, ControlPage, PAGE_BYTES, PAGE_LAYOUT, exchange_bell, full_fence, increment_bell, load_bell, load_word,
+    Bell, ControlPage, Durable, PAGE_BYTES, PAGE_LAYOUT, Published, exchange_bell, full_fence, increment_bell, load_bell, load_word,
+    read_durable, read_published,
 )
 
 from fastlog.errors import LockedError, StorageError
@@ -433,6 +434,8 @@ cdef int attach(Control control, path) except -1:
 def describe(folder: str) -> dict | None:
     """What the control file of a partition says, for people; None when there is none that can be read."""
     cdef ControlPage page
+    cdef Published state
+    cdef Durable durable
     cdef bytes content
     try:
         content = oscalls.read_file(f"{folder}/{CONTROL}", PAGE_BYTES)
@@ -443,6 +446,8 @@ def describe(folder: str) -> dict | None:
     memcpy(&page, <const char*>content, sizeof(ControlPage))
     if page.layout != PAGE_LAYOUT:
         return None
+    read_published(&page, &state)
+    read_durable(&page, &durable)
     return {
         "instance_id": (<const char*>page.instance_id)[:16].hex(),
         "boot_id": page.boot_id.decode("ascii", "replace"),
@@ -454,5 +459,8 @@ def describe(folder: str) -> dict | None:
         "syncs": page.syncs,
         "is_dirty": bool(page.dirty),
         "is_poisoned": bool(load_word(&page.poisoned)),
+        "start_offset": state.start_offset,
+        "end_offset": state.end_offset,
+        "durable_offset": durable.offset,
         "flush_interval_ms": page.flush_interval,
     }

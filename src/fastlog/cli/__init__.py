@@ -9,7 +9,9 @@ from __future__ import annotations
 import click
 
 import fastlog
+from fastlog.cli.bench import bench
 from fastlog.cli.demo import demo
+from fastlog.cli.doctor import doctor
 from fastlog.cli.log import log
 from fastlog.cli.output import CommandLine
 
@@ -24,3 +26,5 @@ def main() -> None:
 
 main.add_command(log)
 main.add_command(demo)
+main.add_command(doctor)
+main.add_command(bench)

@@ -272,7 +272,9 @@ def speed(bytes_per_second: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time span for people: 0.0123 -> 12 ms"""
+    """A time span for people: 0.0123 -> 12 ms, 0.0000123 -> 12.3 µs"""
+    if seconds < 0.0009995:
+        return f"{seconds * 1e6:.1f} µs" if seconds < 0.00009995 else f"{seconds * 1e6:.0f} µs"
     if seconds < 0.0995:
         return f"{seconds * 1e3:.1f} ms" if seconds < 0.00995 else f"{seconds * 1e3:.0f} ms"
     if seconds < 100:
