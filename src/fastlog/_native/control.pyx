@@ -44,7 +44,7 @@ META = ".fastlog-meta"
 MAGIC = b"fastlog\0"
 
 cdef enum:
-    LOCK_SLICE = 20_000_000         # nanoseconds: a bell that was never rung delays nobody for longer
+    LOCK_SLICE = 2_000_000          # nanoseconds: an owner who dies rings no bell, and delays nobody for longer
     MUTEX_SLICE = 50                # milliseconds
     BUSY_PATIENCE = 1000            # milliseconds to wait for somebody who will hardly go away
 
