@@ -23,7 +23,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("fastlog._native.columns",),
     ("fastlog._native.decoder", "fastlog._native.encoder", "fastlog._native.index"),
     ("fastlog._native.arrow", "fastlog._native.scanner"),
-    ("fastlog._native.batch", "fastlog._native.segment"),
+    ("fastlog._native.batch", "fastlog._native.cleaner", "fastlog._native.segment"),
     ("fastlog._native.inspect",),
     ("fastlog.partition",),
     ("fastlog._core",),

@@ -69,6 +69,9 @@ cdef enum:
     INDEX_ENTRY_POSITION_AT = 4
     TIME_INDEX_ENTRY_SIZE = 12     # int64 timestamp, int32 relative offset
     TIME_INDEX_ENTRY_OFFSET_AT = 8
+    # record of a control batch
+    CONTROL_TYPE_AT = 2            # key: int16 version, int16 type
+    CONTROL_KEY_SIZE = 4
 
 cdef inline int16_t load_int16(const uint8_t* at) noexcept nogil:
     cdef uint16_t v

@@ -81,9 +81,11 @@ cdef extern from *:
 
 cdef enum Call:
     CALL_OPEN, CALL_PREAD, CALL_PWRITE, CALL_PWRITEV, CALL_FTRUNCATE, CALL_FDATASYNC, CALL_FSYNC, CALL_RENAME, CALL_UNLINK
-    CALL_MMAP, CALL_FSTAT, CALL_FALLOCATE, CALL_COUNT
+    CALL_MMAP, CALL_FSTAT, CALL_FALLOCATE, CALL_LINK, CALL_COUNT
 
-CALL_NAMES = ("open", "pread", "pwrite", "pwritev", "ftruncate", "fdatasync", "fsync", "rename", "unlink", "mmap", "fstat", "fallocate")
+CALL_NAMES = (
+    "open", "pread", "pwrite", "pwritev", "ftruncate", "fdatasync", "fsync", "rename", "unlink", "mmap", "fstat", "fallocate", "link",
+)
 
 
 cdef struct Fault:
@@ -372,6 +374,44 @@ def try_lock(fd: int, shared: bool = False) -> bool:
             return False
         raise storage_error("lock", f"descriptor {fd}", -errno)
     return True
+
+
+def link(source: str, target: str) -> None:
+    """Give a file a second name."""
+    checked(CALL_LINK, "link", source)
+    try:
+        os.link(source, target)
+    except OSError as error:
+        raise translated("link", source, error) from None
+
+
+def identity(path: str) -> tuple | None:
+    """(size, inode) of a regular file, or None when there is no such file."""
+    checked(CALL_FSTAT, "examine", path)
+    try:
+        status = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise translated("examine", path, error) from None
+    return status.st_size, status.st_ino
+
+
+def modified_at(path: str) -> int:
+    """When a file was last written to, milliseconds since the epoch."""
+    checked(CALL_FSTAT, "examine", path)
+    try:
+        return os.stat(path).st_mtime_ns // 1_000_000
+    except OSError as error:
+        raise translated("examine", path, error) from None
+
+
+def set_modified(path: str, milliseconds: int) -> None:
+    """Let a file look as if it was last written to at that time."""
+    try:
+        os.utime(path, ns=(milliseconds * 1_000_000, milliseconds * 1_000_000))
+    except OSError as error:
+        raise translated("change the time of", path, error) from None
 
 
 def file_size(path: str) -> int | None:
