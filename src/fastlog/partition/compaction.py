@@ -115,7 +115,7 @@ def measure(
     """
     first_dirty = cleaned_offset if start_offset <= cleaned_offset <= end_offset else start_offset
     bases = [source.base_offset for source in sources]
-    ends = [*bases[1:], active_base]
+    ends = [*bases, active_base][1:]
     uncleanable = min(limit, active_base)
     if min_lag_ms > 0:
         for source, end in zip(sources, ends, strict=True):
