@@ -93,7 +93,7 @@ $(DONE)/venv:
 	@mkdir -p $(DONE) && touch $@
 
 $(DONE)/installed: $(DONE)/venv pyproject.toml src/fastlog/__init__.py
-	$(SAY) "fetching what fastlog stands on: numpy, crc32c, click"
+	$(SAY) "fetching what fastlog stands on: numpy, crc32c, cramjam, click"
 	@FASTLOG_INPLACE=1 $(PIP) --no-build-isolation --editable .
 	@touch $@
 

@@ -44,6 +44,7 @@ class Writer:
 
     chance: random.Random
     keys: int = 6
+    codecs: tuple[int, ...] = (0, 0, 0, 1, 2, 3, 4)
     offset: int = 0
     open_since: dict[int, int] = field(default_factory=dict)
     sequences: dict[int, int] = field(default_factory=dict)
@@ -74,6 +75,7 @@ class Writer:
         if self.chance.random() < 0.1:
             records = tuple(replace(record, timestamp=batch.max_timestamp) for record in batch.records)
             batch = replace(batch, attributes=batch.attributes | LOG_APPEND_TIME, records=records)
+        batch = replace(batch, attributes=batch.attributes | self.chance.choice(self.codecs))
         self.offset += count
         return batch
 
@@ -201,13 +203,13 @@ def compact_folder(
 def check_indexes(folder: Path, segment: Segment, aborted: Sequence[Aborted]) -> None:
     """The indexes beside a segment are those that the reference model makes."""
     expected = SegmentIndexes(segment.base_offset, INTERVAL, 1 << 20)
-    position = 0
-    for batch in segment.batches:
-        size = len(encode_batch(batch))
-        expected.add(batch, position, size)
-        position += size
-    expected.add_time_entry()
     stem = folder / f"{segment.base_offset:020}"
+    content = stem.with_suffix(".log").read_bytes()
+    found = decode_log(content)
+    ends = [*(position for position, _ in found[1:]), len(content)]
+    for (position, batch), end in zip(found, ends, strict=True):
+        expected.add(batch, position, end - position)
+    expected.add_time_entry()
     assert stem.with_suffix(".index").read_bytes() == expected.index_file
     assert stem.with_suffix(".timeindex").read_bytes() == expected.time_index_file
     entries = b"".join(map(encode_aborted, aborted))

@@ -53,7 +53,8 @@ def append(log: Any, chance: random.Random) -> None:
     timestamps = [SOME_TIME + chance.randint(-1000, 1000) for _ in range(count)]
     headers = [chance.choice([(), (("h", b"1"), ("h", None))]) for _ in range(count)]
     report(f"try {count}")
-    base = log.append(values, keys=keys, timestamps=timestamps, headers=headers)
+    codec = chance.choice([None, None, "lz4", "zstd"])
+    base = log.append(values, keys=keys, timestamps=timestamps, headers=headers, compression=codec)
     crc = checksum(zip(range(base, base + count), timestamps, keys, values, headers, strict=True))
     report(f"ack {base} {count} {crc}")
 

@@ -140,7 +140,7 @@ class Story:
     def __init__(self, folder: Path, chance: random.Random) -> None:
         self.folder = folder
         folder.mkdir()
-        self.writer = Writer(chance, keys=4)
+        self.writer = Writer(chance, keys=4, codecs=(0,))
         segments = []
         for _ in range(chance.choice([3, 4, 5])):
             base = self.writer.offset
@@ -429,7 +429,7 @@ def test_a_brokers_incomplete_split_is_discarded(folder: Path) -> None:
 
 
 def test_I5_what_was_discarded_does_not_come_back(folder: Path, seed: int, machines: Any) -> None:
-    """Power fails while an incomplete replacement is cleared away, and it looks complete if its last trace goes first."""
+    """Power fails while an incomplete replacement is cleared away: it looks complete if the last trace goes first."""
     chance = random.Random(seed)
     log, image = folder / "log", folder / "image"
     log.mkdir()

@@ -84,14 +84,14 @@ class Trial:
         self.expected += found[len(wanted) :]
         self.unsure = []
 
-    def append(self, values: list[bytes | None]) -> None:
+    def append(self, values: list[bytes | None], compression: str | None = None) -> None:
         if self.log is None:
             return
         end = self.log.end_offset
         drawn = [Record(end + i, SOME_TIME + i, None, value) for i, value in enumerate(values)]
         times = [record.timestamp for record in drawn]
         failures = len(self.failures)
-        self.attempt(lambda: self.log.append(values, timestamps=times))
+        self.attempt(lambda: self.log.append(values, timestamps=times, compression=compression))
         if len(self.failures) == failures:
             self.expected += drawn
             assert self.log.end_offset == end + len(values)
@@ -132,6 +132,7 @@ class Trial:
             self.attempt(self.log.flush)
         self.delete()
         self.append([b"x" * 100] * 40)
+        self.append([b"y" * 100] * 400, "lz4")
         self.close()
         self.attempt(self.open)
         self.append([b"second session"])

@@ -19,7 +19,6 @@ from tests.foreign import as_reference, read_all, write_foreign_log
 from tests.reference.batch import (
     DELETE_HORIZON,
     LOG_APPEND_TIME,
-    TRANSACTIONAL,
     Batch,
     Record,
     control_batch,
@@ -190,30 +189,6 @@ def test_records_without_a_timestamp_read_as_none(folder: Path, checked_log: Ope
     assert log.read(0)[0].timestamp is None
     assert log.read(0)[0].datetime is None
     assert log.offset_for_time(0) is None
-
-
-@pytest.mark.parametrize("codec", [1, 2, 3, 4])
-def test_compressed_batches_are_refused(folder: Path, codec: int) -> None:
-    batch = replace(make_batch([Record(0, SOME_TIME, None, b"v")]), attributes=codec)
-    write_foreign_log(folder / "t-0", [batch])
-    with (
-        pytest.raises(fastlog.NotSupportedError, match="compressed"),
-        fastlog.PartitionLog.open(folder / "t-0", durability="os") as log,
-    ):
-        log.read(0)
-
-
-def test_transactional_batches_are_refused_by_name(folder: Path) -> None:
-    plain = make_batch([Record(0, SOME_TIME, None, b"v")])
-    batch = replace(plain, attributes=TRANSACTIONAL, producer_id=5, producer_epoch=1, base_sequence=0)
-    write_foreign_log(
-        folder / "t-0", [batch, control_batch(1, SOME_TIME, commit=True, producer_id=5, producer_epoch=1)]
-    )
-    with (
-        pytest.raises(fastlog.NotSupportedError, match="transaction"),
-        fastlog.PartitionLog.open(folder / "t-0", durability="os") as log,
-    ):
-        log.read(0)
 
 
 @given(drawn=records(max_size=5))

@@ -274,7 +274,7 @@ def test_I13_random_lies_are_judged_as_the_reference_judges_them(folder: Path, s
             expected: Batch | None = decode_batch(encoded)[0]
         except FormatError as problem:
             expected = None
-            if "compressed" in str(problem) or "UTF-8" in str(problem):
+            if "UTF-8" in str(problem):
                 continue  # refused, if at all, only when the records are asked for
         path = write_foreign_log(folder / f"t-{number}", [encoded])
         [info, *rest] = fastlog.scan_segment(path)

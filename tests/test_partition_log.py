@@ -378,13 +378,11 @@ def test_one_reading_of_the_clock_per_append(checked_log: OpenLog) -> None:
     assert before <= log.read(0).timestamps[0] <= after
 
 
-def test_codecs_are_not_there_yet(checked_log: OpenLog) -> None:
+def test_unknown_codecs_are_refused(checked_log: OpenLog) -> None:
     log = checked_log()
-    for codec in ("gzip", "snappy", "lz4", "zstd"):
-        with pytest.raises(fastlog.NotSupportedError, match=codec):
-            log.append([b"v"], compression=codec)
-    with pytest.raises(fastlog.ConfigError, match="brotli"):
-        log.append([b"v"], compression="brotli")
+    for codec in ("brotli", "", "ZSTD", 4, ["zstd"]):
+        with pytest.raises(fastlog.ConfigError, match="zstd"):
+            log.append([b"v"], compression=codec)  # type: ignore[arg-type]
     assert log.append([b"v"], compression="none") == 0
 
 

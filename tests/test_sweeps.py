@@ -40,7 +40,8 @@ def small_log(path: Path, batches: int) -> Any:
         values = [b"first %d" % number, None if number % 3 else b""]
         headers = [(("h", b"x"), ("h", None)), ()]
         times = [SOME_TIME + (number * 7) % 5 * 10, SOME_TIME + number]
-        log.append(values, keys=[b"key", None], timestamps=times, headers=headers)
+        codec = "lz4" if number % 4 == 2 else None
+        log.append(values, keys=[b"key", None], timestamps=times, headers=headers, compression=codec)
         if number == 9:
             assert len(log.segments()) == 2
             wait_for_recovery_point(path, log.segments()[1].base_offset)

@@ -30,7 +30,9 @@ from fastlog._native.arrow cimport export_schema, export_stream
 from fastlog._native.batch cimport BinaryColumn, Record, RecordBatch
 from fastlog._native.columns cimport Column, Timestamps, make_column, make_header_column, make_timestamps
 from fastlog._native.decoder cimport BatchHeader, FINE, NO_MEMORY, Problem, decode_batches
-from fastlog._native.encoder cimport BatchShape, Encoder, OUT_OF_MEMORY, RecordSource, plan_batches
+from fastlog._native.encoder cimport (
+    BatchShape, EncodedBatches, Encoder, OUT_OF_MEMORY, RecordSource, encode_compressed, plan_batches,
+)
 from fastlog._native.index cimport IndexTracker
 from fastlog._native.layout cimport TIMESTAMP_TYPE_BIT
 from fastlog._native.memory cimport Block, block_release
@@ -136,6 +138,7 @@ cdef class PartitionLog:
     cdef object meta_file
     cdef int64_t persisted_at       # steady clock, ms
     cdef int64_t max_message_bytes
+    cdef int64_t max_decompressed_bytes
     cdef int64_t segment_bytes
     cdef int64_t segment_ms
     cdef int64_t timestamp_limit
@@ -228,6 +231,7 @@ cdef class PartitionLog:
         self.meta_file = None
         self.persisted_at = oscalls.steady_clock()
         self.max_message_bytes = opened.config.max_message_bytes
+        self.max_decompressed_bytes = opened.config.max_decompressed_bytes
         self.segment_bytes = opened.config.segment_bytes
         self.segment_ms = opened.config.segment_ms
         self.timestamp_limit = opened.config.message_timestamp_after_max_ms
@@ -415,7 +419,8 @@ cdef class PartitionLog:
             timestamps: milliseconds since the epoch: one int for all, or one per record (sequence, NumPy or Arrow array);
                 None = one reading of the clock.
             headers: one mapping or sequence of (str, bytes | None) pairs for all records, or one entry per record.
-            compression: None; codecs come with a later version.
+            compression: ``"gzip"``, ``"snappy"``, ``"lz4"``, ``"zstd"``, or None. Batches hold up to ``max_message_bytes`` before
+                compression. Codecs hold the GIL while they work.
 
         Guarantee: when this returns, all records are there and visible, or — when it raises — none. ``"batch"``: they survive
         power loss. ``"os"``: they survive the death of this process, but not of the machine until ``flush``. After a crash
@@ -434,11 +439,13 @@ cdef class PartitionLog:
         cdef BatchShape* shapes = NULL
         cdef int64_t encoded, total, batches = 1, failed = 0, base_offset, largest, count
         cdef int64_t limit = self.max_message_bytes
+        cdef EncodedBatches compressed = None
+        cdef int codec = 0
         self.require_writable()
-        if compression is not None and compression != "none":
+        if compression is not None:
             if compression not in CODECS:
                 raise ConfigError(f"compression={compression!r}: expected one of {', '.join(map(repr, CODECS))}")
-            raise NotSupportedError(f"compression={compression!r} is not available in this version: leave it out")
+            codec = CODECS.index(compression)
         value_column = make_column(values, "values")
         count = value_column.data.length
         source.values = &value_column.data
@@ -470,12 +477,17 @@ cdef class PartitionLog:
             return self.end_offset
         encoder = self.encoders.pop() if self.encoders else Encoder()
         try:
-            with nogil:
-                encoded = encoder.encode(&source, 0, limit)
-                if encoded > 0:
-                    total = encoder.size
-                    if encoded < count:
-                        batches = encoded = plan_batches(&source, limit, &shapes, &total, &failed)
+            if codec:
+                compressed = encode_compressed(encoder, &source, codec, limit, self.max_decompressed_bytes)
+                total = compressed.size
+                batches = encoded = compressed.batches
+            else:
+                with nogil:
+                    encoded = encoder.encode(&source, 0, limit)
+                    if encoded > 0:
+                        total = encoder.size
+                        if encoded < count:
+                            batches = encoded = plan_batches(&source, limit, &shapes, &total, &failed)
             if encoded < 0:
                 if encoded == OUT_OF_MEMORY:
                     raise MemoryError(f"no memory left to encode {count} records; nothing was written")
@@ -488,7 +500,7 @@ cdef class PartitionLog:
                     f"{count} records take {total} bytes, more than segment_bytes={self.segment_bytes}: one append lies in one "
                     f"segment; append in smaller parts. Nothing was written"
                 )
-            base_offset = self.write(&source, encoder, shapes, batches, total, largest)
+            base_offset = self.write(&source, encoder, shapes, batches, total, largest, compressed)
         finally:
             free(shapes)
             if len(self.encoders) < MOST_ENCODERS:
@@ -498,9 +510,10 @@ cdef class PartitionLog:
         return base_offset
 
     cdef int64_t write(
-        self, const RecordSource* source, Encoder encoder, BatchShape* shapes, int64_t batches, int64_t total, int64_t largest
+        self, const RecordSource* source, Encoder encoder, BatchShape* shapes, int64_t batches, int64_t total, int64_t largest,
+        EncodedBatches compressed,
     ) except -1:
-        """Put encoded (one batch) or planned (`shapes`) batches at the end of the log, and publish them."""
+        """Put encoded (one batch, or all of them `compressed`) or planned (`shapes`) batches at the end of the log, and publish them."""
         cdef Published state
         cdef int64_t result, base_offset
         cdef Segment active
@@ -519,11 +532,16 @@ cdef class PartitionLog:
             active = self.active
             base_offset = state.end_offset
             with nogil:
-                result = self.write_batches(active, source, encoder, shapes, batches, total, &state)
+                if compressed is not None:
+                    result = self.write_compressed(active, compressed, &state)
+                else:
+                    result = self.write_batches(active, source, encoder, shapes, batches, total, &state)
                 if result >= 0:
                     state.end_offset = base_offset + source.count
                     publish(&self.page, &state)
-                    self.track(active, encoder, shapes, batches, &state, base_offset)
+                    self.track(
+                        active, encoder, shapes if compressed is None else compressed.shapes, batches, &state, base_offset
+                    )
                     self.is_dirty = False
                 elif os_c.os_ftruncate(active.fd, state.end_position) == 0:
                     self.is_dirty = False
@@ -565,6 +583,19 @@ cdef class PartitionLog:
                 return result
             position += result
         state.end_position = position
+        return 0
+
+    cdef int64_t write_compressed(self, Segment active, EncodedBatches compressed, Published* state) noexcept nogil:
+        """The same for batches that lie in memory already."""
+        cdef int64_t result
+        self.is_dirty = True
+        if state.end_position + compressed.size > self.allocated and state.end_position >= ALLOCATE_FROM:
+            self.allocate(active, state.end_position, compressed.size)
+        compressed.stamp(state.end_offset, self.epoch)
+        result = os_c.os_pwrite(active.fd, compressed.data, compressed.size, state.end_position)
+        if result < 0:
+            return result
+        state.end_position += compressed.size
         return 0
 
     cdef void allocate(self, Segment active, int64_t position, int64_t total) noexcept nogil:
@@ -928,7 +959,8 @@ cdef class PartitionLog:
             with nogil:
                 problem = decode_batches(
                     block, place.position - shift, place.position - shift + size, offset, stop, place.expected_offset,
-                    segment.gaps, segment.epoch, max_bytes, &batch.columns, &header, &next_offset, &next_position,
+                    segment.gaps, segment.epoch, max_bytes, segment.max_decompressed_bytes, NULL, 0, &batch.columns, &header, &next_offset,
+                    &next_position,
                 )
         finally:
             block_release(block)

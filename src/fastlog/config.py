@@ -28,6 +28,9 @@ SECOND_MS: Final = 1000
 HOUR_MS: Final = 3600 * SECOND_MS
 DAY_MS: Final = 24 * HOUR_MS
 
+DEFAULT_MAX_DECOMPRESSED_BYTES: Final = 64 * MIB
+MOST_MAX_DECOMPRESSED_BYTES: Final = GIB
+
 _SIZE_UNITS: Final = {
     "": 1, "b": 1, "kib": KIB, "mib": MIB, "gib": GIB, "kb": 1000, "mb": 1000**2, "gb": 1000**3,
     "k": KIB, "m": MIB, "g": GIB,
@@ -105,6 +108,8 @@ class LogConfig:
             0 to 1.
         min_compaction_lag_ms: leave records alone that are younger. Default 0.
         max_compaction_lag_ms: compact at the latest when a record is so old. Default: no limit; from 1.
+        max_decompressed_bytes: refuse to read a compressed batch with more content than this, which bounds the memory
+            that a read takes; batches are not written larger either. Default 64 MiB; 1 KiB to 1 GiB.
         mmap: read through memory maps (default). False reads by ``pread`` into memory of our own: slower, but safe
             where somebody else may truncate the files while they are open.
     """
@@ -122,6 +127,7 @@ class LogConfig:
     min_cleanable_dirty_ratio: float | None = None
     min_compaction_lag_ms: int | str | timedelta | None = None
     max_compaction_lag_ms: int | str | timedelta | None = None
+    max_decompressed_bytes: int | str | None = None
     mmap: bool | None = None
 
     @classmethod
@@ -191,6 +197,7 @@ class ResolvedConfig:
     min_cleanable_dirty_ratio: float
     min_compaction_lag_ms: int
     max_compaction_lag_ms: int
+    max_decompressed_bytes: int
     mmap: bool
 
     @property
@@ -222,4 +229,5 @@ _LIMITS: Final = {
     "delete_retention_ms": (DAY_MS, 0, 2**63 - 1),
     "min_compaction_lag_ms": (0, 0, 2**63 - 1),
     "max_compaction_lag_ms": (2**63 - 1, 1, 2**63 - 1),
+    "max_decompressed_bytes": (DEFAULT_MAX_DECOMPRESSED_BYTES, KIB, MOST_MAX_DECOMPRESSED_BYTES),
 }

@@ -14,7 +14,7 @@
     ├── CorruptLogError             stored bytes no longer check out                         kafka 2
     │   └── CorruptRecordError      the checksum holds, but the format is broken             kafka 2
     ├── InvalidRecordError          what was passed to append cannot become records          kafka 87
-    ├── RecordTooLargeError         a record or an append exceeds its limit                  kafka 10
+    ├── RecordTooLargeError         a record, an append or a content exceeds its limit       kafka 10
     └── OffsetOutOfRangeError       the offset is below the start or beyond the end          kafka 1
 
 ``retriable`` says whether the same call may succeed later without a change by the caller;
@@ -148,7 +148,10 @@ class InvalidRecordError(Error):
 
 
 class RecordTooLargeError(Error):
-    """A record exceeds ``max_message_bytes``, or an append exceeds a segment. Nothing was written."""
+    """A record exceeds ``max_message_bytes``, or an append exceeds a segment: nothing was written.
+
+    When reading: a compressed batch holds more than ``max_decompressed_bytes``, and nothing else is wrong with it.
+    """
 
     kafka_code = 10
 

@@ -19,7 +19,13 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("fastlog.errors", "fastlog._native"),
     ("fastlog.config", "fastlog.records", "fastlog.reports"),
     ("fastlog._native.layout", "fastlog._native.varint", "fastlog._native.arrow_abi", "fastlog._native.published"),
-    ("fastlog._native.checksum", "fastlog._native.memory", "fastlog._native.oscalls", "fastlog._native.arrow_import"),
+    (
+        "fastlog._native.checksum",
+        "fastlog._native.codecs",
+        "fastlog._native.memory",
+        "fastlog._native.oscalls",
+        "fastlog._native.arrow_import",
+    ),
     ("fastlog._native.columns",),
     ("fastlog._native.decoder", "fastlog._native.encoder", "fastlog._native.index"),
     ("fastlog._native.arrow", "fastlog._native.scanner"),
@@ -41,7 +47,7 @@ LIBRARIES = {
     "fastlog.demo": {"numpy", "duckdb"},
     "fastlog": set[str](),
 }
-LIBRARIES_OF_THE_ENGINE = {"numpy", "crc32c"}
+LIBRARIES_OF_THE_ENGINE = {"numpy", "crc32c", "cramjam"}
 # of Cython itself: the C library, the C API of Python
 DECLARATIONS = {"cython", "libc", "cpython", "posix"}
 

@@ -196,6 +196,12 @@ class KafkaOracle:
             problems += self.dump(indexes, "--index-sanity-check")[1]
         return dumped, problems
 
+    def recompress(self, source: str | os.PathLike[str], target: str | os.PathLike[str], codec: str) -> None:
+        """Let Kafka write the batches of a segment anew, compressed; raises ``ValueError`` when it cannot."""
+        errors = self.ask("recompress", os.fspath(source), os.fspath(target), codec)[1]
+        if errors:
+            raise ValueError(f"Kafka could not write {target}: {errors}")
+
     def records(self, path: str | os.PathLike[str]) -> list[KafkaRecord]:
         """All records of one segment, control records included; raises ``ValueError`` when Kafka finds it invalid."""
         output, errors = self.ask("records", os.fspath(path))

@@ -1,4 +1,4 @@
-"""Record batches, version 2, uncompressed.
+"""Record batches, version 2.
 
 Header of 61 bytes, big-endian::
 
@@ -15,6 +15,9 @@ A record::
     | key length varint, key | value length varint, value | headers count varint
     | each header: key length varint, key (UTF-8) | value length varint, value
 
+In a compressed batch all of that behind the header is one stream of a codec (``codecs.py``), which the lowest three
+bits of the batch's attributes name.
+
 A length of -1 stands for null; a null value is a tombstone; a header's key cannot be null.
 """
 
@@ -26,6 +29,7 @@ from dataclasses import dataclass, field, replace
 
 import crc32c
 
+from tests.reference import codecs
 from tests.reference.varint import FormatError, read_varint, write_varint
 
 __all__ = [
@@ -119,6 +123,12 @@ def encode_record(record: Record, base_offset: int, base_timestamp: int) -> byte
     return write_varint(len(body)) + body
 
 
+def pack(batch: Batch, area: bytes) -> bytes:
+    """The record area as it is stored: compressed when the batch's attributes say so."""
+    codec = batch.attributes & CODEC_MASK
+    return codecs.compress(codec, area) if codec else area
+
+
 def seal(batch: Batch, area: bytes, *, count: int | None = None, magic: int = 2) -> bytes:
     """Put a header with the right length and CRC before a record area, whatever the area holds."""
     fields = [
@@ -138,7 +148,7 @@ def fix_crc(encoded: bytes) -> bytes:
 def encode_batch(batch: Batch) -> bytes:
     """The bytes of a batch as they lie in a segment file."""
     area = b"".join(encode_record(record, batch.base_offset, batch.base_timestamp) for record in batch.records)
-    return seal(batch, area)
+    return seal(batch, pack(batch, area) if batch.records else b"")
 
 
 def read_nullable(data: bytes, position: int, end: int) -> tuple[bytes | None, int]:
@@ -198,10 +208,10 @@ def check_header(encoded: bytes, magic: int, crc: int, count: int, batch: Batch)
         raise FormatError("the CRC does not match")
     if batch.attributes & ~KNOWN_ATTRIBUTES:
         raise FormatError(f"unknown attributes of a batch: {batch.attributes:#x}")
-    if batch.attributes & CODEC_MASK:
-        raise FormatError("a compressed batch")
-    if batch.attributes & CONTROL and count > 1:
-        raise FormatError(f"a control batch of {count} records")
+    if batch.attributes & CODEC_MASK > codecs.ZSTD:
+        raise FormatError(f"codec {batch.attributes & CODEC_MASK}")
+    if batch.attributes & CONTROL and (count > 1 or batch.attributes & CODEC_MASK):
+        raise FormatError(f"a control batch of {count} records, attributes {batch.attributes:#x}")
     if not 0 <= batch.base_offset <= batch.last_offset < 2**63 - 1:
         raise FormatError(f"offsets from {batch.base_offset} to {batch.last_offset}")
     if batch.max_timestamp < -1 or batch.base_timestamp < -1:
@@ -225,14 +235,17 @@ def decode_batch(data: bytes, position: int = 0) -> tuple[Batch, int]:
     encoded = data[position:end]
     check_header(encoded, magic, crc, count, batch)
     records: list[Record] = []
-    at = HEADER_SIZE
+    area = encoded[HEADER_SIZE:]
+    if batch.attributes & CODEC_MASK and count:
+        area = codecs.decompress(batch.attributes & CODEC_MASK, area)
+    at = 0
     for _ in range(count):
-        record, at = read_record(encoded, at, batch)
+        record, at = read_record(area, at, batch)
         if not (records[-1].offset if records else base_offset - 1) < record.offset <= last_offset:
             raise FormatError(f"offset {record.offset} is out of order or out of the batch")
         records.append(record)
-    if at != len(encoded):
-        raise FormatError(f"{len(encoded) - at} bytes behind the last record")
+    if at != len(area):
+        raise FormatError(f"{len(area) - at} bytes behind the last record")
     return replace(batch, records=tuple(records)), end
 
 

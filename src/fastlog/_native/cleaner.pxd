@@ -94,6 +94,7 @@ cdef class CleaningRound:
     cdef int64_t now
     cdef int64_t horizon
     cdef int64_t upper_bound
+    cdef int64_t max_decompressed_bytes
     cdef bint keeps_times
     cdef Aborted* aborted
     cdef int64_t aborted_count
@@ -116,13 +117,14 @@ cdef class CleaningRound:
     cdef int64_t* ended                 # aborted transactions whose marker came by
     cdef int64_t ended_count
     cdef int64_t ended_room
-    cdef uint8_t* content               # of a compressed batch
+    cdef uint8_t* content               # of a compressed batch, behind room for a header
     cdef int64_t content_room
-    cdef uint8_t* content_kept
+    cdef uint8_t* content_kept          # what stays of it
     cdef int64_t content_kept_room
 
     cdef int next_batch(self, BatchReader reader, BatchHeader* header) except -1 nogil
     cdef int expand(self, BatchReader reader, const BatchHeader* header, const uint8_t** at, const uint8_t** end) except -1 nogil
+    cdef int64_t decompress_content(self, BatchReader reader, const BatchHeader* header) except -1 with gil
     cdef int map_batches(self, BatchReader reader, int64_t start) except -1 nogil
     cdef int rewrite_batches(self, BatchReader reader, bint ends_the_group) except -1 nogil
     cdef int rewrite_batch(self, BatchReader reader, const BatchHeader* header, bint is_last) except -1 nogil
@@ -130,7 +132,7 @@ cdef class CleaningRound:
     cdef int keep_record(self, int64_t number, const uint8_t* start, const uint8_t* end, int64_t timestamp) except -1 nogil
     cdef uint8_t* reserve(self, int64_t size) except NULL nogil
     cdef uint8_t* kept_content(self, int64_t size) except NULL nogil
-    cdef int64_t compress_content(self, int codec, int64_t size) except -1 nogil
+    cdef int64_t compress_content(self, int codec, int64_t size) except -1 with gil
     cdef int flush(self) except -1 nogil
     cdef int finish_batch(self, const BatchHeader* header, int64_t size, int64_t records, int64_t max_timestamp) except -1 nogil
     cdef int write_verbatim(self, BatchReader reader, const BatchHeader* header) except -1 nogil

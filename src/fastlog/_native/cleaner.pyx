@@ -27,7 +27,11 @@ from libc.string cimport memcmp, memcpy, memset
 from fastlog._native cimport oscalls as os_c
 from fastlog._native import oscalls
 from fastlog._native.checksum cimport crc32c_extend
-from fastlog._native.decoder cimport BatchHeader, END_OF_BYTES, FINE, NO_MEMORY, Problem, check_order, check_records, describe
+from fastlog._native.codecs cimport BROKEN, NO_ROOM, compress, compressed_room, content_bound, decompress, is_bound_exceeded
+from fastlog._native.decoder cimport (
+    BAD_COMPRESSION, BAD_CONTROL, BatchHeader, END_OF_BYTES, FINE, NO_MEMORY, Problem, TOO_MUCH_CONTENT, check_order, check_records,
+    describe,
+)
 from fastlog._native.index cimport IndexFile, IndexTracker
 from fastlog._native.layout cimport (
     ATTRIBUTES_AT, BASE_OFFSET_AT, BASE_SEQUENCE_AT, BASE_TIMESTAMP_AT, BATCH_HEADER_SIZE, BATCH_LENGTH_AT, CODEC_MASK, CONTROL_BIT,
@@ -38,6 +42,7 @@ from fastlog._native.layout cimport (
 from fastlog._native.scanner cimport BatchReader
 from fastlog._native.varint cimport read_varint, read_varlong, varint_size, write_varint
 
+from fastlog.config import DEFAULT_MAX_DECOMPRESSED_BYTES
 from fastlog.errors import CorruptLogError, NotSupportedError
 
 cdef extern from *:
@@ -115,6 +120,18 @@ cdef inline void step(const uint8_t** cursor, const uint8_t* end, int64_t base_o
 
 cdef int no_memory() except -1 with gil:
     raise MemoryError()
+
+
+cdef int grow_buffer(uint8_t** buffer, int64_t* room, int64_t size) except -1 nogil:
+    """At least `size` bytes; what was in there may be gone."""
+    if size > room[0]:
+        free(buffer[0])
+        room[0] = 0
+        buffer[0] = <uint8_t*>realloc(NULL, size)
+        if buffer[0] == NULL:
+            no_memory()
+        room[0] = size
+    return 0
 
 
 # --- producer ids to numbers -------------------------------------------------------------------------------------------
@@ -384,6 +401,7 @@ cdef class CleaningRound:
         aborted: transactions that were taken back, as (producer id, first offset, offset of the marker, entry of
             ``.txnindex`` as bytes), rising by first offset.
         producers: active producers, as (producer id, epoch, offset of the last batch with data or -1).
+        max_decompressed_bytes: a compressed batch with more content ends the round.
     """
 
     def __cinit__(self):
@@ -397,11 +415,13 @@ cdef class CleaningRound:
 
     def __init__(
         self, *, now: int, horizon: int, upper_bound: int, memory: int = DEFAULT_MEMORY, aborted=(), producers=(),
+        max_decompressed_bytes: int = DEFAULT_MAX_DECOMPRESSED_BYTES,
     ):
         self.map = OffsetMap(memory)
         self.now = now
         self.horizon = horizon
         self.upper_bound = upper_bound
+        self.max_decompressed_bytes = max_decompressed_bytes
         self.entries = [entry for *_, entry in aborted]
         self.aborted_count = len(self.entries)
         self.aborted = <Aborted*>calloc(max(self.aborted_count, 1), sizeof(Aborted))
@@ -523,14 +543,44 @@ cdef class CleaningRound:
     cdef int expand(self, BatchReader reader, const BatchHeader* header, const uint8_t** at, const uint8_t** end) except -1 nogil:
         """The records of a batch as they are without a codec; every length in them is checked."""
         cdef Problem problem
+        cdef BatchHeader plain = header[0]
+        cdef const uint8_t* bytes_ = reader.base()
         if header.attributes & CODEC_MASK:
-            refuse_codec(reader)
-        problem = check_records(reader.base(), header)
+            plain.position = 0
+            plain.size = BATCH_HEADER_SIZE + self.decompress_content(reader, header)
+            plain.attributes &= ~CODEC_MASK
+            bytes_ = self.content
+        problem = check_records(bytes_, &plain, MOST_POSITION)
         if problem != FINE:
             refuse(reader, problem, header.position, header.base_offset, 0)
-        at[0] = reader.base() + header.position + BATCH_HEADER_SIZE
-        end[0] = reader.base() + header.position + header.size
+        at[0] = bytes_ + plain.position + BATCH_HEADER_SIZE
+        end[0] = bytes_ + plain.position + plain.size
         return 0
+
+    cdef int64_t decompress_content(self, BatchReader reader, const BatchHeader* header) except -1 with gil:
+        """Fill `content` with the records of a compressed batch, as many bytes as it returns."""
+        cdef const uint8_t* area = reader.base() + header.position + BATCH_HEADER_SIZE
+        cdef int64_t area_size = header.size - BATCH_HEADER_SIZE, size, room
+        cdef int codec = header.attributes & CODEC_MASK
+        if header.attributes & CONTROL_BIT:
+            refuse(reader, BAD_CONTROL, header.position, header.base_offset, 0)
+        room = content_bound(codec, area, area_size)
+        if room == BROKEN:
+            refuse(reader, BAD_COMPRESSION, header.position, header.base_offset, 0)
+        room = min(room, self.max_decompressed_bytes)
+        while True:
+            grow_buffer(&self.content, &self.content_room, BATCH_HEADER_SIZE + room)
+            size = decompress(codec, area, area_size, self.content + BATCH_HEADER_SIZE, room)
+            if size >= 0:
+                return size
+            if size == NO_ROOM and room == self.max_decompressed_bytes:
+                raise NotSupportedError(
+                    f"{reader.path}, position {header.position}, offset {header.base_offset}: {describe(TOO_MUCH_CONTENT)} "
+                    f"({room}). The log is not compacted and nothing was changed; raise max_decompressed_bytes"
+                )
+            if size == BROKEN or not is_bound_exceeded(codec):
+                refuse(reader, BAD_COMPRESSION, header.position, header.base_offset, 0)
+            room = min(4 * room + 4096, self.max_decompressed_bytes)
 
     # --- transactions ------------------------------------------------------------------------------------------------
 
@@ -839,13 +889,14 @@ cdef class CleaningRound:
 
     cdef uint8_t* kept_content(self, int64_t size) except NULL nogil:
         """Room for records that will be compressed."""
-        refuse_codec(None)
-        return NULL
+        grow_buffer(&self.content_kept, &self.content_kept_room, size)
+        return self.content_kept
 
-    cdef int64_t compress_content(self, int codec, int64_t size) except -1 nogil:
+    cdef int64_t compress_content(self, int codec, int64_t size) except -1 with gil:
         """Compress the first `size` bytes of that room behind room for a header; the size of the batch."""
-        refuse_codec(None)
-        return -1
+        cdef int64_t room = compressed_room(codec, size)
+        cdef uint8_t* at = self.reserve(BATCH_HEADER_SIZE + room)
+        return BATCH_HEADER_SIZE + compress(codec, self.content_kept, size, at + BATCH_HEADER_SIZE, room)
 
 
 cdef inline uint8_t* write_record(uint8_t* at, const KeptRecord* record, int64_t timestamp_delta) noexcept nogil:
@@ -919,11 +970,6 @@ cdef int refuse(BatchReader reader, Problem problem, int64_t position, int64_t o
         f"`fastlog log verify` says what is readable, `fastlog log repair` moves the damaged bytes to a side file",
         reader.path, position, offset, None,
     )
-
-
-cdef int refuse_codec(BatchReader reader) except -1 with gil:
-    where = f" in {reader.path}" if reader is not None else ""
-    raise NotSupportedError(f"there are compressed batches{where}, which this version cannot compact; nothing was changed")
 
 
 cdef int refuse_writing(str path, int64_t result) except -1 with gil:

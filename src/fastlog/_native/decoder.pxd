@@ -26,11 +26,12 @@ cdef enum Problem:
     BAD_KEY_LENGTH
     BAD_VALUE_LENGTH
     BAD_HEADERS
+    BAD_COMPRESSION
     TRAILING_BYTES
     BAD_CONTROL
-    COMPRESSED                  # valid, but this version cannot read it
-    TRANSACTIONAL               # likewise
+    TOO_MUCH_CONTENT            # no damage: the reader allows less than the batch decompresses to
     NO_MEMORY
+    RAISED                      # a Python exception is set
 
 cdef struct BatchHeader:
     int64_t position
@@ -47,16 +48,22 @@ cdef struct BatchHeader:
     int32_t base_sequence
     int32_t count
 
+cdef struct AbortedRange:           # a transaction that was given up: its producer, and the offsets from its first record to its marker
+    int64_t producer_id
+    int64_t first_offset
+    int64_t last_offset
+
 cdef Problem parse_header(const uint8_t* bytes_, int64_t position, int64_t end, BatchHeader* header) noexcept nogil
 cdef Problem check_order(const BatchHeader* header, int64_t expected_offset, bint gaps, int32_t epoch) noexcept nogil
 cdef bint crc_matches(const uint8_t* bytes_, const BatchHeader* header) noexcept nogil
 cdef Problem decode_batches(
     Block* block, int64_t position, int64_t end, int64_t start_offset, int64_t stop_offset, int64_t expected_offset,
-    bint gaps, int32_t epoch, int64_t max_bytes, BatchColumns* columns, BatchHeader* header, int64_t* next_offset,
-    int64_t* next_position,
-) noexcept nogil
+    bint gaps, int32_t epoch, int64_t max_bytes, int64_t max_decompressed_bytes, const AbortedRange* aborted, int64_t aborted_count,
+    BatchColumns* columns, BatchHeader* header, int64_t* next_offset, int64_t* next_position,
+) except RAISED nogil
 cdef Problem find_timestamp(
-    const uint8_t* bytes_, const BatchHeader* header, int64_t timestamp, int64_t start_offset, int64_t* found
-) noexcept nogil
-cdef Problem check_records(const uint8_t* bytes_, const BatchHeader* header) noexcept nogil
+    const uint8_t* bytes_, const BatchHeader* header, int64_t max_decompressed_bytes, int64_t timestamp, int64_t start_offset,
+    int64_t* found,
+) except RAISED nogil
+cdef Problem check_records(const uint8_t* bytes_, const BatchHeader* header, int64_t max_decompressed_bytes) except RAISED nogil
 cdef str describe(Problem problem)

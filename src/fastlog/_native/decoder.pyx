@@ -1,9 +1,16 @@
-"""The decoder and validator of record batches, version 2."""
+"""The decoder and validator of record batches, version 2.
+
+Plain batches are decoded where they lie, without the GIL. Compressed ones, which the codecs need the GIL for, are first
+decompressed one behind the other into a block of their own, with the GIL, and decoded there, without it. The result of
+one call is of one kind: its positions point into one block.
+"""
 
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t
+from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from fastlog._native.checksum cimport crc32c_extend
+from fastlog._native.codecs cimport BROKEN, NO_ROOM, content_bound, decompress, is_bound_exceeded
 from fastlog._native.layout cimport (
     ATTRIBUTES_AT, BASE_OFFSET_AT, BASE_SEQUENCE_AT, BASE_TIMESTAMP_AT, BATCH_HEADER_SIZE, BATCH_LENGTH_AT, CODEC_MASK,
     CONTROL_BIT, CRC_AT, CRC_COVERS_FROM, LAST_OFFSET_DELTA_AT, LEADER_EPOCH_AT, LOG_OVERHEAD, MAGIC_AT,
@@ -12,6 +19,9 @@ from fastlog._native.layout cimport (
 )
 from fastlog._native.memory cimport BatchColumns, Block, block_allocate, block_release, block_retain
 from fastlog._native.varint cimport read_varint, read_varlong
+
+cdef enum:
+    MOST_CONTENT = 0x7FFFFFFF       # positions within a result have 32 bits
 
 DESCRIPTIONS = {
     FINE: "fine",
@@ -34,10 +44,10 @@ DESCRIPTIONS = {
     BAD_KEY_LENGTH: "a key's length does not fit its record",
     BAD_VALUE_LENGTH: "a value's length does not fit its record",
     BAD_HEADERS: "a record's headers do not fit it",
+    BAD_COMPRESSION: "the records do not decompress",
     TRAILING_BYTES: "bytes are left over behind the last record",
     BAD_CONTROL: "the control batch is not one uncompressed record",
-    COMPRESSED: "the batch is compressed, which this version cannot read",
-    TRANSACTIONAL: "the batch belongs to a transaction, which this version cannot read",
+    TOO_MUCH_CONTENT: "the records decompress to more than max_decompressed_bytes allows",
     NO_MEMORY: "out of memory",
 }
 
@@ -197,79 +207,250 @@ cdef inline Problem read_record(
     return FINE
 
 
-cdef Problem readable(const BatchHeader* header) noexcept nogil:
-    """Whether this version can show the records of a valid batch."""
-    if header.attributes & CONTROL_BIT:
-        if header.attributes & CODEC_MASK or header.count > 1:
-            return BAD_CONTROL
-        return FINE
-    if header.count == 0:
-        return FINE
-    if header.attributes & CODEC_MASK:
-        return COMPRESSED
-    if header.attributes & TRANSACTIONAL_BIT:
-        return TRANSACTIONAL
+cdef Problem check_kind(const BatchHeader* header) noexcept nogil:
+    """What a control batch has to be."""
+    if header.attributes & CONTROL_BIT and (header.attributes & CODEC_MASK or header.count > 1):
+        return BAD_CONTROL
     return FINE
 
 
-cdef Problem check_records(const uint8_t* bytes_, const BatchHeader* header) noexcept nogil:
-    """Decode every record of an uncompressed batch without keeping anything."""
-    cdef const uint8_t* at = bytes_ + header.position + BATCH_HEADER_SIZE
-    cdef const uint8_t* end = bytes_ + header.position + header.size
-    cdef int64_t previous = header.base_offset - 1
-    cdef RecordView record
+cdef inline bint is_aborted(const BatchHeader* header, const AbortedRange* aborted, int64_t aborted_count) noexcept nogil:
+    cdef int64_t i
+    if not header.attributes & TRANSACTIONAL_BIT:
+        return False
+    for i in range(aborted_count):
+        if aborted[i].first_offset > header.base_offset:
+            break
+        if aborted[i].producer_id == header.producer_id and header.base_offset <= aborted[i].last_offset:
+            return True
+    return False
+
+
+cdef inline bint is_shown(const BatchHeader* header, const AbortedRange* aborted, int64_t aborted_count) noexcept nogil:
+    """Whether readers get to see records of this batch."""
+    return (
+        header.count != 0 and not header.attributes & CONTROL_BIT
+        and (aborted_count == 0 or not is_aborted(header, aborted, aborted_count))
+    )
+
+
+cdef struct Piece:              # the content of one compressed batch
+    int64_t bound
+    int64_t start               # in the block of all
+    int64_t size
+
+
+cdef Problem decompress_batch(
+    const uint8_t* bytes_, const BatchHeader* header, int64_t max_decompressed_bytes, int64_t capacity, Block** content, int64_t* used
+) except RAISED with gil:
+    """The records area of a compressed batch, whose checksum holds, at the front of a new block of at least `capacity` bytes."""
+    cdef const uint8_t* area = bytes_ + header.position + BATCH_HEADER_SIZE
+    cdef int64_t area_size = header.size - BATCH_HEADER_SIZE, size
+    cdef int codec = header.attributes & CODEC_MASK
+    cdef int64_t room = content_bound(codec, area, area_size)
+    cdef Block* block
+    content[0] = NULL
+    if room == BROKEN:
+        return BAD_COMPRESSION
+    room = min(room, max_decompressed_bytes)
+    while True:
+        block = block_allocate(<size_t>max(room, capacity))
+        if block == NULL:
+            return NO_MEMORY
+        try:
+            size = decompress(codec, area, area_size, block.data, room)
+        except BaseException:
+            block_release(block)
+            raise
+        if size >= 0 and header.count <= size // MIN_RECORD_SIZE:
+            content[0] = block
+            used[0] = size
+            return FINE
+        block_release(block)
+        if size >= 0:
+            return BAD_COUNT
+        if size == NO_ROOM and room == max_decompressed_bytes:
+            return TOO_MUCH_CONTENT
+        if size == BROKEN or not is_bound_exceeded(codec):
+            return BAD_COMPRESSION
+        room = min(4 * room + 4096, max_decompressed_bytes)
+
+
+cdef struct Piece:              # the content of one compressed batch, in the block of a run
+    int64_t bound
+    int64_t start
+    int64_t size
+
+
+cdef Problem decompress_run(
+    const uint8_t* bytes_, int64_t position, int64_t* run_end, int64_t shown, int64_t max_bytes, int64_t max_decompressed_bytes,
+    const AbortedRange* aborted, int64_t aborted_count, Piece** pieces, Block** content, int64_t* total, BatchHeader* header,
+) except RAISED with gil:
+    """Decompress the `shown` batches in [position, run_end) into one block: at least one, then as many as fit into `max_bytes`.
+
+    `run_end` becomes the end of what was taken, `total` its number of records; `pieces` (to be freed) has an entry per batch.
+    Any problem ends the run before its batch, unless that is the batch at `position`: then it is the result. The headers were
+    checked by the caller.
+    """
+    cdef BatchHeader seen
+    cdef Block* block = NULL
+    cdef Piece* found = <Piece*>calloc(shown, sizeof(Piece))
+    cdef int64_t at = position, end, wanted = 0, capacity = 0, used = 0, size = 0, n = 0
+    cdef const uint8_t* area
+    cdef Problem problem = FINE
+    if found == NULL:
+        return NO_MEMORY
+    while at < run_end[0] and wanted < max_bytes:
+        parse_header(bytes_, at, run_end[0], &seen)
+        at += seen.size
+        if is_shown(&seen, aborted, aborted_count):
+            area = bytes_ + seen.position + BATCH_HEADER_SIZE
+            found[n].bound = content_bound(seen.attributes & CODEC_MASK, area, seen.size - BATCH_HEADER_SIZE)
+            wanted += min(max(found[n].bound, 0), max_decompressed_bytes)
+            n += 1
+    end = at
+    capacity = min(wanted, max_bytes, <int64_t>MOST_CONTENT)
+    at = position
+    n = 0
+    total[0] = 0
+    try:
+        while at < end:
+            parse_header(bytes_, at, end, &seen)
+            problem = FINE if crc_matches(bytes_, &seen) else BAD_CRC
+            if problem == FINE and is_shown(&seen, aborted, aborted_count):
+                if block == NULL:
+                    problem = decompress_batch(bytes_, &seen, max_decompressed_bytes, capacity, &block, &size)
+                elif found[n].bound < 0 or found[n].bound > min(<int64_t>block.size - used, max_decompressed_bytes):
+                    problem = TOO_MUCH_CONTENT      # for this run
+                else:
+                    area = bytes_ + seen.position + BATCH_HEADER_SIZE
+                    size = decompress(
+                        seen.attributes & CODEC_MASK, area, seen.size - BATCH_HEADER_SIZE, block.data + used, found[n].bound
+                    )
+                    if size < 0 or seen.count > size // MIN_RECORD_SIZE:
+                        problem = BAD_COMPRESSION
+                if problem == FINE:
+                    found[n].start = used
+                    found[n].size = size
+                    used += size
+                    total[0] += seen.count
+                    n += 1
+            if problem != FINE:
+                break
+            at += seen.size
+    except BaseException:
+        block_release(block)
+        free(found)
+        raise
+    if problem != FINE and at == position:
+        header[0] = seen
+        free(found)
+        return problem
+    run_end[0] = at
+    if block != NULL:
+        block.size = used
+    pieces[0] = found
+    content[0] = block
+    return FINE
+
+
+cdef Problem open_area(
+    const uint8_t* bytes_, const BatchHeader* header, int64_t max_decompressed_bytes, const uint8_t** at, const uint8_t** end,
+    Block** content,
+) except RAISED nogil:
+    """Where the records of a batch lie: in place, or in `content`, which the caller releases."""
     cdef Problem problem
-    cdef int32_t i
-    if header.attributes & CODEC_MASK:
-        return BAD_CONTROL if header.attributes & CONTROL_BIT else FINE
-    if header.attributes & CONTROL_BIT and header.count > 1:
-        return BAD_CONTROL
-    for i in range(header.count):
-        problem = read_record(&at, end, header, previous, &record)
+    cdef int64_t size = 0
+    content[0] = NULL
+    at[0] = bytes_ + header.position + BATCH_HEADER_SIZE
+    end[0] = bytes_ + header.position + header.size
+    if header.count and header.attributes & CODEC_MASK:
+        problem = decompress_batch(bytes_, header, max_decompressed_bytes, 0, content, &size)
         if problem != FINE:
             return problem
-        previous = record.offset
-    return FINE if at == end else TRAILING_BYTES
+        at[0] = content[0].data
+        end[0] = at[0] + size
+    return FINE
 
 
-cdef Problem find_timestamp(
-    const uint8_t* bytes_, const BatchHeader* header, int64_t timestamp, int64_t start_offset, int64_t* found
-) noexcept nogil:
-    """The first offset >= `start_offset` in this batch whose timestamp is >= `timestamp`, or -1."""
-    cdef const uint8_t* at = bytes_ + header.position + BATCH_HEADER_SIZE
-    cdef const uint8_t* end = bytes_ + header.position + header.size
+cdef Problem check_records(const uint8_t* bytes_, const BatchHeader* header, int64_t max_decompressed_bytes) except RAISED nogil:
+    """Decode every record of a batch whose checksum holds without keeping anything."""
+    cdef const uint8_t* at
+    cdef const uint8_t* end
     cdef int64_t previous = header.base_offset - 1
     cdef RecordView record
-    cdef Problem problem = readable(header)
+    cdef Block* content
+    cdef Problem problem = check_kind(header)
     cdef int32_t i
-    found[0] = -1
-    if problem != FINE or header.attributes & CONTROL_BIT:
+    if problem == FINE:
+        problem = open_area(bytes_, header, max_decompressed_bytes, &at, &end, &content)
+    if problem != FINE:
         return problem
     for i in range(header.count):
         problem = read_record(&at, end, header, previous, &record)
         if problem != FINE:
-            return problem
+            break
+        previous = record.offset
+    if problem == FINE and at != end:
+        problem = TRAILING_BYTES
+    block_release(content)
+    return problem
+
+
+cdef Problem find_timestamp(
+    const uint8_t* bytes_, const BatchHeader* header, int64_t max_decompressed_bytes, int64_t timestamp, int64_t start_offset,
+    int64_t* found,
+) except RAISED nogil:
+    """The first offset >= `start_offset` in this batch, whose checksum holds, with a timestamp >= `timestamp`, or -1."""
+    cdef const uint8_t* at
+    cdef const uint8_t* end
+    cdef int64_t previous = header.base_offset - 1
+    cdef RecordView record
+    cdef Block* content
+    cdef Problem problem = check_kind(header)
+    cdef int32_t i
+    found[0] = -1
+    if problem != FINE or header.attributes & CONTROL_BIT:
+        return problem
+    problem = open_area(bytes_, header, max_decompressed_bytes, &at, &end, &content)
+    if problem != FINE:
+        return problem
+    for i in range(header.count):
+        problem = read_record(&at, end, header, previous, &record)
+        if problem != FINE:
+            break
         previous = record.offset
         if record.timestamp >= timestamp and record.offset >= start_offset:
             found[0] = record.offset
-            return FINE
-    return FINE if at == end else TRAILING_BYTES
+            break
+    if problem == FINE and found[0] < 0 and at != end:
+        problem = TRAILING_BYTES
+    block_release(content)
+    return problem
 
 
 cdef Problem decode_batches(
     Block* block, int64_t position, int64_t end, int64_t start_offset, int64_t stop_offset, int64_t expected_offset,
-    bint gaps, int32_t epoch, int64_t max_bytes, BatchColumns* columns, BatchHeader* header, int64_t* next_offset,
-    int64_t* next_position,
-) noexcept nogil:
+    bint gaps, int32_t epoch, int64_t max_bytes, int64_t max_decompressed_bytes, const AbortedRange* aborted, int64_t aborted_count,
+    BatchColumns* columns, BatchHeader* header, int64_t* next_offset, int64_t* next_position,
+) except RAISED nogil:
     """Decode whole batches from `position` on: at least one, then as many as fit into `max_bytes`.
 
-    Records below `start_offset` and from `stop_offset` on are left out. On a problem nothing is kept, `header` is the batch
-    that has it — unless batches before it are fine: then those are the result and the problem waits for the next call.
+    Records below `start_offset` and from `stop_offset` on are left out, and so are control batches and those transactional
+    ones that an entry of `aborted` (sorted by first offset) covers. Of compressed batches `max_bytes` limits the content, too.
+    A run of compressed batches and one of plain batches are never in one result.
+
+    On a problem nothing is kept, `header` is the batch that has it — unless batches before it are fine: then those are the
+    result and the problem waits for the next call. Else `header` is the last batch with records that are shown, if any.
     `next_offset` and `next_position` say where to go on.
     """
     cdef const uint8_t* bytes_ = block.data
-    cdef int64_t at = position, limit, total = 0, n = 0, expected = expected_offset
-    cdef int batches = 0
+    cdef const uint8_t* base = bytes_           # what positions of the result count from
+    cdef Block* content = NULL                  # of compressed batches
+    cdef Piece* pieces = NULL
+    cdef int64_t at = position, limit, total = 0, n = 0, k = 0, expected = expected_offset
+    cdef int64_t batches = 0, shown = 0
+    cdef bint is_compressed = False
     cdef int16_t timestamp_type = -1
     cdef Problem problem
     cdef BatchHeader seen
@@ -299,30 +480,46 @@ cdef Problem decode_batches(
                 break
             problem = check_order(&seen, expected, gaps, epoch)
         if problem == FINE:
-            problem = readable(&seen)
+            problem = check_kind(&seen)
         if problem != FINE:
             if batches:
                 break
-            # of an unreadable batch a failing checksum is the better reason
-            if problem in (BAD_CONTROL, COMPRESSED, TRANSACTIONAL) and not crc_matches(bytes_, &seen):
+            # a failing checksum is the better reason
+            if problem == BAD_CONTROL and not crc_matches(bytes_, &seen):
                 problem = BAD_CRC
             header[0] = seen
             return problem
-        if seen.count and not seen.attributes & CONTROL_BIT:
-            # one RecordBatch has one timestamp type
-            if timestamp_type >= 0 and timestamp_type != (seen.attributes & TIMESTAMP_TYPE_BIT):
+        if is_shown(&seen, aborted, aborted_count):
+            # one RecordBatch has one timestamp type, and its bytes lie in one block
+            if shown and (
+                timestamp_type != (seen.attributes & TIMESTAMP_TYPE_BIT) or is_compressed != (seen.attributes & CODEC_MASK != 0)
+            ):
                 break
             timestamp_type = seen.attributes & TIMESTAMP_TYPE_BIT
+            is_compressed = seen.attributes & CODEC_MASK != 0
             total += seen.count
-        header[0] = seen
+            shown += 1
+            header[0] = seen
+        elif shown == 0:
+            header[0] = seen
         expected = seen.last_offset + 1
         at += seen.size
         batches += 1
+    if is_compressed:
+        problem = decompress_run(
+            bytes_, position, &at, shown, max_bytes, max_decompressed_bytes, aborted, aborted_count, &pieces, &content, &total, header
+        )
+        if problem != FINE:
+            return problem
+        if content != NULL:
+            base = content.data
     next_offset[0] = expected
     next_position[0] = at
     end = at
     columns.arrays = block_allocate(<size_t>total * 40)
     if columns.arrays == NULL:
+        block_release(content)
+        free(pieces)
         return NO_MEMORY
     offsets = <int64_t*>columns.arrays.data
     timestamps = offsets + total
@@ -337,11 +534,18 @@ cdef Problem decode_batches(
     while at < end:
         parse_header(bytes_, at, end, &seen)
         at += seen.size
-        problem = FINE if crc_matches(bytes_, &seen) else BAD_CRC
-        if problem == FINE and (seen.attributes & CONTROL_BIT or seen.count == 0):
+        # of compressed batches that came before they were decompressed
+        problem = FINE if is_compressed or crc_matches(bytes_, &seen) else BAD_CRC
+        next_offset[0] = seen.last_offset + 1
+        if problem == FINE and not is_shown(&seen, aborted, aborted_count):
             continue
-        cursor = bytes_ + seen.position + BATCH_HEADER_SIZE
-        stop = bytes_ + at
+        if is_compressed:
+            cursor = base + pieces[k].start
+            stop = cursor + pieces[k].size
+            k += 1
+        else:
+            cursor = bytes_ + seen.position + BATCH_HEADER_SIZE
+            stop = bytes_ + at
         previous = seen.base_offset - 1
         for i in range(seen.count if problem == FINE else 0):
             problem = read_record(&cursor, stop, &seen, previous, &record)
@@ -352,7 +556,7 @@ cdef Problem decode_batches(
                 continue
             offsets[n] = record.offset
             timestamps[n] = record.timestamp
-            value_positions[n] = <int32_t>(record.value - bytes_)
+            value_positions[n] = <int32_t>(record.value - base)
             value_sizes[n] = record.value_size
             if record.key_size >= 0 and not have_keys:
                 have_keys = True
@@ -360,7 +564,7 @@ cdef Problem decode_batches(
                     key_sizes[j] = -1
                     key_positions[j] = 0
             if have_keys:
-                key_positions[n] = <int32_t>(record.key - bytes_)
+                key_positions[n] = <int32_t>(record.key - base)
                 key_sizes[n] = record.key_size
             if record.header_count and not have_headers:
                 have_headers = True
@@ -368,7 +572,7 @@ cdef Problem decode_batches(
                     header_counts[j] = 0
                     header_positions[j] = 0
             if have_headers:
-                header_positions[n] = <int32_t>(record.headers - bytes_)
+                header_positions[n] = <int32_t>(record.headers - base)
                 header_counts[n] = record.header_count
             n += 1
         if problem == FINE and cursor != stop:
@@ -381,13 +585,17 @@ cdef Problem decode_batches(
             if seen.position == position:
                 header[0] = seen
                 block_release(columns.arrays)
+                block_release(content)
+                free(pieces)
                 memset(columns, 0, sizeof(BatchColumns))
                 return problem
             next_offset[0] = seen.base_offset
             next_position[0] = seen.position
             break
+    free(pieces)
     if n == 0:
         block_release(columns.arrays)
+        block_release(content)
         memset(columns, 0, sizeof(BatchColumns))
         return FINE
     columns.count = n
@@ -401,6 +609,9 @@ cdef Problem decode_batches(
     if have_headers:
         columns.header_positions = header_positions
         columns.header_counts = header_counts
-    columns.bytes = block
-    block_retain(block)
+    if is_compressed:
+        columns.bytes = content
+    else:
+        columns.bytes = block
+        block_retain(block)
     return FINE

@@ -4,6 +4,9 @@ An append that fits into one batch is encoded once, outside every lock, into the
 is planned first (sizes only), so that its total is known before the first byte is written, and then encoded batch by
 batch through the same buffer: a buffer that stays in the cache beats one as large as the append.
 
+With a codec every batch is encoded plain first and its records area is compressed behind a header made anew. How large
+that gets cannot be planned, so all of it is done beforehand, outside every lock, into ``EncodedBatches``.
+
 The base offset and the leader epoch are stamped last; the CRC does not cover them.
 """
 
@@ -12,6 +15,7 @@ from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
 
 from fastlog._native.checksum cimport crc32c_extend
+from fastlog._native.codecs cimport compress, compressed_room
 from fastlog._native.columns cimport COLUMN_SPANS, ColumnData, Span, span_at
 from fastlog._native.layout cimport (
     ATTRIBUTES_AT, BASE_OFFSET_AT, BASE_SEQUENCE_AT, BASE_TIMESTAMP_AT, BATCH_HEADER_SIZE, BATCH_LENGTH_AT, CRC_AT,
@@ -19,6 +23,8 @@ from fastlog._native.layout cimport (
     PRODUCER_EPOCH_AT, PRODUCER_ID_AT, RECORDS_COUNT_AT, store_int16, store_int32, store_int64, store_uint32,
 )
 from fastlog._native.varint cimport varint_size, write_varint
+
+from fastlog.errors import RecordTooLargeError
 
 cdef enum:
     RECORD_OVERHEAD = 64        # more than the varints of one record can take
@@ -180,6 +186,7 @@ cdef class Encoder:
         self.vectors = NULL
         self.vector_capacity = 0
         self.vector_count = 0
+        self.in_one_piece = False
 
     def __dealloc__(self):
         free(self.buffer)
@@ -198,7 +205,7 @@ cdef class Encoder:
         cdef Span key = null_span(), value, headers = null_span()
         cdef uint8_t* at
         cdef uint8_t* piece             # start of the bytes not yet in a vector
-        cdef bint in_place = values.is_stable
+        cdef bint in_place = values.is_stable and not self.in_one_piece
         cdef int64_t index = first
         cdef int64_t inline_size = BATCH_HEADER_SIZE
         cdef int64_t used, pending, done = 0
@@ -302,10 +309,11 @@ cdef class Encoder:
         store_int16(self.buffer + PRODUCER_EPOCH_AT, -1)
         store_int32(self.buffer + BASE_SEQUENCE_AT, -1)
         store_int32(self.buffer + RECORDS_COUNT_AT, <int32_t>count)
-        crc = crc32c_extend(0, <uint8_t*>self.vectors[0].iov_base + CRC_COVERS_FROM, self.vectors[0].iov_len - CRC_COVERS_FROM)
-        for i in range(1, self.vector_count):
-            crc = crc32c_extend(crc, <uint8_t*>self.vectors[i].iov_base, self.vectors[i].iov_len)
-        store_uint32(self.buffer + CRC_AT, crc)
+        if not self.in_one_piece:
+            crc = crc32c_extend(0, <uint8_t*>self.vectors[0].iov_base + CRC_COVERS_FROM, self.vectors[0].iov_len - CRC_COVERS_FROM)
+            for i in range(1, self.vector_count):
+                crc = crc32c_extend(crc, <uint8_t*>self.vectors[i].iov_base, self.vectors[i].iov_len)
+            store_uint32(self.buffer + CRC_AT, crc)
         self.size = size
         self.count = count
         self.max_timestamp = max_timestamp
@@ -348,3 +356,118 @@ cdef class Encoder:
         self.vectors[self.vector_count].iov_len = size
         self.vector_count += 1
         return 0
+
+
+cdef class EncodedBatches:
+    def __cinit__(self):
+        self.data = NULL
+        self.shapes = NULL
+        self.max_timestamp = -1
+
+    def __dealloc__(self):
+        free(self.data)
+        free(self.shapes)
+
+    cdef void stamp(self, int64_t base_offset, int32_t leader_epoch) noexcept nogil:
+        """Give every batch its place; the CRCs do not cover that."""
+        cdef uint8_t* at = self.data
+        cdef int64_t i
+        for i in range(self.batches):
+            store_int64(at + BASE_OFFSET_AT, base_offset + self.shapes[i].first)
+            store_int32(at + LEADER_EPOCH_AT, leader_epoch)
+            at += self.shapes[i].size
+
+    cdef int reserve(self, int64_t more) except -1:
+        """Make room for `more` bytes behind `size`."""
+        cdef int64_t capacity = self.size + more
+        cdef uint8_t* larger
+        if capacity <= self.capacity:
+            return 0
+        if self.capacity:
+            capacity = max(capacity, 2 * self.capacity)
+        larger = <uint8_t*>realloc(self.data, capacity)
+        if larger == NULL:
+            raise MemoryError(f"no memory left for {capacity} bytes of encoded batches; nothing was written")
+        self.data = larger
+        self.capacity = capacity
+        return 0
+
+    cdef int add(self, int64_t size, int64_t offsets, int64_t max_timestamp) except -1:
+        """Count the batch of `size` bytes that was put behind the others."""
+        cdef BatchShape* larger
+        cdef int64_t capacity
+        if self.batches == self.shape_capacity:
+            capacity = max(2 * self.shape_capacity, <int64_t>16)
+            larger = <BatchShape*>realloc(self.shapes, capacity * sizeof(BatchShape))
+            if larger == NULL:
+                raise MemoryError(f"no memory left for {capacity} encoded batches; nothing was written")
+            self.shapes = larger
+            self.shape_capacity = capacity
+        self.shapes[self.batches].first = self.offsets
+        self.shapes[self.batches].count = offsets
+        self.shapes[self.batches].size = size
+        self.shapes[self.batches].max_timestamp = max_timestamp
+        self.batches += 1
+        self.size += size
+        self.offsets += offsets
+        self.max_timestamp = max(self.max_timestamp, max_timestamp)
+        return 0
+
+
+cdef EncodedBatches encode_compressed(
+    Encoder encoder, const RecordSource* source, int codec, int64_t max_message_bytes, int64_t max_decompressed_bytes
+):
+    """Encode and compress all records of `source`.
+
+    A batch holds what takes `max_message_bytes` before compression, or one record that gets as small as that by it; the
+    codec stays also where it saves nothing. Raises RecordTooLargeError for a record that does not fit.
+    """
+    cdef EncodedBatches batches = EncodedBatches()
+    cdef int64_t first = 0, limit, encoded, size
+    encoder.in_one_piece = True
+    try:
+        while first < source.count:
+            limit = min(max_message_bytes, max_decompressed_bytes)
+            while True:
+                with nogil:
+                    encoded = encoder.encode(source, first, limit)
+                if encoded == RECORD_TOO_LARGE and limit < encoder.size <= max_decompressed_bytes:
+                    limit = encoder.size        # alone it may get small enough
+                    continue
+                if encoded == RECORD_TOO_LARGE:
+                    raise RecordTooLargeError(
+                        f"record {first} takes a batch of {encoder.size} bytes, more than max_message_bytes={max_message_bytes} and, "
+                        f"before compression, max_decompressed_bytes={max_decompressed_bytes} allow; nothing was written"
+                    )
+                if encoded == OUT_OF_MEMORY:
+                    raise MemoryError(f"no memory left to encode {source.count} records; nothing was written")
+                size = compress_batch(encoder, codec, batches)
+                if size <= max_message_bytes:
+                    break
+                if encoded == 1:
+                    raise RecordTooLargeError(
+                        f"record {first} takes a batch of {size} bytes after compression, more than "
+                        f"max_message_bytes={max_message_bytes}; nothing was written"
+                    )
+                # the codec has made it larger
+                limit = encoder.size - (size - max_message_bytes) - 1
+            batches.add(size, encoded, encoder.max_timestamp)
+            first += encoded
+    finally:
+        encoder.in_one_piece = False
+    return batches
+
+
+cdef int64_t compress_batch(Encoder encoder, int codec, EncodedBatches batches) except -1:
+    """Put the batch of `encoder` behind `batches`, compressed; the size."""
+    cdef int64_t plain = encoder.size - BATCH_HEADER_SIZE, size
+    cdef int64_t room = compressed_room(codec, plain)
+    cdef uint8_t* batch
+    batches.reserve(BATCH_HEADER_SIZE + room)
+    batch = batches.data + batches.size
+    memcpy(batch, encoder.buffer, BATCH_HEADER_SIZE)
+    size = BATCH_HEADER_SIZE + compress(codec, encoder.buffer + BATCH_HEADER_SIZE, plain, batch + BATCH_HEADER_SIZE, room)
+    store_int32(batch + BATCH_LENGTH_AT, <int32_t>(size - LOG_OVERHEAD))
+    store_int16(batch + ATTRIBUTES_AT, codec)
+    store_uint32(batch + CRC_AT, crc32c_extend(0, batch + CRC_COVERS_FROM, size - CRC_COVERS_FROM))
+    return size

@@ -7,13 +7,15 @@ What another process appends meanwhile is seen or not; a batch that is being wri
 import os
 
 from libc.stdint cimport int64_t
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from fastlog._native cimport oscalls as os_c
 from fastlog._native import oscalls
 from fastlog._native.batch cimport RecordBatch
 from fastlog._native.decoder cimport (
-    BatchHeader, END_OF_BYTES, FINE, NO_MEMORY, Problem, check_order, check_records, decode_batches, describe,
+    AbortedRange, BatchHeader, END_OF_BYTES, FINE, NO_MEMORY, Problem, TOO_MUCH_CONTENT, check_order, check_records, decode_batches,
+    describe,
 )
 from fastlog._native.layout cimport (
     INDEX_ENTRY_POSITION_AT, INDEX_ENTRY_SIZE, TIMESTAMP_TYPE_BIT, TIME_INDEX_ENTRY_OFFSET_AT, TIME_INDEX_ENTRY_SIZE,
@@ -22,7 +24,8 @@ from fastlog._native.layout cimport (
 from fastlog._native.memory cimport Block, block_allocate, block_release
 from fastlog._native.scanner cimport BatchReader
 
-from fastlog.errors import CorruptRecordError, UnsupportedFormatError
+from fastlog.config import DEFAULT_MAX_DECOMPRESSED_BYTES
+from fastlog.errors import CorruptRecordError, RecordTooLargeError, UnsupportedFormatError
 from fastlog.reports import BatchInfo, IndexEntry, TimeIndexEntry
 
 
@@ -32,11 +35,12 @@ cdef int64_t base_offset_of(str path) except -1:
     return int(digits) if digits.isascii() and digits.isdigit() and len(digits) == 20 else 0
 
 
-def scan_segment(path):
+def scan_segment(path, max_decompressed_bytes: int = DEFAULT_MAX_DECOMPRESSED_BYTES):
     """Headers of the batches in a ``.log`` file, as ``BatchInfo`` values, checked down to every record.
 
     Opens no partition and takes no lock. A stretch that does not check out is one BatchInfo with ``is_valid`` False and
-    the reason in ``problem``; the scan goes on at the next valid batch.
+    the reason in ``problem``; the scan goes on at the next valid batch. A compressed batch with more than
+    ``max_decompressed_bytes`` of content is one, too.
     """
     path = os.fsdecode(path)
     cdef int64_t expected = base_offset_of(path)
@@ -54,7 +58,7 @@ def scan_segment(path):
         if problem == FINE:
             problem = check_order(&header, expected, True, -1)
             if problem == FINE:
-                problem = check_records(reader.base(), &header)
+                problem = check_records(reader.base(), &header, max_decompressed_bytes)
         if problem == FINE:
             expected = header.last_offset + 1
             yield batch_info(&header, header.size, None)
@@ -76,10 +80,11 @@ cdef object batch_info(const BatchHeader* header, int64_t size, problem):
     )
 
 
-def read_batch(path, position: int) -> RecordBatch:
+def read_batch(path, position: int, max_decompressed_bytes: int = DEFAULT_MAX_DECOMPRESSED_BYTES) -> RecordBatch:
     """The batch at ``position`` of a ``.log`` file, as ``scan_segment`` names it; a control batch comes out empty.
 
-    Raises CorruptRecordError when it does not check out or cannot be read by this version.
+    Raises CorruptRecordError when it does not check out, and RecordTooLargeError when it is compressed and its content
+    takes more than ``max_decompressed_bytes``.
     """
     path = os.fsdecode(path)
     cdef BatchReader reader = BatchReader(path, position)
@@ -99,8 +104,8 @@ def read_batch(path, position: int) -> RecordBatch:
         batch.topic = os.path.basename(os.path.dirname(os.path.abspath(path)))
         batch.base_offset = header.base_offset
         problem = decode_batches(
-            block, 0, header.size, 0, 0x7FFFFFFFFFFFFFFF, header.base_offset, True, -1, header.size, &batch.columns, &header,
-            &next_offset, &next_position,
+            block, 0, header.size, 0, 0x7FFFFFFFFFFFFFFF, header.base_offset, True, -1, header.size, max_decompressed_bytes,
+            NULL, 0, &batch.columns, &header, &next_offset, &next_position,
         )
         block_release(block)
         if problem == FINE:
@@ -109,7 +114,47 @@ def read_batch(path, position: int) -> RecordBatch:
             return batch
         if problem == NO_MEMORY:
             raise MemoryError()
+        if problem == TOO_MUCH_CONTENT:
+            raise RecordTooLargeError(f"{path}, position {position}: {describe(problem)} ({max_decompressed_bytes})")
     raise CorruptRecordError(f"{path}, position {position}: {describe(problem)}", path, position)
+
+
+def decode(
+    data: bytes, *, start_offset: int = 0, stop_offset: int = 0x7FFFFFFFFFFFFFFF, max_bytes: int = 1 << 20,
+    max_decompressed_bytes: int = DEFAULT_MAX_DECOMPRESSED_BYTES, aborted: tuple = (),
+) -> RecordBatch:
+    """What one read of the encoded batches ``data`` gives, offsets that skip included. For tests.
+
+    ``aborted``: (producer id, first offset, last offset) of transactions whose records are left out, by first offset.
+    Raises CorruptRecordError with the position of the batch that does not check out.
+    """
+    cdef int64_t size = len(data), next_offset = start_offset, next_position = 0, count = len(aborted), i
+    cdef AbortedRange* ranges = <AbortedRange*>malloc((count + 1) * sizeof(AbortedRange))
+    cdef Block* block = block_allocate(size)
+    cdef RecordBatch batch = RecordBatch.__new__(RecordBatch)
+    cdef BatchHeader header
+    cdef Problem problem
+    try:
+        if block == NULL or ranges == NULL:
+            raise MemoryError()
+        memcpy(block.data, <const char*>data, size)
+        for i in range(count):
+            ranges[i].producer_id, ranges[i].first_offset, ranges[i].last_offset = aborted[i]
+        batch.topic = ""
+        batch.base_offset = start_offset
+        header.attributes = 0
+        problem = decode_batches(
+            block, 0, size, start_offset, stop_offset, 0, True, -1, max_bytes, max_decompressed_bytes, ranges, count,
+            &batch.columns, &header, &next_offset, &next_position,
+        )
+    finally:
+        block_release(block)
+        free(ranges)
+    if problem != FINE:
+        raise CorruptRecordError(f"position {header.position}: {describe(problem)}", None, header.position)
+    batch.next_offset = next_offset
+    batch.is_append_time = header.attributes & TIMESTAMP_TYPE_BIT
+    return batch
 
 
 def scan_index(path):

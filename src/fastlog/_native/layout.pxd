@@ -73,6 +73,61 @@ cdef enum:
     CONTROL_TYPE_AT = 2            # key: int16 version, int16 type
     CONTROL_KEY_SIZE = 4
 
+# Frames of the codecs, as far as they have to be walked or written here (their numbers are little-endian, but xerial's):
+#
+#    gzip    ... | crc32 | size of the content modulo 2^32, of the last member
+#    xerial  magic(8) | version | compatible | { chunk size | raw snappy block: content size as a varint, ... }
+#    lz4     magic | flags(1) | block size code(1) | [content size(8)] | [dictionary(4)] | checksum(1) |
+#            { block size, high bit = stored | block | [checksum(4)] } | 0 | [checksum(4)]
+#    zstd    magic | descriptor(1) | [window(1)] | [dictionary(0-4)] | [content size(1-8)] | { block header(3) | block } | [checksum(4)]
+#    both    skippable frames: magic | size | ignored bytes
+cdef enum:
+    GZIP_LEAST_SIZE = 18
+    GZIP_CONTENT_SIZE_FROM_END = 4
+    XERIAL_MAGIC_HEAD = 0x82534E41
+    XERIAL_MAGIC_TAIL = 0x50505900
+    XERIAL_MAGIC_TAIL_AT = 4
+    XERIAL_VERSION_AT = 8
+    XERIAL_COMPATIBLE_AT = 12
+    XERIAL_HEADER_SIZE = 16
+    SKIPPABLE_MAGIC = 0x184D2A50            # and 15 more
+    SKIPPABLE_MASK = 0xFFFFFFF0
+    SKIPPABLE_SIZE_AT = 4
+    SKIPPABLE_HEADER_SIZE = 8
+    LZ4_MAGIC = 0x184D2204
+    LZ4_FLAGS_AT = 4
+    LZ4_BLOCK_SIZE_AT = 5
+    LZ4_CHECKSUM_AT = 6                     # where neither a content size nor a dictionary is named
+    LZ4_HEADER_SIZE = 7                     # likewise
+    LZ4_VERSION_MASK = 0xC0
+    LZ4_VERSION = 0x40
+    LZ4_INDEPENDENT_BLOCKS = 0x20
+    LZ4_BLOCK_CHECKSUMS = 0x10
+    LZ4_CONTENT_SIZE = 0x08
+    LZ4_CONTENT_CHECKSUM = 0x04
+    LZ4_DICTIONARY = 0x01
+    LZ4_STORED = 0x80000000
+    ZSTD_MAGIC = 0xFD2FB528
+    ZSTD_DESCRIPTOR_AT = 4
+    ZSTD_HEADER_REST_AT = 5
+    ZSTD_SINGLE_SEGMENT = 0x20
+    ZSTD_CHECKSUM = 0x04
+    ZSTD_BLOCK_HEADER_SIZE = 3
+
+cdef inline uint32_t load_little32(const uint8_t* at) noexcept nogil:
+    cdef uint32_t v
+    memcpy(&v, at, 4)
+    return v
+
+cdef inline uint64_t load_little(const uint8_t* at, int size) noexcept nogil:
+    """A little-endian number of 0 to 8 bytes."""
+    cdef uint64_t v = 0
+    memcpy(&v, at, size)
+    return v
+
+cdef inline void store_little32(uint8_t* at, uint32_t value) noexcept nogil:
+    memcpy(at, &value, 4)
+
 cdef inline int16_t load_int16(const uint8_t* at) noexcept nogil:
     cdef uint16_t v
     memcpy(&v, at, 2)

@@ -20,6 +20,8 @@ from fastlog._native.layout cimport (
     TIME_INDEX_ENTRY_SIZE, load_int32, load_int64,
 )
 
+from fastlog.config import DEFAULT_MAX_DECOMPRESSED_BYTES
+
 cdef enum:
     READ_AHEAD = 1 << 20
     MOST_SKIPPED_OFFSETS = 0x7FFFFFFF   # a segment spans no more (its indexes hold 32-bit offsets)
@@ -153,7 +155,8 @@ cdef class ScanResult:
 
 
 def scan(
-    path: str, position: int, end: int, next_offset: int, gaps: bool, epoch: int, deep: bool, IndexTracker tracker=None
+    path: str, position: int, end: int, next_offset: int, gaps: bool, epoch: int, deep: bool, IndexTracker tracker=None,
+    max_decompressed_bytes: int = DEFAULT_MAX_DECOMPRESSED_BYTES,
 ) -> ScanResult:
     """Check the batches of ``path`` in [position, end): headers, CRC, order, and every record if ``deep``.
 
@@ -166,6 +169,7 @@ def scan(
     cdef int64_t expected = next_offset, failure = 0, batches = 0, records = 0
     cdef bint gaps_ = gaps, deep_ = deep
     cdef int32_t epoch_ = epoch
+    cdef int64_t max_decompressed_bytes_ = max_decompressed_bytes
     result.first_epoch = -1
     with nogil:
         while True:
@@ -174,7 +178,7 @@ def scan(
                 break
             problem = check_order(&header, expected, gaps_, epoch_)
             if problem == FINE and deep_:
-                problem = check_records(reader.base(), &header)
+                problem = check_records(reader.base(), &header, max_decompressed_bytes_)
             if problem != FINE:
                 reader.position = header.position
                 break

@@ -30,6 +30,7 @@ cdef class Segment:
     cdef int64_t interval
     cdef int32_t epoch
     cdef bint maps
+    cdef readonly int64_t max_decompressed_bytes
     cdef Block* block
     cdef IndexTracker tracker               # None until the indexes are needed
     cdef int64_t first_timestamp            # largest of the first batch; -2 = not looked up yet

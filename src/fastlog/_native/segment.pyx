@@ -10,8 +10,8 @@ from libc.stdint cimport int32_t, int64_t
 from fastlog._native cimport oscalls as os_c
 from fastlog._native import oscalls
 from fastlog._native.decoder cimport (
-    BAD_CRC, BAD_RECORD_LENGTH, BatchHeader, COMPRESSED, FINE, NO_MEMORY, Problem, TRANSACTIONAL,
-    TRAILING_BYTES, check_order, crc_matches, describe, find_timestamp, parse_header,
+    BAD_COMPRESSION, BAD_CRC, BAD_RECORD_LENGTH, BatchHeader, FINE, NO_MEMORY, Problem, TOO_MUCH_CONTENT, TRAILING_BYTES,
+    check_order, crc_matches, describe, find_timestamp, parse_header,
 )
 from fastlog._native.index cimport IndexFile, IndexTracker, OffsetEntry, TimeEntry
 from fastlog._native.layout cimport BATCH_HEADER_SIZE, CODEC_MASK
@@ -21,7 +21,8 @@ from fastlog._native.scanner import scan
 
 import logging
 
-from fastlog.errors import CorruptLogError, CorruptRecordError, NotSupportedError, StorageError
+from fastlog.config import DEFAULT_MAX_DECOMPRESSED_BYTES
+from fastlog.errors import CorruptLogError, CorruptRecordError, RecordTooLargeError, StorageError
 from fastlog.reports import CODECS
 
 cdef extern from *:
@@ -50,6 +51,7 @@ cdef class Segment:
     def __init__(
         self, path: str, size: int, *, segment_bytes: int, index_bytes: int, interval: int, epoch: int, gaps: bool,
         maps: bool, stores: bool, index_checksums: tuple | None = None,
+        max_decompressed_bytes: int = DEFAULT_MAX_DECOMPRESSED_BYTES,
     ):
         stem = path.removesuffix(".log")
         self.path = path
@@ -64,6 +66,7 @@ cdef class Segment:
         self.gaps = gaps
         self.maps = maps
         self.stores = stores
+        self.max_decompressed_bytes = max_decompressed_bytes
         self.index_checksums = index_checksums
         self.created = oscalls.wall_clock()
         self.tracker = None
@@ -265,7 +268,9 @@ cdef class Segment:
                     if problem == FINE and not crc_matches(block.data - shift, &header):
                         problem = BAD_CRC
                     if problem == FINE and header.max_timestamp >= timestamp and header.last_offset >= start_offset:
-                        problem = find_timestamp(block.data - shift, &header, timestamp, start_offset, &found)
+                        problem = find_timestamp(
+                            block.data - shift, &header, self.max_decompressed_bytes, timestamp, start_offset, &found
+                        )
             finally:
                 block_release(block)
             if problem != FINE:
@@ -310,12 +315,16 @@ cdef class Segment:
         cdef BatchHeader header
         cdef int64_t resumed
         reason = describe(problem)
-        if problem == COMPRESSED and self.peek(position, end, &header) == FINE:
+        if problem in (BAD_COMPRESSION, TOO_MUCH_CONTENT) and self.peek(position, end, &header) == FINE:
             reason += f" ({CODECS[header.attributes & CODEC_MASK]})"
         if problem == NO_MEMORY:
             return MemoryError(f"no memory left to read {self.path}")
-        if problem == COMPRESSED or problem == TRANSACTIONAL:
-            return NotSupportedError(f"{self.path}, position {position}, offset {first_offset}: {reason}")
+        if problem == TOO_MUCH_CONTENT:
+            # nothing is wrong with it, so that nobody should step over it unasked
+            return RecordTooLargeError(
+                f"{self.path}, position {position}, offset {first_offset}: {reason}: open the log with a "
+                f"max_decompressed_bytes above {self.max_decompressed_bytes} to read it, or go on at offset {header.last_offset + 1}"
+            )
         reader = BatchReader(self.path, position, end)
         resumed = reader.resynchronise(position + 1, first_offset + 1, &header)
         next_offset = header.base_offset if resumed >= 0 else None

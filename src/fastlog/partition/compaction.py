@@ -32,6 +32,7 @@ from fastlog._native import oscalls
 from fastlog._native.checksum import crc32c
 from fastlog._native.cleaner import DEFAULT_MEMORY, CleaningRound, OutputTooLargeError, Rewritten
 from fastlog._native.scanner import scan
+from fastlog.config import DEFAULT_MAX_DECOMPRESSED_BYTES
 from fastlog.errors import CorruptLogError, StorageError
 from fastlog.partition import files
 from fastlog.reports import CompactionReport
@@ -192,6 +193,7 @@ def compact(
     aborted: Sequence[AbortedTransaction] = (),
     producers: Iterable[ActiveProducer] = (),
     memory: int = DEFAULT_MEMORY,
+    max_decompressed_bytes: int = DEFAULT_MAX_DECOMPRESSED_BYTES,
     reach: Reach = nothing,
 ) -> CompactionReport:
     """Compact the log up to ``dirt.first_uncleanable``, or as far as ``memory`` allows.
@@ -209,6 +211,7 @@ def compact(
 
     Raises:
         CorruptLogError: damage; what was swapped in before stays, nothing else was changed.
+        NotSupportedError: a batch has more content than ``max_decompressed_bytes``; likewise.
         StorageError: files cannot be read or written; likewise.
     """
     sources = [source for source in sources if source.base_offset < dirt.first_uncleanable]
@@ -219,6 +222,7 @@ def compact(
         memory=memory,
         aborted=list(aborted),
         producers=list(producers),
+        max_decompressed_bytes=max_decompressed_bytes,
     )
     for i, source in enumerate(sources):
         next_base = sources[i + 1].base_offset if i + 1 < len(sources) else dirt.first_uncleanable

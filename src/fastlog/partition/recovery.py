@@ -86,6 +86,7 @@ def new_segment(
         maps=config.mmap,
         stores=stores,
         index_checksums=index_checksums,
+        max_decompressed_bytes=config.max_decompressed_bytes,
     )
 
 

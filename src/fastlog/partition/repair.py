@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 
 from fastlog._native import oscalls
-from fastlog.config import LogConfig
+from fastlog.config import MOST_MAX_DECOMPRESSED_BYTES, LogConfig
 from fastlog.errors import CorruptLogError
 from fastlog.partition import files
 from fastlog.partition.files import Meta
@@ -43,7 +43,15 @@ def repair(folder: str) -> RepairReport:
             meta.allow_gaps(max(other for other in bases if other < base), base)
         size = oscalls.file_size(path) or 0
         gaps = meta.allows_gaps(base)
-        found, _, _, end_offset = damages_of(path, size, base, gaps=gaps, epoch=ANY_EPOCH if gaps else meta.epoch)
+        found, _, _, end_offset = damages_of(
+            path,
+            size,
+            base,
+            gaps=gaps,
+            epoch=ANY_EPOCH if gaps else meta.epoch,
+            # what somebody could read with another setting is not damaged
+            max_decompressed_bytes=MOST_MAX_DECOMPRESSED_BYTES,
+        )
         if found:
             damages += found
             for damage in found:

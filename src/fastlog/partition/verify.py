@@ -14,7 +14,9 @@ from fastlog.partition import files
 from fastlog.reports import Damage, IndexProblem, VerifyReport
 
 
-def damages_of(path: str, size: int, base_offset: int, *, gaps: bool, epoch: int) -> tuple[list[Damage], int, int, int]:
+def damages_of(
+    path: str, size: int, base_offset: int, *, gaps: bool, epoch: int, max_decompressed_bytes: int
+) -> tuple[list[Damage], int, int, int]:
     """Every damaged stretch of a segment, then its batches, its records, and the offset behind its last batch.
 
     Checks headers, CRC, order and every record.
@@ -23,7 +25,7 @@ def damages_of(path: str, size: int, base_offset: int, *, gaps: bool, epoch: int
     batches = records = position = 0
     expected = base_offset
     while True:
-        result = scan(path, position, size, expected, gaps, epoch, True)
+        result = scan(path, position, size, expected, gaps, epoch, True, None, max_decompressed_bytes)
         batches += result.batches
         records += result.records
         expected = result.next_offset
@@ -109,7 +111,12 @@ def check_segment(segment: Segment) -> SegmentCheck:
         damages.append(Damage(path, actual or 0, size - (actual or 0), segment.base_offset, None, reason))
     try:
         found, batches, records, end_offset = damages_of(
-            path, size, segment.base_offset, gaps=segment.gaps, epoch=segment.epoch_checked
+            path,
+            size,
+            segment.base_offset,
+            gaps=segment.gaps,
+            epoch=segment.epoch_checked,
+            max_decompressed_bytes=segment.max_decompressed_bytes,
         )
         index_problems = problems_of_indexes(segment, size, is_growing=is_growing)
     except StorageError as error:

@@ -21,6 +21,7 @@ import org.apache.kafka.common.record.Record;
  * A request is one line: a command and its arguments, separated by tabs.
  *   dump ARGUMENTS...   kafka.tools.DumpLogSegments with these arguments
  *   records FILE...     every record of the segment files, read by Kafka's FileRecords, all bytes in hexadecimal
+ *   recompress FROM TO CODEC   the batches of a segment file, written anew by Kafka's builders
  * The answer is a line "OUTPUT_BYTES ERROR_BYTES", followed by these bytes.
  */
 public final class OracleServer {
@@ -83,6 +84,7 @@ public final class OracleServer {
                     records(path);
                 }
             }
+            case "recompress" -> Recompressor.recompress(words[1], words[2], words[3]);
             default -> System.err.println("unknown command " + words[0]);
         }
     }
