@@ -19,13 +19,14 @@ from fastlog._native cimport oscalls as os_c
 from fastlog._native.appending cimport Append, append, begin_change, fenced
 from fastlog._native.arrow cimport export_schema, export_stream
 from fastlog._native.batch cimport BinaryColumn, Record, RecordBatch
-from fastlog._native.columns cimport Column, Timestamps, make_column, make_header_column, make_timestamps
+from fastlog._native.columns cimport Column, ColumnData, Timestamps, make_column, make_header_column, make_timestamps, span_at
 from fastlog._native.control cimport Control, ring
 from fastlog._native.encoder cimport (
     BatchShape, EncodedBatches, Encoder, OUT_OF_MEMORY, RecordSource, encode_compressed, plan_batches,
 )
 from fastlog._native.layout cimport TRANSACTION_ENTRY_SIZE
 from fastlog._native.handle cimport AT_BATCH, AT_GROUP, AT_INTERVAL, AT_OS, Handle, Level, SegmentList
+from fastlog._native.maintaining cimport delete_until, maintain
 from fastlog._native.published cimport (
     Durable, Published, UNKNOWN_ENTRIES, load_word, publish, publish_durable, read_durable, read_published, store_word,
 )
@@ -255,6 +256,9 @@ cdef class PartitionLog(Handle):
         self.max_decompressed_bytes = resolved.max_decompressed_bytes
         self.segment_bytes = resolved.segment_bytes
         self.segment_ms = resolved.segment_ms
+        self.compacts = resolved.compacts
+        if self.compacts:
+            self.segment_ms = min(self.segment_ms, <int64_t>resolved.max_compaction_lag_ms)
         self.timestamp_limit = resolved.message_timestamp_after_max_ms
         self.encoders = []
         self.forget_cursor()
@@ -640,6 +644,8 @@ cdef class PartitionLog(Handle):
             if key_column.data.length != count:
                 raise InvalidRecordError(f"{count} values but {key_column.data.length} keys: expected as many, nothing was written")
             source.keys = &key_column.data
+        if self.compacts and count:
+            require_keys(source.keys, count)
         if headers is not None:
             header_column = make_header_column(headers, count)
             source.headers = &header_column.data
@@ -735,7 +741,7 @@ cdef class PartitionLog(Handle):
             raise InvalidRecordError(f"expected_end_offset={expected_end_offset!r}: expected an offset or None")
         batches = validate_batches(
             buffer, self.max_message_bytes, self.segment_bytes, os_c.clock_milliseconds() + self.timestamp_limit, internal=False,
-            needs_keys=False, max_decompressed_bytes=self.max_decompressed_bytes,
+            needs_keys=self.compacts, max_decompressed_bytes=self.max_decompressed_bytes,
         )
         return self.append_validated(batches, -1 if expected_end_offset is None else expected_end_offset)
 
@@ -845,61 +851,18 @@ cdef class PartitionLog(Handle):
         Durable when it returns. A ``before`` below the start changes nothing. Batches that were read stay valid.
         Raises OffsetOutOfRangeError when ``before`` lies beyond the readable end.
         """
-        cdef Published state
-        cdef Durable durable
-        cdef Segment segment
-        cdef Control control = self.control
-        cdef SegmentList list_
-        self.require_writable()
-        control.lock_sync_owner()
-        try:
-            control.lock_writer()
-            try:
-                self.require_writable()
-                self.read_state(&state)
-                if before > state.end_offset:
-                    raise out_of_range(self, before)
-                before = max(before, state.start_offset)
-                list_ = self.segments_at(&state)
-                first = max(bisect_right(list_.bases, before) - 1, 0)
-                if before == state.start_offset and first == 0:
-                    return before
-                begin_change(self, &state)
-                list_ = self.segments_at(&state)
-                read_published(control.page, &state)
-                meta = files.read_meta(self.path) or self.meta
-                meta.start_offset = before
-                read_durable(control.page, &durable)
-                if meta.recovery_segment < list_.bases[first]:
-                    # what is removed need not be synced any more
-                    meta.recovery_segment = meta.recovery_point = list_.bases[first]
-                    meta.recovery_position = 0
-                write_meta(self, meta)
-                if durable.base < list_.bases[first]:
-                    durable.base = durable.offset = list_.bases[first]
-                    durable.position = 0
-                    publish_durable(control.page, &durable)
-                removed = list_.segments[:first]
-                state.start_offset = before
-                if removed:
-                    state.generation += 2
-                publish(control.page, &state)
-                self.seen_version = control.page.version
-                os_c.reach(os_c.DELETE_PUBLISHED)
-                self.list_ = SegmentList(list_.segments[first:], state.generation)
-                self.forget_cursor()
-                for segment in removed:
-                    transactions, snapshot = files.transaction_index_path(segment.path), segment.path.removesuffix(".log") + ".snapshot"
-                    for path in (segment.index_path, segment.time_index_path, transactions, snapshot, segment.path):
-                        oscalls.remove(path)
-                os_c.reach(os_c.DELETE_REMOVED)
-                if removed:
-                    oscalls.sync_directory(self.path)
-                return before
-            finally:
-                control.unlock_writer()
-        finally:
-            control.unlock_sync_owner()
+        return delete_until(self, before)
+
+    def maintain(self) -> object:
+        """Delete what retention no longer wants, and compact, as ``cleanup_policy`` says; return a ``MaintenanceReport``.
+
+        One process at a time does it; when another one is at it the report is empty. Others may append and read meanwhile;
+        what was read before stays valid. With the default options it deletes nothing. A jump of the clock deletes nothing at
+        once: see the guide. Call it every few minutes, from any process.
+
+        Raises StorageError when files cannot be read or written: what was done before stays done, the log is whole.
+        """
+        return maintain(self)
 
     def segments(self) -> list:
         """A ``SegmentInfo`` for each segment, oldest first; the last one is the active one."""
@@ -964,6 +927,20 @@ cdef class PartitionLog(Handle):
             return repair_folder(folder)
         finally:
             oscalls.close_file(folder_fd)
+
+
+cdef int require_keys(const ColumnData* keys, int64_t count) except -1:
+    """Compaction keeps the latest record of each key: one without a key would be lost."""
+    cdef int64_t i, keyless = -1 if keys != NULL else 0
+    if keys != NULL:
+        with nogil:
+            for i in range(count):
+                if span_at(keys, i).data == NULL:
+                    keyless = i
+                    break
+    if keyless >= 0:
+        raise InvalidRecordError(f"record {keyless} has no key, which cleanup_policy \"compact\" needs; nothing was written")
+    return 0
 
 
 cdef Level level_of(str durability):

@@ -67,6 +67,25 @@ def parse_duration_ms(value: float | str | timedelta, name: str) -> int:
     return round(float(match[1]) * unit)
 
 
+def parse_cleanup_policy(value: str | None) -> str:
+    """``"delete"``, ``"compact"`` or ``"compact,delete"``, as Kafka writes them. Raises ConfigError."""
+    if value is None:
+        return "delete"
+    parts = {part.strip() for part in value.split(",")} if isinstance(value, str) else set()
+    if not parts or not parts <= {"compact", "delete"}:
+        raise ConfigError(f'cleanup_policy={value!r}: expected "delete", "compact" or "compact,delete"')
+    return ",".join(sorted(parts))
+
+
+def parse_ratio(value: float | None) -> float:
+    """``min_cleanable_dirty_ratio``, a number from 0 to 1. Raises ConfigError."""
+    if value is None:
+        return 0.5
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise ConfigError(f"min_cleanable_dirty_ratio={value!r}: expected a number from 0 to 1")
+    return float(value)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogConfig:
     """Options of a partition. ``None`` means: as stored with the partition, else the default.
@@ -83,6 +102,15 @@ class LogConfig:
         message_timestamp_after_max_ms: refuse timestamps so far in the future. Default 1 hour; from 0.
         flush_interval: how long at most records wait for a sync with ``durability="interval"``. Default 1 second; from 1 ms.
         lock_timeout: how long to wait for a lock that another process holds, before a LockedError. Default 30 seconds; from 0.
+        retention_ms: delete segments older than this. Default -1: never; else from 0.
+        retention_bytes: delete the oldest segments while at least this much is left. Default -1: never; else from 0.
+        cleanup_policy: what ``maintain`` does with old records: "delete" (default) by age and size, "compact" keeps the
+            latest record of each key, "compact,delete" does both.
+        delete_retention_ms: how long compaction keeps tombstones and transaction markers. Default 1 day; from 0.
+        min_cleanable_dirty_ratio: compact when more than this part of the log is new since the last time. Default 0.5;
+            0 to 1.
+        min_compaction_lag_ms: leave records alone that are younger. Default 0.
+        max_compaction_lag_ms: compact at the latest when a record is so old. Default: no limit; from 1.
         max_decompressed_bytes: refuse to read a compressed batch with more content than this, which bounds the memory
             that a read takes; batches are not written larger either. Default 64 MiB; 1 KiB to 1 GiB.
         mmap: read through memory maps (default). False reads by ``pread`` into memory of our own: slower, but safe
@@ -97,6 +125,13 @@ class LogConfig:
     message_timestamp_after_max_ms: int | str | timedelta | None = None
     flush_interval: float | str | timedelta | None = None
     lock_timeout: float | str | timedelta | None = None
+    retention_ms: int | str | timedelta | None = None
+    retention_bytes: int | str | None = None
+    cleanup_policy: str | None = None
+    delete_retention_ms: int | str | timedelta | None = None
+    min_cleanable_dirty_ratio: float | None = None
+    min_compaction_lag_ms: int | str | timedelta | None = None
+    max_compaction_lag_ms: int | str | timedelta | None = None
     max_decompressed_bytes: int | str | None = None
     mmap: bool | None = None
 
@@ -137,7 +172,17 @@ class LogConfig:
             values[name] = value
         if self.mmap is not None and not isinstance(self.mmap, bool):
             raise ConfigError(f"mmap={self.mmap!r}: expected True or False")
-        return ResolvedConfig(mmap=self.mmap is not False, **values)
+        if values["min_compaction_lag_ms"] > values["max_compaction_lag_ms"]:
+            raise ConfigError(
+                f"min_compaction_lag_ms={self.min_compaction_lag_ms!r} exceeds max_compaction_lag_ms="
+                f"{self.max_compaction_lag_ms!r}: records cannot be too young and too old at once"
+            )
+        return ResolvedConfig(
+            mmap=self.mmap is not False,
+            cleanup_policy=parse_cleanup_policy(self.cleanup_policy),
+            min_cleanable_dirty_ratio=parse_ratio(self.min_cleanable_dirty_ratio),
+            **values,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,8 +197,25 @@ class ResolvedConfig:
     message_timestamp_after_max_ms: int
     flush_interval: int
     lock_timeout: int
+    retention_ms: int
+    retention_bytes: int
+    cleanup_policy: str
+    delete_retention_ms: int
+    min_cleanable_dirty_ratio: float
+    min_compaction_lag_ms: int
+    max_compaction_lag_ms: int
     max_decompressed_bytes: int
     mmap: bool
+
+    @property
+    def compacts(self) -> bool:
+        """Whether ``maintain`` keeps only the latest record of each key."""
+        return "compact" in self.cleanup_policy
+
+    @property
+    def deletes(self) -> bool:
+        """Whether ``maintain`` deletes by age and size."""
+        return "delete" in self.cleanup_policy
 
     def layout(self) -> dict[str, int]:
         """The options that are stored with the partition."""
@@ -171,5 +233,10 @@ _LIMITS: Final = {
     "message_timestamp_after_max_ms": (HOUR_MS, 0, 2**63 - 1),
     "flush_interval": (SECOND_MS, 1, DAY_MS),
     "lock_timeout": (30 * SECOND_MS, 0, DAY_MS),
+    "retention_ms": (-1, -1, 2**63 - 1),
+    "retention_bytes": (-1, -1, 2**63 - 1),
+    "delete_retention_ms": (DAY_MS, 0, 2**63 - 1),
+    "min_compaction_lag_ms": (0, 0, 2**63 - 1),
+    "max_compaction_lag_ms": (2**63 - 1, 1, 2**63 - 1),
     "max_decompressed_bytes": (DEFAULT_MAX_DECOMPRESSED_BYTES, KIB, MOST_MAX_DECOMPRESSED_BYTES),
 }

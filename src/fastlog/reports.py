@@ -12,12 +12,15 @@ CODECS = ("none", "gzip", "snappy", "lz4", "zstd")
 __all__ = [
     "CODECS",
     "BatchInfo",
+    "CompactionReport",
     "CutTail",
     "Damage",
     "IndexEntry",
     "IndexProblem",
+    "MaintenanceReport",
     "RecoveryReport",
     "RepairReport",
+    "RetentionReport",
     "SegmentInfo",
     "TimeIndexEntry",
     "VerifyReport",
@@ -133,6 +136,47 @@ class RepairReport:
     damages: tuple[Damage, ...]
     side_files: tuple[str, ...]
     rebuilt_indexes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionReport:
+    """What retention deleted: segments, oldest first.
+
+    ``start_offset`` is the log's first offset afterwards. ``held_back`` is the base offset of a segment that would
+    have been next and stays only because its timestamps lie in the future; None when there is none.
+    """
+
+    segments_deleted: int
+    bytes_deleted: int
+    start_offset: int
+    held_back: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class CompactionReport:
+    """What one round of compaction did.
+
+    Up to ``cleaned_offset`` every key has one record, its latest, or none; a round that ran out of memory for keys, or
+    was overtaken by a deletion, ends earlier than it could. Bytes and records are those of all segments that were gone
+    through, before and after; ``segments_replaced`` counts the old ones.
+    """
+
+    first_dirty_offset: int
+    cleaned_offset: int
+    keys: int
+    segments_replaced: int
+    bytes_before: int
+    bytes_after: int
+    records_before: int
+    records_after: int
+
+
+@dataclass(frozen=True, slots=True)
+class MaintenanceReport:
+    """What ``maintain`` did. ``compaction`` is None when none was due, or the log is not compacted at all."""
+
+    retention: RetentionReport
+    compaction: CompactionReport | None
 
 
 @dataclass(frozen=True, slots=True)

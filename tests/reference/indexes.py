@@ -37,8 +37,11 @@ class SegmentIndexes:
     max_timestamp_offset: int = 0
 
     def add(self, batch: Batch, position: int, size: int) -> None:
-        """Take notice of a batch of ``size`` bytes that was written at ``position``."""
-        if batch.max_timestamp > self.max_timestamp:
+        """Take notice of a batch of ``size`` bytes that was written at ``position``.
+
+        A batch that compaction left without records has a timestamp, but no record has it.
+        """
+        if batch.records and batch.max_timestamp > self.max_timestamp:
             self.max_timestamp = batch.max_timestamp
             self.max_timestamp_offset = batch.last_offset
         if self.bytes_since_last_entry > self.interval_bytes and not self.is_full():

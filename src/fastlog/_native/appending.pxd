@@ -19,4 +19,6 @@ cdef int64_t append(Handle log, Append* request, Encoder encoder, EncodedBatches
 cdef object fenced(Handle log, int64_t found, int64_t expected)
 cdef int begin_change(Handle log, Published* state) except -1
 cdef int join_active(Handle log, const Published* state) except -1
+cdef int finish_compaction(Handle log, Published* state) except -1
+cdef int roll(Handle log, Published* state) except -1
 cdef int remove_clean_marker(Handle log) except -1

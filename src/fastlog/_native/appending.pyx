@@ -32,7 +32,7 @@ from fastlog._native.syncing cimport keep_interval, poisoned_error, sync_rolled_
 from fastlog._native import oscalls
 from fastlog.errors import FencedError, InvalidRecordError, StorageError
 from fastlog._native.transactions import TransactionIndex
-from fastlog.partition import files, recovery, snapshots
+from fastlog.partition import compaction, files, recovery, snapshots
 
 logger = logging.getLogger("fastlog.log")
 
@@ -258,6 +258,9 @@ cdef int begin_change(Handle log, Published* state) except -1:
         raise poisoned_error(log)
     if load_word(&page.dirty):
         take_over(log)
+    read_published(page, state)
+    if state.generation & 1:
+        finish_compaction(log, state)
     if page.has_clean_marker:
         remove_clean_marker(log)
     read_published(page, state)
@@ -269,6 +272,15 @@ cdef int begin_change(Handle log, Published* state) except -1:
         log.seen_version = page.version
     if page.flush_interval and not log.keeps_interval:
         keep_interval(log)
+    return 0
+
+
+cdef int finish_compaction(Handle log, Published* state) except -1:
+    """Somebody died, or failed, while it put compacted segments in the place of others: do the rest."""
+    logger.warning("finishing an interrupted compaction of %s", log.path)
+    compaction.finish_swaps(log.path)
+    state.generation += 1 if state.generation & 1 else 2
+    publish(log.control.page, state)
     return 0
 
 

@@ -29,6 +29,7 @@ cdef class Control:
     cdef int generation                     # of forks, when it was made
     cdef Mutex writer
     cdef Mutex syncer
+    cdef Mutex maintainer
 
     cdef int lock_writer(self) except -1
     cdef int wait_for_writer_lock(self, bint has_mutex) except -1
@@ -36,6 +37,8 @@ cdef class Control:
     cdef bint try_sync_owner(self) except -1
     cdef int lock_sync_owner(self) except -1
     cdef void unlock_sync_owner(self) noexcept
+    cdef bint try_maintenance(self) except -1
+    cdef void end_maintenance(self) noexcept
     cdef void let_go(self) noexcept
     cdef object locked_out(self, str what, int64_t pid)
 

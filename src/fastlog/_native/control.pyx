@@ -8,10 +8,11 @@ Presence    every attached handle holds ``flock`` shared on the folder; who gets
 Page        ``.fastlog-control``, mapped; made by who is alone, unlinked before that and by the last to close. It is
             believed only while somebody else is attached to it, which an OFD read lock on its first byte says
 Writer      ``flock`` exclusive on the control file, behind a mutex for the threads of a handle
+Maintainer  an OFD write lock on the second byte of the control file, behind a mutex: one process compacts and deletes
 Sync owner  ``flock`` exclusive on ``.fastlog-meta``, behind a mutex: one sync at a time; also guards that file
 Bells       a word to sleep on and a flag that somebody does. Bells are hints: every sleep is short, and looks again
 
-Order: sync owner before writer, when both are needed. Nobody waits for any of them while holding the GIL.
+Order: maintainer, sync owner, writer, when several are needed. Nobody waits for any of them while holding the GIL.
 """
 
 import random
@@ -121,6 +122,7 @@ cdef class Control:
         self.process = oscalls.process_id()
         self.writer = Mutex()
         self.syncer = Mutex()
+        self.maintainer = Mutex()
 
     def __dealloc__(self):
         self.let_go()
@@ -228,6 +230,24 @@ cdef class Control:
             os_c.os_lock(self.sync_fd, os_c.UNLOCK)
         self.syncer.release()
         ring(&self.page.sync_bell)
+
+    cdef bint try_maintenance(self) except -1:
+        """Become the one who compacts and deletes, unless somebody is."""
+        cdef int result = 1
+        if not self.maintainer.try_acquire():
+            return False
+        if not self.is_exclusive:
+            result = os_c.os_lock_maintenance(self.control_fd, True)
+            if result != 1:
+                self.maintainer.release()
+            if result < 0:
+                raise os_c.storage_error("lock", f"{self.folder}/{CONTROL}", result)
+        return result == 1
+
+    cdef void end_maintenance(self) noexcept:
+        if not self.is_exclusive:
+            os_c.os_lock_maintenance(self.control_fd, False)
+        self.maintainer.release()
 
     # --- coming and going ------------------------------------------------------------------------------------------------
 

@@ -43,6 +43,7 @@ cdef class Handle:
     cdef Level level
     cdef bint reads_durably
     cdef bint reads_committed
+    cdef bint compacts                  # every record needs a key
     cdef object meta                    # as last read, or written, by this handle
     cdef object meta_file
     cdef int64_t max_message_bytes

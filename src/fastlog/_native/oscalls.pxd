@@ -40,6 +40,7 @@ cdef void os_unmap(void* address, int64_t size) noexcept nogil
 cdef int os_lock(int fd, LockKind kind) noexcept nogil                                          # never waits
 cdef int os_attach(int fd) noexcept nogil
 cdef int os_others_attached(int fd) noexcept nogil
+cdef int os_lock_maintenance(int fd, bint take) noexcept nogil
 cdef void os_wait(uint32_t* word, uint32_t expected, int64_t nanoseconds) noexcept nogil
 cdef void os_wake(uint32_t* word) noexcept nogil
 cdef void os_nap(int64_t nanoseconds) noexcept nogil

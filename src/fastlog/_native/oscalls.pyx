@@ -9,7 +9,7 @@ import errno as errno_codes
 import os
 import stat as stat_codes
 
-from libc.errno cimport EAGAIN, EINTR, EIO, errno
+from libc.errno cimport EACCES, EAGAIN, EINTR, EIO, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.string cimport memset, strerror
 
@@ -101,10 +101,21 @@ cdef extern from *:
         lock.l_len = 1;
         return fcntl(fd, F_OFD_GETLK, &lock) != 0 ? -1 : lock.l_type != F_UNLCK;
     }
+    /* A write lock on the second byte: the one who compacts and deletes. */
+    static int fastlog_lock_maintenance(int fd, int kind) {
+        struct flock lock;
+        memset(&lock, 0, sizeof lock);
+        lock.l_type = kind;
+        lock.l_whence = SEEK_SET;
+        lock.l_start = 1;
+        lock.l_len = 1;
+        return fcntl(fd, F_OFD_SETLK, &lock);
+    }
     enum { FASTLOG_HAS_OFD_LOCKS = 1 };
     #else
     static int fastlog_attach(int fd) { (void)fd; return 0; }
     static int fastlog_others_attached(int fd) { (void)fd; return 1; }
+    static int fastlog_lock_maintenance(int fd, int kind) { (void)fd; (void)kind; return 0; }
     enum { FASTLOG_HAS_OFD_LOCKS = 0 };
     #endif
     #if defined(__linux__)
@@ -188,6 +199,8 @@ cdef extern from *:
     int fastlog_close(int fd) nogil
     int fastlog_attach(int fd) nogil
     int fastlog_others_attached(int fd) nogil
+    int fastlog_lock_maintenance(int fd, int kind) nogil
+    int F_WRLCK, F_UNLCK
     void fastlog_futex_wait(uint32_t* word, uint32_t expected, int64_t nanoseconds) nogil
     void fastlog_futex_wake(uint32_t* word) nogil
     int64_t fastlog_file_system(const char* path, char* name, size_t size)
@@ -547,6 +560,13 @@ cdef int os_others_attached(int fd) noexcept nogil:
     return result if result >= 0 else -errno
 
 
+cdef int os_lock_maintenance(int fd, bint take) noexcept nogil:
+    """Take (1, or 0 when somebody else has it) or let go of the lock of whoever compacts and deletes; or -errno."""
+    if fastlog_lock_maintenance(fd, F_WRLCK if take else F_UNLCK) == 0:
+        return 1
+    return 0 if errno == EAGAIN or errno == EACCES else -errno
+
+
 cdef bint polls = not FASTLOG_HAS_FUTEX or bool(os.environ.get("FASTLOG_PORTABLE"))
 
 
@@ -745,6 +765,23 @@ def change_time(path: str) -> int:
         return os.stat(path).st_mtime_ns
     except OSError as error:
         raise translated("examine", path, error) from None
+
+
+def modified_at(path: str) -> int:
+    """When a file was last written to, milliseconds since the epoch."""
+    checked(CALL_FSTAT, "examine", path)
+    try:
+        return os.stat(path).st_mtime_ns // 1_000_000
+    except OSError as error:
+        raise translated("examine", path, error) from None
+
+
+def set_modified(path: str, milliseconds: int) -> None:
+    """Let a file look as if it was last written to at that time."""
+    try:
+        os.utime(path, ns=(milliseconds * 1_000_000, milliseconds * 1_000_000))
+    except OSError as error:
+        raise translated("change the time of", path, error) from None
 
 
 def file_size(path: str) -> int | None:

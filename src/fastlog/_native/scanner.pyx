@@ -189,7 +189,8 @@ def scan(
             if batches == 0:
                 result.first_epoch = header.leader_epoch
             if tracker is not None:
-                tracker.track(header.position, header.size, header.last_offset, header.max_timestamp)
+                # the timestamp of a batch that compaction left without records is nobody's
+                tracker.track(header.position, header.size, header.last_offset, header.max_timestamp if header.count else -1)
             expected = header.last_offset + 1
             batches += 1
             records += header.count
@@ -242,6 +243,7 @@ cdef class IndexChecker:
     cdef int64_t offset_at
     cdef int64_t time_at
     cdef int64_t max_timestamp
+    cdef int64_t max_of_headers         # batches without records included: Kafka's own indexes count them in
     cdef readonly str offset_problem
     cdef readonly str time_problem
 
@@ -249,7 +251,7 @@ cdef class IndexChecker:
         self.offsets = offsets
         self.times = times
         self.base_offset = base_offset
-        self.max_timestamp = -1
+        self.max_timestamp = self.max_of_headers = -1
         if len(offsets) % INDEX_ENTRY_SIZE:
             self.offset_problem = f"{len(offsets)} bytes are no whole number of {INDEX_ENTRY_SIZE}-byte entries"
         if len(times) % TIME_INDEX_ENTRY_SIZE:
@@ -258,7 +260,9 @@ cdef class IndexChecker:
     cdef int observe(self, const BatchHeader* header) except -1:
         cdef const uint8_t* entry
         cdef int64_t relative = header.last_offset - self.base_offset
-        if header.max_timestamp > self.max_timestamp:
+        if header.max_timestamp > self.max_of_headers:
+            self.max_of_headers = header.max_timestamp
+        if header.max_timestamp > self.max_timestamp and header.count:
             self.max_timestamp = header.max_timestamp
         if self.offset_problem is None and self.offset_at < len(self.offsets):
             entry = <const uint8_t*>self.offsets + self.offset_at
@@ -272,7 +276,7 @@ cdef class IndexChecker:
         if self.time_problem is None and self.time_at < len(self.times):
             entry = <const uint8_t*>self.times + self.time_at
             if load_int32(entry + TIME_INDEX_ENTRY_OFFSET_AT) <= relative:
-                if load_int32(entry + TIME_INDEX_ENTRY_OFFSET_AT) != relative or load_int64(entry) != self.max_timestamp:
+                if load_int32(entry + TIME_INDEX_ENTRY_OFFSET_AT) != relative or load_int64(entry) not in (self.max_timestamp, self.max_of_headers):
                     self.time_problem = (
                         f"entry {self.time_at // TIME_INDEX_ENTRY_SIZE} says timestamp {load_int64(entry)} at offset "
                         f"{self.base_offset + load_int32(entry + TIME_INDEX_ENTRY_OFFSET_AT)}, where the segment's largest is {self.max_timestamp} at "

@@ -94,6 +94,8 @@ class Meta:
 
     ``last_producer_offset``: no batch behind it, up to the recovery point, carries a producer id; -1 = none does at all,
     ``PRODUCERS_UNKNOWN`` = nobody has looked.
+    Below ``cleaned_offset`` the log was compacted. ``clock_confirmed`` and ``clock_seen`` are readings of the wall clock,
+    milliseconds: ``retention`` says what they are for.
     ``inode`` is the folder's: a copy of the folder has another one, and its recovery point means nothing.
     ``recovery_point`` is an offset below which everything is durable; it lies at ``recovery_position`` of the segment
     ``recovery_segment``. ``gap_ranges`` are pairs (first, last) of segment base offsets where offsets may skip:
@@ -108,6 +110,9 @@ class Meta:
     epoch: int = 0
     inode: int = 0
     last_producer_offset: int = -1
+    cleaned_offset: int = 0
+    clock_confirmed: int = -1
+    clock_seen: int = -1
     gap_ranges: list[list[int]] = field(default_factory=list)
 
     def allows_gaps(self, base_offset: int) -> bool:
@@ -140,6 +145,9 @@ class Meta:
             "epoch": self.epoch,
             "inode": self.inode,
             "last_producer_offset": self.last_producer_offset,
+            "cleaned_offset": self.cleaned_offset,
+            "clock_confirmed": self.clock_confirmed,
+            "clock_seen": self.clock_seen,
             "gap_ranges": self.gap_ranges,
         }
 

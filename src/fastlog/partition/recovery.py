@@ -23,7 +23,7 @@ from fastlog._native.segment import Segment
 from fastlog._native.transactions import TransactionIndex
 from fastlog.config import LogConfig, ResolvedConfig
 from fastlog.errors import CorruptLogError, StorageError, UnsupportedFormatError
-from fastlog.partition import files, snapshots
+from fastlog.partition import compaction, files, snapshots
 from fastlog.partition.files import Meta
 from fastlog.reports import CutTail, RecoveryReport
 
@@ -148,6 +148,7 @@ def recover_producers(opened: OpenedPartition, *, read_only: bool) -> None:
 
 def open_segments(folder: str, config: LogConfig, *, read_only: bool) -> OpenedPartition:
     """Find the segments of a locked folder and where the log ends."""
+    replaced = [] if read_only else compaction.finish_swaps(folder)
     names = oscalls.list_directory(folder)
     bases = files.segment_bases(names)
     marker = files.read_clean_marker(folder)
@@ -166,6 +167,10 @@ def open_segments(folder: str, config: LogConfig, *, read_only: bool) -> OpenedP
     resolved = config.resolve(meta.layout if meta is not None else None)
     if not bases and (meta is None or meta.recovery_point == meta.recovery_position == 0):
         return create(folder, resolved, read_only=read_only)
+    if replaced:
+        marker = None
+        for first, end in replaced if meta is not None else []:
+            meta.allow_gaps(first, end)
     if meta is not None:
         bases = leave_out_deleted(folder, meta, bases, read_only=read_only)
         if bases and not read_only and oscalls.file_size(f"{folder}/{files.META}") != 2 * files.SLOT_BYTES:
@@ -213,7 +218,7 @@ def refuse_foreign(folder: str, names: list[str], bases: list[int]) -> None:
     unfinished = [name for name in names if name.endswith((".swap", ".cleaned"))]
     if unfinished:
         raise UnsupportedFormatError(
-            f"{folder} holds an unfinished compaction ({min(unfinished)}): let Kafka finish it, then open it again"
+            f"{folder} holds an unfinished compaction ({min(unfinished)}): open it once for writing, which finishes it"
         )
 
 
