@@ -1,11 +1,11 @@
 # Every target sets itself up: a virtual environment in .venv, what it needs from PyPI, the compiled core.
 # What is there already is not made again. Wanted on the machine: Python >= 3.11 and a C compiler;
-# for the Kafka oracles of the tests, Java 17 and Maven.
+# for the Kafka oracles of the tests, Java 17 and Maven; for the models of docs/models, spin.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench lint wheel nightly build oracle sanitize format clean distclean
+.PHONY: help demo test models bench lint wheel nightly build oracle sanitize format clean distclean
 
 PYTHON ?=
 TESTS ?= tests
@@ -36,6 +36,9 @@ demo: $(DONE)/built $(DONE)/extra-demo $(DONE)/flights  ## run the main job on r
 test: $(DONE)/built $(DONE)/extra-test $(DONE)/flights  ## run the tests, Kafka's own tools as oracle where Java 17 and Maven are there
 	$(SAY) "running the tests"
 	@$(RUN) -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS) $(TESTS)
+
+models: $(DONE)/extra-test  ## check the models of the sharing protocol and their planted mistakes with spin
+	@$(RUN) -m pytest -n $(WORKERS) $(PYTEST_ARGS) tests/test_models.py
 
 bench: $(DONE)/built $(DONE)/extra-bench  ## measure beside LMDB, RocksDB and SQLite; results in benchmarks/results/
 	$(SAY) "measuring: leave the machine alone, this takes several minutes"
