@@ -172,6 +172,30 @@ def acknowledged_early(recorded: Record) -> Record:
     return dataclasses.replace(recorded, entries=entries)
 
 
+def acknowledged_by_a_sync_under_way(recorded: Record) -> Record:
+    """The record of an engine whose writers believe a sync that began before they wrote."""
+    begins: dict[int, int] = {}  # thread -> where the append under way was written
+    early: dict[int, list[Entry]] = {}  # a sync's end -> acknowledgements that follow it at once
+    ends: list[Entry] = []
+    for entry in recorded.entries:
+        if entry.kind == Kind.WRITE and entry.path.endswith(".log"):
+            begins[entry.thread] = entry.number
+        elif entry.kind == Kind.SYNC_END and entry.path.endswith(".log"):
+            ends.append(entry)
+        elif entry.kind == Kind.MARK and b'"ack"' in entry.data:
+            written = begins[entry.thread]
+            for end in ends:
+                if end.position < written < end.number:
+                    early.setdefault(end.number, []).append(entry)
+                    break
+    moved = {entry.number for entries in early.values() for entry in entries}
+    kept: list[Entry] = []
+    for entry in recorded.entries:
+        if entry.number not in moved:
+            kept += [entry, *early.get(entry.number, [])]
+    return dataclasses.replace(recorded, entries=kept)
+
+
 def without_syncs_before(recorded: Record, mark: bytes, suffix: str) -> Record:
     """The record of an engine that leaves out syncs of some files in what ends with a mark."""
     following = b""
@@ -202,6 +226,15 @@ PLANTED: dict[str, tuple[str, Callable[[Record], Record]]] = {
         lambda recorded: without_syncs(recorded, lambda entry: entry.path.endswith(".fastlog-meta")),
     ),
     "acknowledged before the sync": ("durable_appends", acknowledged_early),
+    "acknowledged by a sync under way": ("group_threads", acknowledged_by_a_sync_under_way),
+    "shared appends without a sync": (
+        "group_processes",
+        lambda recorded: without_syncs(recorded, lambda entry: entry.path.endswith(".log")),
+    ),
+    "a new page without a sync of what was recovered": (
+        "group_deaths",
+        lambda recorded: without_syncs_before(recorded, b'"durable"', ".log"),
+    ),
     "a flush without a sync": (
         "lazy_appends",
         lambda recorded: without_syncs_before(recorded, b'"durable"', ".log"),

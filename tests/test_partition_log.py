@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
 import subprocess
@@ -748,6 +749,24 @@ def rewind(path: Path) -> None:
     meta.recovery_point = meta.recovery_segment = meta.recovery_position = 0
     with files.MetaFile(str(path)) as meta_file:
         meta_file.write(meta)
+
+
+def test_a_reader_that_was_alone_waits_for_a_sync_as_others_do(folder: Path) -> None:
+    path = folder / "events-0"
+    with fastlog.PartitionLog.open(path) as log:
+        log.append([b"first"])
+    with (
+        fastlog.PartitionLog.open(path, read_only=True) as reader,
+        fastlog.PartitionLog.open(path, durability="os") as writer,
+    ):
+        writer.append([b"second"])
+        with open(path / ".fastlog-meta", "rb") as syncing:
+            fcntl.flock(syncing, fcntl.LOCK_EX)
+            release = threading.Timer(0.2, fcntl.flock, (syncing, fcntl.LOCK_UN))
+            release.start()
+            assert reader.wait(1, timeout=20)
+            release.join()
+        assert reader.get(1).value == b"second"
 
 
 @pytest.mark.parametrize("mmap", [True, False])

@@ -328,6 +328,7 @@ cdef class PartitionLog(Handle):
         self.meta, self.epoch = other.meta, other.epoch
         self.list_ = other.list_
         self.control = other.control
+        self.control.lock_timeout = self.config.lock_timeout    # only the look was not to wait
         self.forget_cursor()
         self.last_change = change
         return 0

@@ -27,7 +27,6 @@ from typing import Any
 
 import fastlog
 from fastlog._native import oscalls
-from fastlog.config import DURABILITY_LEVELS
 
 SOME_TIME = 1_700_000_000_000
 NAME = "events-0"
@@ -319,7 +318,7 @@ def recovery(folder: Path, seed: int) -> None:
 
 
 ALONE = ["durable_appends", "lazy_appends", "deletions", "clean_closes", "deaths", "threads"]
-SHARED = ["group_threads", "group_processes", "group_deaths", "intervals"] if "group" in DURABILITY_LEVELS else []
+SHARED = ["group_threads", "group_processes", "group_deaths", "intervals"]
 WORKLOADS: dict[str, Callable[[Path, int], None]] = {
     function.__name__: function
     for function in (

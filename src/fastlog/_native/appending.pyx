@@ -27,7 +27,7 @@ from fastlog._native.published cimport (
 from fastlog._native.producers cimport ACCEPTED, DUPLICATE, ProducerStates, Rejection, Verdict
 from fastlog._native.segment cimport Segment
 from fastlog._native.validator cimport ValidatedBatches
-from fastlog._native.syncing cimport keep_interval, poisoned_error, sync_rolled_later
+from fastlog._native.syncing cimport keep_interval, poison, poisoned_error, sync_rolled_later
 
 from fastlog._native import oscalls
 from fastlog.errors import FencedError, InvalidRecordError, StorageError
@@ -84,6 +84,8 @@ cdef int64_t append(Handle log, Append* request, Encoder encoder, EncodedBatches
         with nogil:
             result = write_batches(log, request, encoder, ready, given, &state)
         if result < 0:
+            if load_word(&control.page.poisoned):
+                poison(log, os_c.storage_error("append to", log.active.path, result if result > VALUES_CHANGED else -EIO))
             if result == VALUES_CHANGED:
                 raise InvalidRecordError("the values were changed by another thread while they were appended: nothing was written")
             if result == -ENOMEM:
@@ -139,8 +141,7 @@ cdef int64_t write_batches(Handle log, Append* request, Encoder encoder, Encoded
         os_c.reach(os_c.APPEND_BATCH_WRITTEN)
     if result < 0:
         # durably: power loss must not bring back the end of this behind what comes next. Else the next owner cuts
-        if os_c.os_ftruncate(fd, begin) == 0 and (result == VALUES_CHANGED or os_c.os_fdatasync(fd) == 0):
-            store_word(&page.dirty, 0)
+        cut_back(page, fd, begin)
         return result
     os_c.reach(os_c.APPEND_WRITTEN)
     if given is not None:
@@ -152,8 +153,7 @@ cdef int64_t write_batches(Handle log, Append* request, Encoder encoder, Encoded
         if result < 0:
             with gil:
                 log.producers = None
-            if os_c.os_ftruncate(fd, begin) == 0 and os_c.os_fdatasync(fd) == 0:
-                store_word(&page.dirty, 0)
+            cut_back(page, fd, begin)
             return result
         state.first_unstable_offset = log.producers.first_unstable()
         state.last_producer_offset = log.producers.last_producer_offset
@@ -179,6 +179,16 @@ cdef int64_t write_batches(Handle log, Append* request, Encoder encoder, Encoded
     os_c.reach(os_c.APPEND_PUBLISHED)
     store_word(&page.dirty, 0)
     return 0
+
+
+cdef void cut_back(ControlPage* page, int fd, int64_t size) noexcept nogil:
+    """Undo a failed append, durably. Where the cut fails the next owner tries; where its sync fails the log stops."""
+    if os_c.os_ftruncate(fd, size) != 0:
+        return
+    if os_c.os_fdatasync(fd) == 0:
+        store_word(&page.dirty, 0)
+    else:
+        store_word(&page.poisoned, 1)
 
 
 # --- producers ---------------------------------------------------------------------------------------------------------
@@ -334,7 +344,11 @@ cdef int take_over(Handle log) except -1:
         for name in (path, *files.index_paths(path), files.transaction_index_path(path)):
             oscalls.remove(name)
     path = files.segment_path(log.path, state.active_base)
-    cut(path, state.end_position, True)
+    try:
+        cut(path, state.end_position, True)
+    except StorageError as error:
+        poison(log, error)
+        raise
     if state.last_producer_offset >= 0:
         TransactionIndex(files.transaction_index_path(path), state.active_base).truncate(state.transaction_entries)
     if state.index_entries != UNKNOWN_ENTRIES:

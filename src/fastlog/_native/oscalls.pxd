@@ -26,6 +26,11 @@ cdef enum Failpoint:               # in the order of FAILPOINTS
 
 ctypedef volatile uint32_t volatile_word
 
+cdef class Descriptor:
+    """An open file that is closed when nobody uses it any more: who uses ``fd`` without the GIL holds a reference."""
+    cdef readonly int fd
+    cdef int generation             # of forks: in a child it is closed already
+
 cdef int64_t os_pread(int fd, uint8_t* data, int64_t size, int64_t position) noexcept nogil     # short at end of file
 cdef int64_t os_pwrite(int fd, const uint8_t* data, int64_t size, int64_t position) noexcept nogil
 cdef int64_t os_pwritev(int fd, iovec* vectors, int count, int64_t position) noexcept nogil     # consumes `vectors`

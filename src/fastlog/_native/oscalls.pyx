@@ -670,6 +670,16 @@ cdef object storage_error(str action, str path, int64_t result):
     return StorageError(f"could not {action} {path}: {text} (errno {code})", code)
 
 
+cdef class Descriptor:
+    def __init__(self, fd: int):
+        self.fd = fd
+        self.generation = fastlog_forks
+
+    def __dealloc__(self):
+        if self.generation == fastlog_forks:
+            fastlog_close(self.fd)
+
+
 # --- calls on paths and whole files, from Python -----------------------------------------------------------------------
 
 cdef int checked(Call call, str action, str path) except -1:

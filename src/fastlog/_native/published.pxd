@@ -99,10 +99,11 @@ cdef struct ControlPage:
     int64_t syncs                   # done in this life
     int64_t synced_at               # steady clock, milliseconds
     int64_t persisted_at            # likewise: when the recovery point was last written to disk
+    int64_t syncing                 # a sync is under way, or its owner died in it
     int64_t poisoned                # a sync failed
     int64_t flush_interval          # milliseconds; 0 = nobody asked for one
     Bell sync_bell
-    uint8_t[16] gap_d
+    uint8_t[8] gap_d
     Bell append_bell
 
 

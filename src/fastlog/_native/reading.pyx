@@ -21,7 +21,7 @@ from fastlog._native.layout cimport TIMESTAMP_TYPE_BIT, TRANSACTION_ENTRY_SIZE
 from fastlog._native.memory cimport Block, block_release
 from fastlog._native.published cimport Durable, Published, load_word, read_durable, read_published, store_word
 from fastlog._native.segment cimport Place, Segment
-from fastlog._native.syncing cimport keep_interval, sync_until
+from fastlog._native.syncing cimport keep_interval, sync_within
 from fastlog._native.transactions cimport AbortedRanges, collect_entries, free_ranges, sort_ranges
 
 from fastlog._native import oscalls
@@ -34,6 +34,7 @@ from fastlog.partition import files, snapshots
 cdef enum:
     WAIT_SLICE = 50_000_000         # nanoseconds: a writer killed before its bell delays nobody for longer
     MOST_RETRIES = 100              # of a read whose segment went away
+    SYNC_PATIENCE = 100             # milliseconds that a reader waits for somebody else's sync
     POLL_SLICE = 5_000_000          # nanoseconds between two looks of a reader without company
 
 
@@ -321,7 +322,8 @@ cdef int catch_up(Handle log, int64_t offset, Published* state) except -1:
         return 0        # an open transaction is in the way, not the disk
     if durable.offset < latest.end_offset:
         try:
-            sync_until(log, latest.end_offset)
+            # a frozen sync owner stops nobody who reads
+            sync_within(log, latest.end_offset, SYNC_PATIENCE)
         except StorageError:
             # whoever appends is told; reading ends at the durable offset
             pass

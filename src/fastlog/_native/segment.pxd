@@ -2,6 +2,7 @@
 
 from libc.stdint cimport int32_t, int64_t, uint8_t
 
+from fastlog._native cimport oscalls as os_c
 from fastlog._native.decoder cimport BatchHeader, Problem
 from fastlog._native.index cimport IndexTracker
 from fastlog._native.memory cimport BatchColumns, Block
@@ -26,7 +27,7 @@ cdef class Segment:
     cdef public object transaction_checksum     # of `.txnindex`, once somebody has looked, or None
     cdef public object aborted              # its entries, likewise: of a closed segment they never change
     cdef readonly int fd                    # open for appending, or -1
-    cdef int read_fd                        # open for reading without mmap, or -1; lives as long as the segment
+    cdef os_c.Descriptor reader             # open for reading: the active segment, and any one without mmap
     cdef bint stores                        # rebuilt indexes may be written to their files
     cdef int generation                     # of forks, when it was made
     cdef int64_t validated                  # the file is known to be at least so long
@@ -54,7 +55,8 @@ cdef class Segment:
     cdef int64_t end_of_closed(self) except -1
     cdef int check_length(self, int64_t actual, int64_t expected) except -1
     cdef int validate(self, int64_t end) except -1
-    cdef int reading_file(self) except -1
+    cdef os_c.Descriptor reading_file(self)
+    cdef int forget_reader(self) except -1
     cdef int join_appending(self, const Published* state) except -1
     cdef int join_indexes(self, const Published* state, bint is_writer) except -1
     cdef int follow(self, const Published* state) except -1

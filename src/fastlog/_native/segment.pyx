@@ -49,7 +49,6 @@ cdef class Segment:
     def __cinit__(self):
         self.block = NULL
         self.fd = -1
-        self.read_fd = -1
         self.generation = os_c.fork_generation()
 
     def __init__(
@@ -87,8 +86,6 @@ cdef class Segment:
     def __dealloc__(self):
         block_release(self.block)
         self.close_files()
-        if self.read_fd >= 0 and self.generation == os_c.fork_generation():
-            oscalls.close_file(self.read_fd)
 
     # --- bytes -------------------------------------------------------------------------------------------------------
 
@@ -130,7 +127,7 @@ cdef class Segment:
         if end <= self.validated:
             return 0
         if self.is_growing:
-            actual = os_c.os_file_size(self.fd if self.fd >= 0 else self.reading_file())
+            actual = os_c.os_file_size(self.reading_file().fd)
         else:
             size = oscalls.file_size(self.path)
             actual = -ENOENT if size is None else size
@@ -140,32 +137,37 @@ cdef class Segment:
         self.validated = end
         return 0
 
-    cdef int reading_file(self) except -1:
-        """A descriptor to read from; it lives as long as the segment."""
-        if self.read_fd < 0:
-            fd = oscalls.open_file(self.path)
-            if self.read_fd < 0:
-                self.read_fd = fd
-            else:
-                oscalls.close_file(fd)      # another thread was faster
-        return self.read_fd
+    cdef os_c.Descriptor reading_file(self):
+        """A descriptor to read from, or to sync by."""
+        cdef os_c.Descriptor found = self.reader
+        if found is None:
+            found = os_c.Descriptor(oscalls.open_file(self.path))
+            self.reader = found
+        return found
+
+    cdef int forget_reader(self) except -1:
+        """A mapped segment that no longer grows needs none: a log of many segments shall not hold as many descriptors."""
+        if self.maps and not self.is_growing:
+            self.reader = None
+        return 0
 
     cdef Block* fetch(self, int64_t position, int64_t size, int64_t* shift) except NULL:
         """A reference to a block that holds [position, position + size); `shift` is the file position of its byte 0."""
         cdef Block* block
         cdef int64_t result
+        cdef os_c.Descriptor file
         if self.maps:
             if self.block == NULL:
                 self.map_log()
             shift[0] = 0
             block_retain(self.block)
             return self.block
-        self.reading_file()
+        file = self.reading_file()
         block = block_allocate(size)
         if block == NULL:
             raise MemoryError()
         with nogil:
-            result = os_c.os_pread(self.read_fd, block.data, size, position)
+            result = os_c.os_pread(file.fd, block.data, size, position)
         if result != size:
             block_release(block)
             if result < 0:
@@ -530,6 +532,7 @@ cdef class Segment:
         self.grows_tracker = False
         self.aborted = None
         self.transaction_checksum = None
+        self.forget_reader()
         return 0
 
     def discard(self) -> None:

@@ -31,6 +31,7 @@ logger = logging.getLogger("fastlog.log")
 
 cdef enum:
     SYNC_SLICE = 50_000_000         # nanoseconds: how long a death in the middle of a sync can go unnoticed
+    REWRITE_BYTES = 1 << 20
     PERSIST_INTERVAL = 5000         # milliseconds that the recovery point on disk may lag behind
 
 
@@ -48,6 +49,13 @@ cdef int sync_until(Handle log, int64_t offset) except -1:
 
     Raises StorageError when the sync fails or failed before, LockedError when its owner does not go on.
     """
+    if not sync_within(log, offset, log.control.lock_timeout):
+        raise log.control.locked_out("is syncing", log.control.page.sync_owner_pid)
+    return 0
+
+
+cdef bint sync_within(Handle log, int64_t offset, int64_t milliseconds) except -1:
+    """Likewise; False when somebody else syncs for longer than that."""
     cdef Control control = log.control
     cdef Durable durable
     cdef uint32_t heard
@@ -55,7 +63,7 @@ cdef int sync_until(Handle log, int64_t offset) except -1:
     while True:
         read_durable(control.page, &durable)
         if durable.offset >= offset:
-            return 0
+            return True
         if load_word(&control.page.poisoned):
             raise poisoned_error(log)
         heard = listen(&control.page.sync_bell)
@@ -68,11 +76,11 @@ cdef int sync_until(Handle log, int64_t offset) except -1:
             continue
         read_durable(control.page, &durable)
         if durable.offset >= offset:
-            return 0
+            return True
         if stop == 0:
-            stop = os_c.steady_milliseconds() + control.lock_timeout
+            stop = os_c.steady_milliseconds() + milliseconds
         elif os_c.steady_milliseconds() >= stop:
-            raise control.locked_out("is syncing", control.page.sync_owner_pid)
+            return False
         sleep_on(&control.page.sync_bell, heard, SYNC_SLICE)
 
 
@@ -126,11 +134,14 @@ cdef int sync_all(Handle log, const Published* state) except -1:
     # what fails here, for want of descriptors say, has lost nothing
     list_ = log.segments_at(&current)
     unsynced = [
-        segment for segment in list_.segments
-        if durable.base <= segment.base_offset <= state.active_base and (segment.fd >= 0 or segment.reading_file() >= 0)
+        (segment, segment.reading_file()) for segment in list_.segments if durable.base <= segment.base_offset <= state.active_base
     ]
     folder_fd = oscalls.open_directory(log.path) if durable.base != state.active_base else -1
     try:
+        if load_word(&control.page.syncing):
+            # the last sync owner died in the middle. Had its sync failed, the kernel would take the pages for clean
+            write_again(log, &durable, state)
+        store_word(&control.page.syncing, 1)
         if folder_fd >= 0:
             # the names of new segments, before their bytes count
             fd = folder_fd
@@ -138,9 +149,9 @@ cdef int sync_all(Handle log, const Published* state) except -1:
                 result = os_c.os_fsync(fd)
             if result < 0:
                 raise os_c.storage_error("sync", log.path, result)
-        for segment in unsynced:
-            # the one call that every durable append waits for
-            fd = segment.reading_file() if segment.fd < 0 else segment.fd
+        for segment, file in unsynced:
+            # the one call that every durable append waits for; by a descriptor that no other thread closes
+            fd = (<os_c.Descriptor>file).fd
             with nogil:
                 result = os_c.os_fdatasync(fd)
             if result < 0:
@@ -154,6 +165,9 @@ cdef int sync_all(Handle log, const Published* state) except -1:
             oscalls.close_file(folder_fd)
     if reached.offset >= durable.offset:
         publish_durable(control.page, &reached)
+    store_word(&control.page.syncing, 0)
+    for segment, file in unsynced:
+        segment.forget_reader()
     control.page.synced_at = os_c.steady_milliseconds()
     store_word(&control.page.syncs, control.page.syncs + 1)
     os_c.reach(os_c.SYNC_PUBLISHED)
@@ -162,7 +176,32 @@ cdef int sync_all(Handle log, const Published* state) except -1:
     return 0
 
 
+cdef int write_again(Handle log, const Durable* durable, const Published* state) except -1:
+    """Write the bytes between the durable and the published end once more, as they are, so that a sync must bring them to disk."""
+    cdef Published current = state[0]
+    cdef int64_t position, stop
+    logger.warning("a sync of %s was cut short: what it was about is written again", log.path)
+    for base, size in log.sizes_at(&current):
+        if not durable.base <= base <= state.active_base:
+            continue
+        path = files.segment_path(log.path, base)
+        position = durable.position if base == durable.base else 0
+        stop = state.end_position if base == state.active_base else size
+        fd = oscalls.open_file(path, writable=not log.read_only)
+        try:
+            while position < stop and not log.read_only:
+                piece = oscalls.read_bytes(fd, position, min(stop - position, <int64_t>REWRITE_BYTES))
+                if not piece:
+                    break
+                oscalls.write_at(fd, piece, position, path)
+                position += len(piece)
+        finally:
+            oscalls.close_file(fd)
+    return 0
+
+
 cdef int poison(Handle log, error) except -1:
+    """A sync failed: from here on nobody, in any process, takes the page cache for the disk."""
     store_word(&log.control.page.poisoned, 1)
     logger.error("a sync of %s failed: %s; the log stops here until it is opened again", log.path, error)
     ring(&log.control.page.append_bell)

@@ -234,9 +234,9 @@ def write_clean_marker(folder: str, marker: CleanMarker) -> None:
 
 
 def read_index_checksums(folder: str) -> dict[int, tuple[int, ...]]:
-    """Segment base offset → checksums of its offset index and its time index, the size of the segment that they speak for
-    (0.1 did not write it) and the checksum of its ``.txnindex``; empty when they cannot be told. ``checksums_of`` says which
-    are to be believed."""
+    """Segment base offset → checksums of its offset index and its time index, the size of the segment that they speak
+    for (0.1 did not write it) and the checksum of its ``.txnindex``; empty when they cannot be told. ``checksums_of`` says
+    which are to be believed."""
     content = oscalls.read_file(f"{folder}/{INDEXES}")
     payload = unsealed(content) if content is not None else None
     return {int(base): tuple(entry) for base, entry in (payload or {}).items()}
