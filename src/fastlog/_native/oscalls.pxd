@@ -23,6 +23,7 @@ cdef int os_fdatasync(int fd) noexcept nogil
 cdef int os_fsync(int fd) noexcept nogil
 cdef int64_t os_file_size(int fd) noexcept nogil
 cdef int os_map(int fd, int64_t size, void** address) noexcept nogil                            # read-only, shared
+cdef void os_prefer_huge_pages(void* address, int64_t size) noexcept nogil
 cdef int64_t clock_milliseconds() noexcept nogil
 cdef int fork_generation() noexcept nogil       # changes in every forked child
 
