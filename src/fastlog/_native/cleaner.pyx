@@ -653,14 +653,24 @@ cdef class CleaningRound:
         for i in range(self.aborted_count):
             self.aborted[i].is_observed = observed[i]
 
-    cdef int begin_batch(self, Transactions* seen, const BatchHeader* header, bint observes) except -1 nogil:
-        """Take notice of a batch with data. 1: its transaction was taken back."""
-        cdef int64_t place, i
+    cdef int come_by(self, Transactions* seen, const BatchHeader* header) except -1 nogil:
+        """Take notice of the aborted transactions that have begun up to the end of this batch."""
+        cdef int64_t i, place
         while seen.next < self.aborted_count and self.aborted[seen.next].first_offset <= header.last_offset:
             i = seen.next
             seen.next += 1
-            if self.aborted[i].last_offset >= header.base_offset and place_of(&seen.aborted, self.aborted[i].producer_id) < 0:
+            if self.aborted[i].last_offset < header.base_offset:
+                continue
+            place = place_of(&seen.aborted, self.aborted[i].producer_id)
+            # an earlier one that is over has lost its marker to an earlier round
+            if place < 0 or self.aborted[seen.aborted.values[place]].last_offset < header.base_offset:
                 set_number(&seen.aborted, self.aborted[i].producer_id, i)
+        return 0
+
+    cdef int begin_batch(self, Transactions* seen, const BatchHeader* header, bint observes) except -1 nogil:
+        """Take notice of a batch with data. 1: its transaction was taken back."""
+        cdef int64_t place, i
+        self.come_by(seen, header)
         if not header.attributes & TRANSACTIONAL_BIT:
             return 0
         place = place_of(&seen.aborted, header.producer_id)
@@ -679,11 +689,7 @@ cdef class CleaningRound:
         """Take notice of a control batch. 1: no batch of what it ends came by, so that it may go."""
         cdef int64_t place, i
         cdef int64_t* larger
-        while seen.next < self.aborted_count and self.aborted[seen.next].first_offset <= header.last_offset:
-            i = seen.next
-            seen.next += 1
-            if self.aborted[i].last_offset >= header.base_offset and place_of(&seen.aborted, self.aborted[i].producer_id) < 0:
-                set_number(&seen.aborted, self.aborted[i].producer_id, i)
+        self.come_by(seen, header)
         if header.count == 0:
             return 1
         if marker == COMMIT_MARKER:
