@@ -17,8 +17,8 @@ from fastlog.partition import compaction
 from fastlog.partition.compaction import Source, group, measure
 from tests.compacting import Writer, check_indexes, compact_folder, read_segments, sources_of, write_segments
 from tests.oracle.kafka import KafkaOracle
-from tests.reference.batch import DELETE_HORIZON, Batch, Record, encode_batch, make_batch
-from tests.reference.compaction import Producer, Round, Segment, compact
+from tests.reference.batch import DELETE_HORIZON, TRANSACTIONAL, Batch, Record, encode_batch, make_batch
+from tests.reference.compaction import Aborted, Producer, Round, Segment, compact
 from tests.strategies import SOME_TIME
 
 DAY = 24 * 3600 * 1000
@@ -212,6 +212,31 @@ def test_one_key_finds_room_however_long_it_is(folder: Path) -> None:
     write_segments(folder, [Segment(0, tuple(make_batch([record]) for record in records))])
     report = compact_folder(folder, upper_bound=3, now=0, horizon=0, memory=10_000)
     assert (report.keys, report.cleaned_offset) == (1, 1)
+
+
+def test_offsets_far_apart(folder: Path) -> None:
+    """More offsets than bits have room for: records of the mapped part are looked up like the others."""
+    far = 10**9
+    batches = [make_batch([Record(offset, SOME_TIME, b"k", b"v")]) for offset in (0, 5, far, far + 1)]
+    other = make_batch([Record(far + 2, SOME_TIME, b"other", b"v")])
+    write_segments(folder, [Segment(0, (*batches, other))])
+    compact_folder(folder, upper_bound=far + 3, now=0, horizon=0, memory=1 << 20)
+    assert [batch.base_offset for batch in read_segments(folder)[0].batches] == [far + 1, far + 2]
+
+
+def test_an_aborted_transaction_without_its_marker_ends_all_the_same(folder: Path) -> None:
+    """Its producer goes on: what follows is committed, or belongs to its next aborted transaction."""
+
+    def sent(offset: int) -> Batch:
+        batch = make_batch([Record(offset, SOME_TIME, b"%d" % offset, b"v")])
+        return replace(batch, attributes=TRANSACTIONAL, producer_id=7, producer_epoch=0, base_sequence=offset)
+
+    last = make_batch([Record(9, SOME_TIME, b"z", b"v")])
+    for aborted, kept in (([(0, 1)], [2, 4, 9]), ([(0, 1), (4, 5)], [2, 9]), ([(0, 1), (2, 5)], [9])):
+        write_segments(folder, [Segment(0, (sent(0), sent(2), sent(4), last))])
+        found = [Aborted(7, *offsets) for offsets in aborted]
+        compact_folder(folder, upper_bound=10, now=0, horizon=0, aborted=found)
+        assert [batch.base_offset for batch in read_segments(folder)[0].batches] == kept
 
 
 def test_keys_are_compared_as_a_whole(folder: Path) -> None:

@@ -139,5 +139,6 @@ cdef class CleaningRound:
     cdef int write_empty(self, const BatchHeader* header) except -1 nogil
     cdef int write_rebuilt(self, const BatchHeader* header, int64_t count, bint sets_horizon) except -1 nogil
     cdef bint is_last_of_producer(self, const BatchHeader* header) noexcept nogil
+    cdef int come_by(self, Transactions* seen, const BatchHeader* header) except -1 nogil
     cdef int begin_batch(self, Transactions* seen, const BatchHeader* header, bint observes) except -1 nogil
     cdef int end_transaction(self, Transactions* seen, const BatchHeader* header, int marker, bint observes) except -1 nogil

@@ -22,7 +22,7 @@ removes or renames a file, and every byte is checked before it is believed: dama
 
 from libc.stdint cimport int16_t, int32_t, int64_t, uint64_t, uint8_t
 from libc.stdlib cimport calloc, free, realloc
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcpy, memset
 
 from fastlog._native cimport oscalls as os_c
 from fastlog._native import oscalls
@@ -48,6 +48,7 @@ from fastlog.errors import CorruptLogError, NotSupportedError
 cdef extern from *:
     """
     #include <stdint.h>
+    #include <stdlib.h>
     #include <string.h>
     #define fastlog_prefetch_slot(at) __builtin_prefetch(at)
     static inline uint64_t fastlog_mix(uint64_t a, uint64_t b) {
@@ -61,26 +62,60 @@ cdef extern from *:
     #endif
     }
     /* Of a key, eight bytes at a time. The seed differs from process to process, so that nobody can prepare keys that collide. */
-    static inline uint64_t fastlog_hash_key(const uint8_t *key, int64_t size, uint64_t seed) {
-        uint64_t hash = fastlog_mix(seed ^ (uint64_t)size, UINT64_C(0x9E3779B97F4A7C15)), word, rest = 0;
-        for (; size >= 8; key += 8, size -= 8) {
-            memcpy(&word, key, 8);
-            hash = fastlog_mix(hash ^ word, seed | UINT64_C(0x8000000080000001));
+    static inline uint64_t fastlog_load_up_to_8(const uint8_t *at, int64_t size) {
+        uint32_t low, high;
+        if (size >= 4) {
+            memcpy(&low, at, 4);
+            memcpy(&high, at + size - 4, 4);
+            return (uint64_t)high << 32 | low;
         }
-        for (int64_t i = 0; i < size; i++)
-            rest |= (uint64_t)key[i] << (8 * i);
-        return fastlog_mix(hash ^ rest, UINT64_C(0xD6E8FEB86659FD93)) ^ (hash >> 31);
+        return size == 0 ? 0 : (uint64_t)at[0] << 16 | (uint64_t)at[size >> 1] << 8 | at[size - 1];
+    }
+    /* Of a key, eight bytes at a time, the last eight once more where they do not end with it. The seed differs from
+     * process to process, so that nobody can prepare keys that collide. */
+    static inline uint64_t fastlog_hash_key(const uint8_t *key, int64_t size, uint64_t seed) {
+        uint64_t hash = fastlog_mix(seed ^ (uint64_t)size, UINT64_C(0x9E3779B97F4A7C15)), word;
+        if (size < 8) {
+            word = fastlog_load_up_to_8(key, size);
+        } else {
+            for (int64_t at = 0; at + 8 < size; at += 8) {
+                memcpy(&word, key + at, 8);
+                hash = fastlog_mix(hash ^ word, seed | UINT64_C(0x8000000080000001));
+            }
+            memcpy(&word, key + size - 8, 8);
+        }
+        return fastlog_mix(hash ^ word, UINT64_C(0xD6E8FEB86659FD93)) ^ (hash >> 31);
+    }
+    /* Most keys are short: a call would cost more than the comparison. */
+    static inline int fastlog_is_same_key(const uint8_t *a, const uint8_t *b, int64_t size) {
+        uint64_t one, other;
+        if (size > 64)
+            return memcmp(a, b, (size_t)size) == 0;
+        if (size < 8)
+            return fastlog_load_up_to_8(a, size) == fastlog_load_up_to_8(b, size);
+        for (int64_t at = 0; at + 8 < size; at += 8) {
+            memcpy(&one, a + at, 8);
+            memcpy(&other, b + at, 8);
+            if (one != other)
+                return 0;
+        }
+        memcpy(&one, a + size - 8, 8);
+        memcpy(&other, b + size - 8, 8);
+        return one == other;
     }
     """
+    void* aligned_alloc(size_t alignment, size_t size) nogil
     void prefetch "fastlog_prefetch_slot"(const void* at) noexcept nogil
     uint64_t mix "fastlog_mix"(uint64_t a, uint64_t b) noexcept nogil
     uint64_t hash_key "fastlog_hash_key"(const uint8_t* key, int64_t size, uint64_t seed) noexcept nogil
+    bint is_same_key "fastlog_is_same_key"(const uint8_t* a, const uint8_t* b, int64_t size) noexcept nogil
 
 cdef enum:
-    CHUNK = 32                      # records whose look-ups wait for memory together
+    CHUNK = 64                      # records whose look-ups wait for memory together
     FIRST_SLOTS = 1 << 10
     FIRST_ENTRIES = 1 << 16
     WRITE_SIZE = 1 << 20
+    HUGE_PAGE = 2 << 20
     MOST_POSITION = 0x7FFFFFFF      # a position in a segment has 31 bits
     KEY_AT = sizeof(int64_t) + sizeof(int32_t)
     TAG_SHIFT = 48
@@ -132,6 +167,21 @@ cdef int grow_buffer(uint8_t** buffer, int64_t* room, int64_t size) except -1 no
             no_memory()
         room[0] = size
     return 0
+
+
+cdef void* allocate_large(int64_t size) except NULL nogil:
+    """Memory for look-ups all over it; to be freed."""
+    cdef void* memory
+    if size < HUGE_PAGE:
+        memory = realloc(NULL, size)
+    else:
+        size = (size + HUGE_PAGE - 1) & ~<int64_t>(HUGE_PAGE - 1)
+        memory = aligned_alloc(HUGE_PAGE, size)
+        if memory != NULL:
+            os_c.os_prefer_huge_pages(memory, size)
+    if memory == NULL:
+        no_memory()
+    return memory
 
 
 # --- producer ids to numbers -------------------------------------------------------------------------------------------
@@ -251,7 +301,7 @@ cdef class OffsetMap:
                 return NULL
             if found >> TAG_SHIFT == hash_ >> TAG_SHIFT:
                 entry = <KeyEntry*>(self.entries + ((found & PLACE_MASK) - 1) * 8)
-                if entry.size == size and memcmp(<uint8_t*>entry + KEY_AT, key, size) == 0:
+                if entry.size == size and is_same_key(<uint8_t*>entry + KEY_AT, key, size):
                     return entry
             slot = (slot + 1) & (self.slot_count - 1)
 
@@ -272,9 +322,9 @@ cdef class OffsetMap:
             self.grow()
         if self.used + need > self.room:
             room = max(self.used + need, min(2 * self.room, self.memory))
-            larger = <uint8_t*>realloc(self.entries, room)
-            if larger == NULL:
-                no_memory()
+            larger = <uint8_t*>allocate_large(room)
+            memcpy(larger, self.entries, self.used)
+            free(self.entries)
             self.entries = larger
             self.room = room
         entry = <KeyEntry*>(self.entries + self.used)
@@ -292,11 +342,10 @@ cdef class OffsetMap:
     cdef int grow(self) except -1 nogil:
         """Twice as many slots, filled anew from the entries."""
         cdef int64_t count = 2 * self.slot_count, at = 0, i
-        cdef uint64_t* larger = <uint64_t*>calloc(count, sizeof(uint64_t))
+        cdef uint64_t* larger = <uint64_t*>allocate_large(count * sizeof(uint64_t))
         cdef KeyEntry* entry
         cdef uint64_t hash_
-        if larger == NULL:
-            no_memory()
+        memset(larger, 0, count * sizeof(uint64_t))
         while at < self.used:
             entry = <KeyEntry*>(self.entries + at)
             hash_ = hash_key(<uint8_t*>entry + KEY_AT, entry.size, self.seed)
@@ -604,14 +653,24 @@ cdef class CleaningRound:
         for i in range(self.aborted_count):
             self.aborted[i].is_observed = observed[i]
 
-    cdef int begin_batch(self, Transactions* seen, const BatchHeader* header, bint observes) except -1 nogil:
-        """Take notice of a batch with data. 1: its transaction was taken back."""
-        cdef int64_t place, i
+    cdef int come_by(self, Transactions* seen, const BatchHeader* header) except -1 nogil:
+        """Take notice of the aborted transactions that have begun up to the end of this batch."""
+        cdef int64_t i, place
         while seen.next < self.aborted_count and self.aborted[seen.next].first_offset <= header.last_offset:
             i = seen.next
             seen.next += 1
-            if self.aborted[i].last_offset >= header.base_offset and place_of(&seen.aborted, self.aborted[i].producer_id) < 0:
+            if self.aborted[i].last_offset < header.base_offset:
+                continue
+            place = place_of(&seen.aborted, self.aborted[i].producer_id)
+            # an earlier one that is over has lost its marker to an earlier round
+            if place < 0 or self.aborted[seen.aborted.values[place]].last_offset < header.base_offset:
                 set_number(&seen.aborted, self.aborted[i].producer_id, i)
+        return 0
+
+    cdef int begin_batch(self, Transactions* seen, const BatchHeader* header, bint observes) except -1 nogil:
+        """Take notice of a batch with data. 1: its transaction was taken back."""
+        cdef int64_t place, i
+        self.come_by(seen, header)
         if not header.attributes & TRANSACTIONAL_BIT:
             return 0
         place = place_of(&seen.aborted, header.producer_id)
@@ -630,11 +689,7 @@ cdef class CleaningRound:
         """Take notice of a control batch. 1: no batch of what it ends came by, so that it may go."""
         cdef int64_t place, i
         cdef int64_t* larger
-        while seen.next < self.aborted_count and self.aborted[seen.next].first_offset <= header.last_offset:
-            i = seen.next
-            seen.next += 1
-            if self.aborted[i].last_offset >= header.base_offset and place_of(&seen.aborted, self.aborted[i].producer_id) < 0:
-                set_number(&seen.aborted, self.aborted[i].producer_id, i)
+        self.come_by(seen, header)
         if header.count == 0:
             return 1
         if marker == COMMIT_MARKER:

@@ -50,6 +50,7 @@ cdef void os_wait(uint32_t* word, uint32_t expected, int64_t nanoseconds) noexce
 cdef void os_wake(uint32_t* word) noexcept nogil
 cdef void os_nap(int64_t nanoseconds) noexcept nogil
 cdef void reach(Failpoint point) noexcept nogil                                                 # tests may end the process here
+cdef void os_prefer_huge_pages(void* address, int64_t size) noexcept nogil
 cdef int64_t clock_milliseconds() noexcept nogil
 cdef int64_t steady_nanoseconds() noexcept nogil
 cdef int64_t steady_milliseconds() noexcept nogil

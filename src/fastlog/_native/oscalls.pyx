@@ -162,6 +162,13 @@ cdef extern from *:
         return -1;
     #endif
     }
+    static void fastlog_prefer_huge_pages(void *address, size_t size) {
+    #if defined(MADV_HUGEPAGE)
+        madvise(address, size, MADV_HUGEPAGE);
+    #else
+        (void)address, (void)size;
+    #endif
+    }
     static int64_t fastlog_file_size(int fd) {
         struct stat status;
         return fstat(fd, &status) == 0 ? (int64_t)status.st_size : -1;
@@ -186,6 +193,7 @@ cdef extern from *:
     int fastlog_forks
     int fastlog_watch_forks()
     int fastlog_allocate(int fd, int64_t position, int64_t size) nogil
+    void fastlog_prefer_huge_pages(void* address, size_t size) nogil
     int64_t fastlog_file_size(int fd) nogil
     int64_t fastlog_wall_clock() nogil
     int64_t fastlog_steady_clock() nogil
@@ -657,6 +665,9 @@ def boot_id() -> str:
 def random_bytes(count: int) -> bytes:
     """Bytes that nobody else has."""
     return os.urandom(count)
+cdef void os_prefer_huge_pages(void* address, int64_t size) noexcept nogil:
+    """Memory that is read all over the place is better mapped in large pages. A hint to the kernel."""
+    fastlog_prefer_huge_pages(address, <size_t>size)
 
 
 cdef object storage_error(str action, str path, int64_t result):
