@@ -156,6 +156,12 @@ def test_every_failpoint_has_a_test() -> None:
     assert set(oscalls.FAILPOINTS) == {*NAMES, *COMPACTION}
 
 
+def test_enough_is_killed() -> None:
+    """FASTLOG_KILLS counts the kills of this file and of test_kill.py together."""
+    steps = len([*APPEND, *ROLL, *SYNC, *DELETE, "open.attached", *CLOSE]) + 4 * len(TAKEOVER) + 6 * len(OPEN_ALONE)
+    assert 5 * RANDOM_KILLS + REPEATS * steps >= KILLS - KILLS // 3
+
+
 def options_for(name: str) -> dict[str, Any]:
     """What a writer has to do to come by a failpoint soon."""
     if name in DELETE:
