@@ -539,6 +539,17 @@ def test_the_dead_owner_of_the_lock_is_followed_at_once(either: Callable[..., Pu
     assert values(path) == found
 
 
+def test_a_takeover_leaves_nothing_of_the_dead(either: Callable[..., Puppet], path: str) -> None:
+    """Not in the file either: what is written next may be as long as a part of it, and then all die."""
+    dead, survivor = opened(either("dead"), path), opened(either("survivor"), path)
+    dead.do("oscalls.arm('append.written', 'kill')")
+    dead.begin("log.append([b'dead' * 700] * 3)", expression=True)  # a batch for each
+    dead.wait_until_gone()
+    assert survivor.get("log.append([b'mine' * 700])") == 0
+    survivor.kill()
+    assert values(path) == [b"mine" * 700]
+
+
 def test_compare_and_append(either: Callable[..., Puppet], path: str) -> None:
     """A counter of four processes, each of which reads the last value and appends the next one if nobody else did."""
     count = """

@@ -498,6 +498,7 @@ cdef class PartitionLog(Handle):
         if self.meta_file is not None and self.fork_generation == os_c.fork_generation():
             self.meta_file.close()
         self.meta_file = None
+        self.sync_file = None
         if self.active is not None:
             self.active.close_files()
         if self.list_ is not None:

@@ -61,6 +61,7 @@ cdef class Handle:
     cdef uint64_t seen_version          # of the published tuple that `tracker` agrees with
     cdef bint keeps_interval            # the flush interval that somebody asked for is watched by this process
     cdef object background              # thread that syncs rolled segments, or None
+    cdef object sync_file               # of the active segment, for the sync owner, or None
     # readers': where the last read ended; the next one usually starts there
     cdef int64_t cursor_offset
     cdef int64_t cursor_position

@@ -26,7 +26,7 @@ cdef class Segment:
     cdef public object transaction_checksum     # of `.txnindex`, once somebody has looked, or None
     cdef public object aborted              # its entries, likewise: of a closed segment they never change
     cdef readonly int fd                    # open for appending, or -1
-    cdef int read_fd                        # open for reading without mmap, or -1; lives as long as the segment
+    cdef int read_fd                        # open for reading, or -1; see `reading_file`
     cdef bint stores                        # rebuilt indexes may be written to their files
     cdef int generation                     # of forks, when it was made
     cdef int64_t validated                  # the file is known to be at least so long
@@ -55,6 +55,7 @@ cdef class Segment:
     cdef int check_length(self, int64_t actual, int64_t expected) except -1
     cdef int validate(self, int64_t end) except -1
     cdef int reading_file(self) except -1
+    cdef void close_reading_file(self) noexcept
     cdef int join_appending(self, const Published* state) except -1
     cdef int join_indexes(self, const Published* state, bint is_writer) except -1
     cdef int follow(self, const Published* state) except -1

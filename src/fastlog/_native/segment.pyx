@@ -141,7 +141,7 @@ cdef class Segment:
         return 0
 
     cdef int reading_file(self) except -1:
-        """A descriptor to read from; it lives as long as the segment."""
+        """A descriptor to read from. Without mmap it lives as long as the segment, else only while that grows."""
         if self.read_fd < 0:
             fd = oscalls.open_file(self.path)
             if self.read_fd < 0:
@@ -530,6 +530,7 @@ cdef class Segment:
         self.grows_tracker = False
         self.aborted = None
         self.transaction_checksum = None
+        self.close_reading_file()
         return 0
 
     def discard(self) -> None:
@@ -587,6 +588,13 @@ cdef class Segment:
         if self.fd >= 0 and self.generation == os_c.fork_generation():
             oscalls.close_file(self.fd)
         self.fd = -1
+        self.close_reading_file()
+
+    cdef void close_reading_file(self) noexcept:
+        """With mmap it only tells how long a growing segment is: there must not be one for every segment of the log."""
+        if self.maps and self.read_fd >= 0 and self.generation == os_c.fork_generation():
+            oscalls.close_file(self.read_fd)
+            self.read_fd = -1
 
 
 cdef bint load_checked(IndexFile index, bint maps, expected) except *:

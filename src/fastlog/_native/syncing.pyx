@@ -109,6 +109,23 @@ cdef int lead(Handle log, bint always) except -1:
     return 0
 
 
+cdef class SyncedFile:
+    """A descriptor that belongs to the sync owner: those of the segment are closed by appends of other threads."""
+    cdef readonly Segment segment
+    cdef int fd
+    cdef int generation
+
+    def __cinit__(self, Segment segment):
+        self.fd = -1
+        self.segment = segment
+        self.generation = os_c.fork_generation()
+        self.fd = oscalls.open_file(segment.path)
+
+    def __dealloc__(self):
+        if self.fd >= 0 and self.generation == os_c.fork_generation():
+            oscalls.close_file(self.fd)
+
+
 cdef int sync_all(Handle log, const Published* state) except -1:
     """Sync everything up to a published end and publish that; poisons the log when it fails. The sync owner's."""
     cdef Control control = log.control
@@ -116,6 +133,7 @@ cdef int sync_all(Handle log, const Published* state) except -1:
     cdef Durable durable, reached
     cdef SegmentList list_
     cdef Segment segment
+    cdef SyncedFile file
     cdef int fd, result
     read_durable(control.page, &durable)
     reached.base = state.active_base
@@ -125,10 +143,15 @@ cdef int sync_all(Handle log, const Published* state) except -1:
         reached.last_stable_offset = min(state.end_offset, max(state.first_unstable_offset, state.start_offset))
     # what fails here, for want of descriptors say, has lost nothing
     list_ = log.segments_at(&current)
-    unsynced = [
-        segment for segment in list_.segments
-        if durable.base <= segment.base_offset <= state.active_base and (segment.fd >= 0 or segment.reading_file() >= 0)
-    ]
+    unsynced = []
+    for segment in list_.segments:
+        if durable.base <= segment.base_offset <= state.active_base:
+            file = log.sync_file
+            if file is None or file.segment is not segment:
+                file = SyncedFile(segment)
+            unsynced.append(file)
+    # the last one is synced again and again
+    log.sync_file = unsynced[len(unsynced) - 1] if unsynced else None
     folder_fd = oscalls.open_directory(log.path) if durable.base != state.active_base else -1
     try:
         if folder_fd >= 0:
@@ -138,13 +161,13 @@ cdef int sync_all(Handle log, const Published* state) except -1:
                 result = os_c.os_fsync(fd)
             if result < 0:
                 raise os_c.storage_error("sync", log.path, result)
-        for segment in unsynced:
+        for file in unsynced:
             # the one call that every durable append waits for
-            fd = segment.reading_file() if segment.fd < 0 else segment.fd
+            fd = file.fd
             with nogil:
                 result = os_c.os_fdatasync(fd)
             if result < 0:
-                raise os_c.storage_error("sync", segment.path, result)
+                raise os_c.storage_error("sync", file.segment.path, result)
         os_c.reach(os_c.SYNC_SYNCED)
     except StorageError as error:
         poison(log, error)
