@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 
 import fastlog
+from fastlog._native import oscalls
 from tests.conftest import UNDER_CI
 from tests.histories.driver import SLOWNESS
 from tests.histories.nursery import ROOT, Nursery
@@ -538,6 +539,17 @@ def test_the_dead_owner_of_the_lock_is_followed_at_once(either: Callable[..., Pu
     assert values(path) == found
 
 
+def test_a_takeover_leaves_nothing_of_the_dead(either: Callable[..., Puppet], path: str) -> None:
+    """Not in the file either: what is written next may be as long as a part of it, and then all die."""
+    dead, survivor = opened(either("dead"), path), opened(either("survivor"), path)
+    dead.do("oscalls.arm('append.written', 'kill')")
+    dead.begin("log.append([b'dead' * 700] * 3)", expression=True)  # a batch for each
+    dead.wait_until_gone()
+    assert survivor.get("log.append([b'mine' * 700])") == 0
+    survivor.kill()
+    assert values(path) == [b"mine" * 700]
+
+
 def test_compare_and_append(either: Callable[..., Puppet], path: str) -> None:
     """A counter of four processes, each of which reads the last value and appends the next one if nobody else did."""
     count = """
@@ -779,6 +791,41 @@ def work():
     for puppet in crowd:
         puppet.do("log.close()")
     assert values(path) == [b"x"] * 200
+
+
+@pytest.mark.parametrize("call", ["flush", "append"])
+def test_a_process_without_descriptors_harms_nobody_else(path: str, call: str) -> None:
+    """What it cannot open it cannot sync, and says so; nothing is lost, so nobody else has to stop."""
+    with open_small(path, durability="os") as one, open_small(path, durability="group") as two:
+        two.append([b"first"])
+        for number in range(60):
+            one.append([b"%d" % number * 300])  # rolls, so that the other one has files to open
+        oscalls.inject("open", errno=errno.EMFILE, sticky=True)
+        with pytest.raises(fastlog.StorageError):
+            two.flush() if call == "flush" else two.append([b"no"])
+        oscalls.clear()
+        end = one.append([b"more"])
+        assert two.append([b"and more"]) == end + 1
+        assert two.durable_offset == end + 2
+    assert values(path)[-2:] == [b"more", b"and more"]
+
+
+@pytest.mark.skipif(not LINUX, reason="looks into /proc")
+@pytest.mark.parametrize("level", ["os", "group"])
+def test_descriptors_do_not_grow_with_the_segments(puppets: Callable[..., Puppet], path: str, level: str) -> None:
+    """Neither those of who appends, nor those of who follows."""
+    writer, syncer, reader = opened(puppets(), path, durability=level), opened(puppets(), path), puppets()
+    opened(reader, path, read_only=True, durability=level)
+    for _ in range(60):
+        writer.do("log.append([b'x' * 2000] * 6)")
+        reader.do("log.read(log.readable_offset - 1)")
+        syncer.do("log.flush()")
+    assert writer.get("len(log.segments())") > 50
+    count = (
+        "sum('events-0' in os.readlink('/proc/self/fd/' + n) for n in os.listdir('/proc/self/fd')"
+        " if os.path.lexists('/proc/self/fd/' + n))"
+    )
+    assert max(puppet.get(count) for puppet in (writer, syncer, reader)) < 20
 
 
 # --- fork -----------------------------------------------------------------------------------------------------------
@@ -1063,7 +1110,8 @@ def test_two_builds_share_a_partition(puppets: Callable[..., Puppet], path: str,
             assert one.get("log.append([b'x' * 500])") == number
             assert two.get("log.append([b'y' * 500])") == number + 1
         for first, second in ((one, two), (two, one)):
-            second.begin("log.wait(log.end_offset, timeout=20)", expression=True)
+            end = second.get("log.end_offset")
+            second.begin("log.wait(end, timeout=20)", expression=True, end=end)
             first.do("log.append([b'z'])")
             assert second.result() is True
         one.do("oscalls.arm('append.batch_written', 'kill')")

@@ -7,7 +7,7 @@ A line begins with one letter. Times are nanoseconds of the steady clock, which 
 ``C handle time``                                         it is about to be closed
 ``T writer thread sequence count time``                   an append of ``count`` records is about to begin
 ``A writer thread sequence base time``                    it returned ``base``
-``F writer thread sequence time error``                   it raised ``error``
+``F writer thread sequence time error text``              it raised ``error``, and said ``text``
 ``R handle begun ended from end readable durable runs``   a read from offset ``from``; the three ends were looked
                                                           at when it was over
 ``X text``                                                something that must not happen
@@ -175,7 +175,8 @@ class Notebook:
         self.write(f"A {which.writer} {which.thread} {which.sequence} {base} {now()}")
 
     def failed(self, which: AppendId, error: BaseException) -> None:
-        self.write(f"F {which.writer} {which.thread} {which.sequence} {now()} {type(error).__name__}")
+        text = str(error).replace("\n", " | ")
+        self.write(f"F {which.writer} {which.thread} {which.sequence} {now()} {type(error).__name__} {text}")
 
     def read(self, handle: str, begun: int, start: int, log: Any, runs: Iterable[Run]) -> None:
         """Note a read that is over. The ends are looked at here, the largest last: each may only grow meanwhile."""

@@ -306,8 +306,13 @@ class Reader:
 
         table = pyarrow.RecordBatchReader.from_stream(self.log.batches(offset, self.log.readable_offset))
         found: list[tuple[int, bytes]] = []
-        for batch in table:
-            found += zip(batch.column("offset").to_pylist(), batch.column("value").to_pylist(), strict=True)
+        try:
+            for batch in table:
+                found += zip(batch.column("offset").to_pylist(), batch.column("value").to_pylist(), strict=True)
+        except (pyarrow.ArrowException, OSError) as error:
+            if "is out of range" in str(error):
+                raise fastlog.OffsetOutOfRangeError(str(error)) from error
+            raise
         return runs_of(found), found[-1][0] + 1 if found else 0
 
 
