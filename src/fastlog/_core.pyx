@@ -77,7 +77,6 @@ cdef enum:
     PAGE_PATIENCE = 1000        # milliseconds to wait for a page while others are there
     COMPANY_INTERVAL = 5        # milliseconds between two looks of a lone reader
     UNKNOWN_TIMESTAMP = -2
-    PRODUCER_EXPIRATION = 24 * 3600 * 1000      # milliseconds
 
 
 cdef class PartitionLog(Handle):
@@ -486,8 +485,9 @@ cdef class PartitionLog(Handle):
             if name.endswith(".txnindex"):
                 oscalls.sync_file(f"{self.path}/{name}")
         if f"{state.end_offset:020d}.snapshot" not in names:
-            states = snapshots.rebuild(self.path, names, self.sizes_at(state), state.end_offset).states
-            states.expire(os_c.clock_milliseconds(), PRODUCER_EXPIRATION)
+            sizes = self.sizes_at(state)
+            states = snapshots.rebuild(self.path, names, sizes, state.end_offset).states
+            snapshots.forget_idle(self.path, states, sizes, os_c.clock_milliseconds())
             snapshots.write_snapshot(self.path, states)
         offsets = [*snapshots.snapshot_offsets(names), state.end_offset]
         snapshots.remove_snapshots(self.path, snapshots.stale_snapshots(offsets, list_.bases, state.end_offset))

@@ -39,6 +39,8 @@ from fastlog.errors import (
 
 logger = logging.getLogger("fastlog.producers")
 
+LARGEST_OFFSET = 0x7FFFFFFFFFFFFFFF
+
 cdef enum:
     MOST_SEQUENCE = 0x7FFFFFFF      # 0 follows
     MOST_PRODUCERS = 0x3FFFFFFF     # slots hold 32-bit indexes, and are twice as many
@@ -665,16 +667,20 @@ cdef class ProducerStates:
         self.segment_base = 0
         self.position = 0
 
-    def expire(self, now: int, expiration_ms: int) -> int:
+    def expire(self, now: int, expiration_ms: int, below: int = LARGEST_OFFSET) -> int:
         """Forget producers idle for ``expiration_ms``, never one with an open transaction. Returns how many.
 
-        Idle since the later of its newest record's timestamp and the ``now`` it was last noticed with.
+        Idle since the later of its newest record's timestamp and the ``now`` it was last noticed with. ``below``: only
+        those whose last record lies below this offset.
         """
-        cdef int64_t kept = 0, i, latest = <int64_t>now, limit = expiration_ms
+        cdef int64_t kept = 0, i, latest = <int64_t>now, limit = expiration_ms, below_ = below
         cdef ProducerState* state
         for i in range(self.table.count):
             state = &self.table.states[i]
-            if state.transaction_first_offset < 0 and latest - state.last_timestamp >= limit:
+            if (
+                state.transaction_first_offset < 0 and latest - state.last_timestamp >= limit
+                and (state.batch_count == 0 or state.batches[state.batch_count - 1].last_offset < below_)
+            ):
                 continue
             if kept != i:
                 self.table.states[kept] = state[0]

@@ -250,7 +250,9 @@ cdef int write_producers(Handle log, const Published* state) except -1:
     base = state.active_base
     if f"{base:020d}.snapshot" not in names:
         closed = [pair for pair in log.sizes_at(&current) if pair[0] < base]
-        snapshots.write_snapshot(log.path, snapshots.rebuild(log.path, names, closed, base).states)
+        states = snapshots.rebuild(log.path, names, closed, base).states
+        snapshots.forget_idle(log.path, states, closed, oscalls.wall_clock())
+        snapshots.write_snapshot(log.path, states)
     bases = files.segment_bases(names)
     snapshots.remove_snapshots(log.path, snapshots.stale_snapshots(snapshots.snapshot_offsets(names), bases, current.end_offset))
     return 0

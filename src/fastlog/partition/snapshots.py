@@ -24,6 +24,7 @@ from fastlog.partition.files import transaction_index_path
 logger = logging.getLogger("fastlog.producers")
 
 SNAPSHOT_NAME: Final = re.compile(r"([0-9]{20})\.snapshot")
+PRODUCER_EXPIRATION_MS: Final = 24 * 3600 * 1000
 LARGEST_OFFSET: Final = 2**63 - 1
 
 
@@ -63,6 +64,20 @@ def write_snapshot(folder: str, states: ProducerStates) -> str:
     path = snapshot_path(folder, states.end_offset)
     oscalls.replace_file(path, states.snapshot())
     return path
+
+
+def forget_idle(folder: str, states: ProducerStates, segments: Sequence[tuple[int, int]], now: int) -> None:
+    """Forget producers that have been idle for a day, as Kafka does after ``producer.id.expiration.ms``.
+
+    By their records' timestamps and by the times at which segments were last appended to: old records that were
+    appended just now do not cost their producer its state.
+    """
+    below = 0
+    for index, (base, _) in enumerate(segments):
+        if now - oscalls.modified_at(f"{folder}/{base:020d}.log") < PRODUCER_EXPIRATION_MS:
+            break
+        below = segments[index + 1][0] if index + 1 < len(segments) else states.end_offset
+    states.expire(now, PRODUCER_EXPIRATION_MS, below)
 
 
 def stale_snapshots(offsets: Iterable[int], segment_bases: Iterable[int], end_offset: int) -> list[int]:
