@@ -416,6 +416,8 @@ cdef class PartitionLog(Handle):
         if state.index_entries != UNKNOWN_ENTRIES or load_word(&control.page.dirty):
             begin_change(self, state)
         active = self.segments_at(state).last()
+        # listing may have lowered it to what this handle may show
+        read_published(control.page, state)
         (<Segment>active).size = state.end_position
         read_durable(control.page, &durable)
         finished = None
