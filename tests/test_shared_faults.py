@@ -7,6 +7,8 @@ a system call fails at the one place that matters.
 from __future__ import annotations
 
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,7 +18,9 @@ from typing import Any
 import pytest
 
 import fastlog
-from fastlog._native import oscalls
+from fastlog._native import oscalls, syncing
+from fastlog.partition import files, snapshots
+from tests.histories.driver import SLOWNESS
 from tests.histories.nursery import Nursery
 from tests.histories.puppet import Puppet
 from tests.reference.batch import TRANSACTIONAL, Batch, Record, encode_batch, make_batch
@@ -86,3 +90,41 @@ def test_closing_names_the_end_though_a_transaction_is_open(path: str) -> None:
     with open_log(path, isolation="read_uncommitted") as log:
         assert log.end_offset == end
         assert log.append([b"next"]) == end
+
+
+# --- threads of one handle ------------------------------------------------------------------------------------------------
+
+
+def test_two_threads_list_the_segments_at_once(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another handle has rolled; a reader and an appender of this one look at the folder at the same moment."""
+    other, log = open_log(path), open_log(path)
+    log.append([b"first"])
+    fill(other, 2)
+    has_listed = threading.Event()
+    list_directory = oscalls.list_directory
+    appender = threading.Thread(target=log.append, args=([VALUE],))
+
+    def list_together(folder: str) -> list[str]:
+        found = list_directory(folder)
+        if threading.current_thread() is appender:
+            has_listed.set()
+        else:
+            # the appender lists, joins the new segment and appends to it before this listing counts
+            appender.start()
+            has_listed.wait(10)
+            appender.join()
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(oscalls, "list_directory", list_together)
+        log.read(log.readable_offset - 1)
+    assert has_listed.is_set()
+    for _ in range(3):
+        log.append([VALUE])
+    end = log.end_offset
+    other.close()
+    log.close()
+    with open_log(path) as log:
+        assert log.recovery is None
+        assert log.end_offset == end
+        assert sum(1 for _ in log.records()) == end

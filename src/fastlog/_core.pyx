@@ -422,7 +422,7 @@ cdef class PartitionLog(Handle):
         read_durable(control.page, &durable)
         finished = None
         if self.active is not None and self.active.fd >= 0:
-            self.active.trim()
+            self.active.trim(state.end_position)
             if control.page.has_lost_entries:
                 self.tracker.offsets.lost = True
             self.active.finish_indexes()
