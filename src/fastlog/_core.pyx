@@ -420,11 +420,13 @@ cdef class PartitionLog(Handle):
         if state.index_entries != UNKNOWN_ENTRIES or load_word(&control.page.dirty):
             begin_change(self, state)
         active = self.segments_at(state).last()
+        # listing may have lowered it to what this handle may show
+        read_published(control.page, state)
         (<Segment>active).size = state.end_position
         read_durable(control.page, &durable)
         finished = None
         if self.active is not None and self.active.fd >= 0:
-            self.active.trim()
+            self.active.trim(state.end_position)
             if control.page.has_lost_entries:
                 self.tracker.offsets.lost = True
             self.active.finish_indexes()

@@ -420,7 +420,7 @@ cdef int roll(Handle log, Published* state) except -1:
         raise
     os_c.reach(os_c.ROLL_CREATED)
     old.size = state.end_position
-    old.trim()
+    old.trim(state.end_position)
     if page.has_lost_entries:
         log.tracker.offsets.lost = True
     try:

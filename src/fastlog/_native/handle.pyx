@@ -84,11 +84,13 @@ cdef class Handle:
         else:
             raise StorageError(f"{self.path} changed {MOST_LISTINGS} times while it was listed: something is wrong with its segments")
         known = self.list_
-        fresh = SegmentList(segments, latest.generation)
-        fresh.last().is_growing = True
-        if known.generation <= fresh.generation:
+        if known.generation < latest.generation:
+            fresh = SegmentList(segments, latest.generation)
+            fresh.last().is_growing = True
             self.list_ = fresh
             self.forget_cursor()
+        # else another thread was faster: one file must not have two objects, of which one would not know what the other does
+        fresh = self.list_
         self.read_state(state)
         return fresh
 

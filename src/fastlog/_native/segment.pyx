@@ -580,10 +580,10 @@ cdef class Segment:
             finally:
                 oscalls.close_file(fd)
 
-    def trim(self) -> None:
-        """Free what was allocated ahead of the end; only the owner of the writer lock may."""
+    def trim(self, end: int) -> None:
+        """Free what was allocated ahead of the published end; only the owner of the writer lock may."""
         if self.fd >= 0:
-            os_c.os_ftruncate(self.fd, self.size)
+            os_c.os_ftruncate(self.fd, end)
 
     def close_files(self) -> None:
         """Close what is open for appending; mappings stay."""

@@ -1,0 +1,130 @@
+"""Threads and handles of one process that get in each other's way, and steps of the shared log that fail half-way.
+
+Each test puts one such moment on stage: a seam is patched so that threads meet where they otherwise meet by chance, or
+a system call fails at the one place that matters.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fastlog
+from fastlog._native import oscalls, syncing
+from fastlog.partition import files, snapshots
+from tests.histories.driver import SLOWNESS
+from tests.histories.nursery import Nursery
+from tests.histories.puppet import Puppet
+from tests.reference.batch import TRANSACTIONAL, Batch, Record, encode_batch, make_batch
+
+SMALL = fastlog.LogConfig(segment_bytes=1 << 14, index_interval_bytes=256, segment_index_bytes=1 << 12)
+VALUE = b"x" * 1000
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture
+def path(folder: Path) -> Iterator[str]:
+    yield str(folder / "events-0")
+    oscalls.clear()
+
+
+@pytest.fixture
+def puppets() -> Iterator[Callable[[str], Puppet]]:
+    """Makes puppets, and ends them when the test is over."""
+    made: list[Puppet] = []
+
+    def make(name: str) -> Puppet:
+        made.append(Puppet(nursery, name))
+        return made[-1]
+
+    with Nursery() as nursery:
+        yield make
+        for puppet in made:
+            puppet.signal(signal.SIGCONT)
+            puppet.kill()
+
+
+def open_log(path: str, **options: Any) -> fastlog.PartitionLog:
+    return fastlog.PartitionLog.open(path, **{"durability": "os", "config": SMALL, **options})
+
+
+def segments(path: str) -> list[str]:
+    return sorted(name.name for name in Path(path).glob("*.log"))
+
+
+def fill(log: fastlog.PartitionLog, count: int) -> None:
+    """Append until there are ``count`` segments."""
+    while len(segments(log.path)) < count:
+        log.append([VALUE])
+
+
+def transactional(producer_id: int = 7, sequence: int = 0) -> bytes:
+    batch: Batch = make_batch([Record(0, int(time.time() * 1000), None, b"of a transaction")])
+    return encode_batch(
+        replace(batch, attributes=TRANSACTIONAL, producer_id=producer_id, producer_epoch=0, base_sequence=sequence)
+    )
+
+
+# --- closing ----------------------------------------------------------------------------------------------------------
+
+
+def test_closing_names_the_end_though_a_transaction_is_open(path: str) -> None:
+    """The last to close finds its list of segments stale: what it may show is not where the log ends."""
+    log, other = open_log(path), open_log(path)
+    fill(log, 3)
+    log.append_batch(transactional())
+    log.append([b"behind it"])
+    end = log.end_offset
+    other.delete_records(int(segments(path)[1][:20]))
+    other.close()
+    log.close()
+    with open_log(path, isolation="read_uncommitted") as log:
+        assert log.end_offset == end
+        assert log.append([b"next"]) == end
+
+
+# --- threads of one handle ------------------------------------------------------------------------------------------------
+
+
+def test_two_threads_list_the_segments_at_once(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another handle has rolled; a reader and an appender of this one look at the folder at the same moment."""
+    other, log = open_log(path), open_log(path)
+    log.append([b"first"])
+    fill(other, 2)
+    has_listed = threading.Event()
+    list_directory = oscalls.list_directory
+    appender = threading.Thread(target=log.append, args=([VALUE],))
+
+    def list_together(folder: str) -> list[str]:
+        found = list_directory(folder)
+        if threading.current_thread() is appender:
+            has_listed.set()
+        else:
+            # the appender lists, joins the new segment and appends to it before this listing counts
+            appender.start()
+            has_listed.wait(10)
+            appender.join()
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(oscalls, "list_directory", list_together)
+        log.read(log.readable_offset - 1)
+    assert has_listed.is_set()
+    for _ in range(3):
+        log.append([VALUE])
+    end = log.end_offset
+    other.close()
+    log.close()
+    with open_log(path) as log:
+        assert log.recovery is None
+        assert log.end_offset == end
+        assert sum(1 for _ in log.records()) == end
