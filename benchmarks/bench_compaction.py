@@ -22,7 +22,7 @@ def _compacted(sizes: Sizes) -> fastlog.LogConfig:
         segment_bytes=sizes.compacted_bytes // _SEGMENTS,
         cleanup_policy="compact",
         min_cleanable_dirty_ratio=0,
-    )  # type: ignore[call-arg]
+    )
 
 
 def _fill(path: Path, sizes: Sizes) -> int:
@@ -50,7 +50,7 @@ def _maintain() -> Prepare:
             before = log.end_offset
 
             def work() -> int:
-                log.maintain()  # type: ignore[attr-defined]
+                log.maintain()
                 return size
 
             yield work

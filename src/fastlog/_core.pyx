@@ -8,9 +8,7 @@ what callers pass; the rooms behind it do the rest: ``control`` knows who is the
 
 import logging
 import os
-from bisect import bisect_right
 from datetime import datetime
-from errno import ENOENT
 
 from libc.stdint cimport int64_t
 from libc.stdlib cimport free
@@ -41,7 +39,7 @@ from fastlog._native.checksum import crc32c
 from fastlog._native import batch as batch_room
 from fastlog._native.checksum import IMPLEMENTATION as CHECKSUM_IMPLEMENTATION
 from fastlog._native.inspect import read_batch, scan_index, scan_segment
-from fastlog._native.syncing import wake_flusher, write_meta
+from fastlog._native.syncing import wake_flusher
 from fastlog._native.transactions import TransactionIndex, end_transaction_marker
 from fastlog._native.validator import validate_batches
 from fastlog.config import DEFAULT_DURABILITY, DURABILITY_LEVELS, ISOLATION_LEVELS, LogConfig, parse_duration_ms

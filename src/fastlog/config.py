@@ -100,8 +100,10 @@ class LogConfig:
         segment_ms: roll when a record is so much younger than the first batch of the segment. Default 7 days; from 1.
         max_message_bytes: largest encoded batch, and so largest record. Default 1,048,588; 100 B to 1 GiB.
         message_timestamp_after_max_ms: refuse timestamps so far in the future. Default 1 hour; from 0.
-        flush_interval: how long at most records wait for a sync with ``durability="interval"``. Default 1 second; from 1 ms.
-        lock_timeout: how long to wait for a lock that another process holds, before a LockedError. Default 30 seconds; from 0.
+        flush_interval: how long at most records wait for a sync with ``durability="interval"``. Default 1 second; from
+            1 ms.
+        lock_timeout: how long to wait for a lock that another process holds, before a LockedError. Default 30 seconds;
+            from 0.
         retention_ms: delete segments older than this. Default -1: never; else from 0.
         retention_bytes: delete the oldest segments while at least this much is left. Default -1: never; else from 0.
         cleanup_policy: what ``maintain`` does with old records: "delete" (default) by age and size, "compact" keeps the

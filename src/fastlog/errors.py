@@ -79,7 +79,7 @@ class ForkedHandleError(Error):
 
 
 class LockedError(Error):
-    """Another process, or another handle of this one, holds what is needed: the partition as a whole, or its writer lock.
+    """Another process, or another handle of this one, holds what is needed: the partition, or one of its locks.
 
     Attributes:
         pid: process id of the holder, or None when it could not be told.

@@ -17,9 +17,8 @@ from libc.stdint cimport int64_t
 
 from fastlog._native cimport oscalls as os_c
 from fastlog._native.control cimport Control, ring
-from fastlog._native.encoder cimport BatchShape, EncodedBatches, Encoder, OUT_OF_MEMORY, RecordSource
+from fastlog._native.encoder cimport BatchShape, EncodedBatches, Encoder, OUT_OF_MEMORY
 from fastlog._native.handle cimport Handle, SegmentList
-from fastlog._native.index cimport IndexTracker
 from fastlog._native.layout cimport INDEX_ENTRY_SIZE, TIME_INDEX_ENTRY_SIZE
 from fastlog._native.published cimport (
     ControlPage, Published, UNKNOWN_ENTRIES, load_word, publish, read_published, store_word,

@@ -665,6 +665,8 @@ def boot_id() -> str:
 def random_bytes(count: int) -> bytes:
     """Bytes that nobody else has."""
     return os.urandom(count)
+
+
 cdef void os_prefer_huge_pages(void* address, int64_t size) noexcept nogil:
     """Memory that is read all over the place is better mapped in large pages. A hint to the kernel."""
     fastlog_prefer_huge_pages(address, <size_t>size)

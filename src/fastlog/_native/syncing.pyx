@@ -17,7 +17,7 @@ from libc.stdint cimport int64_t, uint32_t
 
 from fastlog._native cimport oscalls as os_c
 from fastlog._native.control cimport Control, listen, ring, sleep_on
-from fastlog._native.handle cimport AT_INTERVAL, Handle, SegmentList
+from fastlog._native.handle cimport Handle, SegmentList
 from fastlog._native.published cimport (
     Durable, Published, load_word, publish_durable, read_durable, read_published, store_word,
 )

@@ -24,7 +24,8 @@ from typing import Any, Final
 
 from fastlog._native import oscalls
 from fastlog._native.checksum import crc32c
-from fastlog._native.control import CONTROL, META
+from fastlog._native.control import CONTROL as CONTROL
+from fastlog._native.control import META as META
 from fastlog.errors import CorruptLogError, UnsupportedFormatError
 
 FORMAT_VERSION: Final = 1
@@ -92,10 +93,10 @@ def check_version(path: str, payload: dict[str, Any]) -> None:
 class Meta:
     """What a partition must remember to be opened: the content of ``.fastlog-meta``.
 
-    ``last_producer_offset``: no batch behind it, up to the recovery point, carries a producer id; -1 = none does at all,
-    ``PRODUCERS_UNKNOWN`` = nobody has looked.
-    Below ``cleaned_offset`` the log was compacted. ``clock_confirmed`` and ``clock_seen`` are readings of the wall clock,
-    milliseconds: ``retention`` says what they are for.
+    ``last_producer_offset``: no batch behind it, up to the recovery point, carries a producer id; -1 = none does at
+    all, ``PRODUCERS_UNKNOWN`` = nobody has looked.
+    Below ``cleaned_offset`` the log was compacted. ``clock_confirmed`` and ``clock_seen`` are readings of the wall
+    clock, milliseconds: ``retention`` says what they are for.
     ``inode`` is the folder's: a copy of the folder has another one, and its recovery point means nothing.
     ``recovery_point`` is an offset below which everything is durable; it lies at ``recovery_position`` of the segment
     ``recovery_segment``. ``gap_ranges`` are pairs (first, last) of segment base offsets where offsets may skip:
@@ -235,8 +236,8 @@ def write_clean_marker(folder: str, marker: CleanMarker) -> None:
 
 def read_index_checksums(folder: str) -> dict[int, tuple[int, ...]]:
     """Segment base offset → checksums of its offset index and its time index, the size of the segment that they speak
-    for (0.1 did not write it) and the checksum of its ``.txnindex``; empty when they cannot be told. ``checksums_of`` says
-    which are to be believed."""
+    for (0.1 did not write it) and the checksum of its ``.txnindex``; empty when they cannot be told. ``checksums_of``
+    says which are to be believed."""
     content = oscalls.read_file(f"{folder}/{INDEXES}")
     payload = unsealed(content) if content is not None else None
     return {int(base): tuple(entry) for base, entry in (payload or {}).items()}

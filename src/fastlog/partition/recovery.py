@@ -142,7 +142,8 @@ def recover_producers(opened: OpenedPartition, *, read_only: bool) -> None:
         content = found
     opened.aborted = content or b""
     active.transaction_checksum = crc32c(opened.aborted)
-    opened.first_unstable_offset = -1 if rebuilt.states.first_unstable_offset is None else rebuilt.states.first_unstable_offset
+    unstable = rebuilt.states.first_unstable_offset
+    opened.first_unstable_offset = -1 if unstable is None else unstable
     opened.last_producer_offset = meta.last_producer_offset = max(last, rebuilt.states.last_producer_offset, -1)
 
 
@@ -169,8 +170,9 @@ def open_segments(folder: str, config: LogConfig, *, read_only: bool) -> OpenedP
         return create(folder, resolved, read_only=read_only)
     if replaced:
         marker = None
-        for first, end in replaced if meta is not None else []:
-            meta.allow_gaps(first, end)
+        if meta is not None:
+            for first, end in replaced:
+                meta.allow_gaps(first, end)
     if meta is not None:
         bases = leave_out_deleted(folder, meta, bases, read_only=read_only)
         if bases and not read_only and oscalls.file_size(f"{folder}/{files.META}") != 2 * files.SLOT_BYTES:
@@ -351,8 +353,8 @@ def leave_out_deleted(folder: str, meta: Meta, bases: list[int], *, read_only: b
 def read_from_disk(folder: str, meta: Meta, bases: list[int]) -> None:
     """What is not known to be durable is read from the disk, not from the page cache.
 
-    A sync may have failed and its process have died before it could say so: the kernel then keeps pages that the disk never
-    got and takes them for clean.
+    A sync may have failed and its process have died before it could say so: the kernel then keeps pages that the disk
+    never got and takes them for clean.
     """
     for base in bases:
         if base < meta.recovery_segment:
