@@ -709,10 +709,19 @@ cdef class PartitionLog(Handle):
 
     cdef int reach_level(self, int64_t end_offset) except -1:
         """After an append: what its durability level promises."""
-        if self.level == AT_GROUP:
-            sync_until(self, end_offset)
-        elif self.level == AT_BATCH:
-            sync_own(self)
+        try:
+            if self.level == AT_GROUP:
+                sync_until(self, end_offset)
+            elif self.level == AT_BATCH:
+                sync_own(self)
+        except (StorageError, LockedError) as error:
+            if not load_word(&self.control.page.poisoned):
+                # nothing is wrong with the records, and the next sync covers them
+                error.add_note(
+                    f"the records are in {self.path}, up to offset {end_offset - 1}, but were not synced: do not append them again, "
+                    f"call flush() until it succeeds"
+                )
+            raise
         return 0
 
     def append_batch(self, buffer: object, expected_end_offset: int | None = None) -> int:

@@ -18,7 +18,7 @@ from libc.stdint cimport int64_t
 from fastlog._native cimport oscalls as os_c
 from fastlog._native.control cimport Control, ring
 from fastlog._native.encoder cimport BatchShape, EncodedBatches, Encoder, OUT_OF_MEMORY
-from fastlog._native.handle cimport Handle, SegmentList
+from fastlog._native.handle cimport AT_BATCH, Handle, SegmentList
 from fastlog._native.layout cimport INDEX_ENTRY_SIZE, TIME_INDEX_ENTRY_SIZE
 from fastlog._native.published cimport (
     ControlPage, Published, UNKNOWN_ENTRIES, load_word, publish, read_published, store_word,
@@ -316,6 +316,9 @@ cdef int join_active(Handle log, const Published* state) except -1:
         log.control.page.allocated = 0
     elif active.fd < 0 or not active.grows_tracker:
         active.join_appending(state)
+    if log.level >= AT_BATCH:
+        # a sync that finds no descriptor left would come too late
+        active.reading_file()
     log.active = active
     log.tracker = active.tracker
     log.seen_version = 0
@@ -413,6 +416,8 @@ cdef int roll(Handle log, Published* state) except -1:
     fresh = recovery.new_segment(log.path, state.end_offset, 0, log.meta, log.config)
     try:
         fresh.begin_appending()
+        if log.level >= AT_BATCH:
+            fresh.reading_file()
     except BaseException:
         fresh.discard()
         store_word(&page.dirty, 0)
