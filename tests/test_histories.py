@@ -59,7 +59,8 @@ def nursery() -> Iterator[Nursery]:
 
 def finish(crowd: Crowd, **options: Any) -> None:
     """The end of every test here: all of them stop, the log verifies, the history is possible."""
-    anomalies = crowd.check(**options)
+    # a sync owner that is frozen: the records are there, but whether they are durable nobody can say
+    anomalies = crowd.check(unsure={"LockedErrorInSync"}, **options)
     print(crowd.summary)
     assert not anomalies, "\n".join(f"{a.kind}: {a.text}" for a in anomalies[:10])
 

@@ -234,6 +234,30 @@ def test_a_reader_that_looked_during_an_append(either: Callable[..., Puppet], pa
     assert reader.get("[bytes(r.value) for r in found]") == written[1:]
 
 
+def test_reading_while_others_delete(puppets: Callable[..., Puppet], path: str) -> None:
+    """What is gone when it is looked for is out of range, and no damage."""
+    writer, reader = opened(puppets(), path), puppets()
+    opened(reader, path, read_only=True)
+    reader.do(
+        "seen = []\n"
+        "def follow():\n"
+        "    while log.end_offset < 3000:\n"
+        "        try:\n"
+        "            seen.append(len(log.read(log.start_offset)))\n"
+        "        except fastlog.OffsetOutOfRangeError:\n"
+        "            pass\n"
+    )
+    reader.begin("follow()")
+    writer.do(
+        "while log.end_offset < 3000:\n"
+        "    log.append([b'x' * 3000] * 5)\n"
+        "    log.delete_records(before=max(0, log.end_offset - 10))\n",
+        timeout=100,
+    )
+    reader.result()
+    assert reader.get("len(seen)") > 0
+
+
 STORM = """
 import os, random, time
 def instance():

@@ -176,7 +176,10 @@ class Notebook:
 
     def failed(self, which: AppendId, error: BaseException) -> None:
         text = str(error).replace("\n", " | ")
-        self.write(f"F {which.writer} {which.thread} {which.sequence} {now()} {type(error).__name__} {text}")
+        name = type(error).__name__
+        if "is syncing" in text:
+            name += "InSync"  # not of the writer lock: the append itself was over
+        self.write(f"F {which.writer} {which.thread} {which.sequence} {now()} {name} {text}")
 
     def read(self, handle: str, begun: int, start: int, log: Any, runs: Iterable[Run]) -> None:
         """Note a read that is over. The ends are looked at here, the largest last: each may only grow meanwhile."""

@@ -40,7 +40,7 @@ cdef enum:
 
 cdef RecordBatch read_range(Handle log, int64_t offset, int64_t stop, int64_t max_bytes):
     """Read records in [offset, stop)."""
-    cdef Published state
+    cdef Published state, before
     cdef Segment segment
     cdef Place place
     cdef RecordBatch batch
@@ -70,17 +70,18 @@ cdef RecordBatch read_range(Handle log, int64_t offset, int64_t stop, int64_t ma
             place.position = log.cursor_position
             place.expected_offset = offset
             end = log.end_of(segment, &state)
+        before = state      # which follows the list of segments from here on
         try:
             return read_segments(log, batch, &state, segment, &place, end, offset, min(stop, state.end_offset), max_bytes)
         except StorageError as error:
             # the file of a segment that was removed or replaced meanwhile is no fault of the storage
             attempt += 1
-            if error.errno != ENOENT or attempt > MOST_RETRIES or not has_moved(log, &state):
+            if error.errno != ENOENT or attempt > MOST_RETRIES or not has_moved(log, &before):
                 raise
             log.read_state(&state)
         except CorruptLogError as error:
             attempt += 1
-            if attempt <= MOST_RETRIES and has_moved(log, &state):
+            if attempt <= MOST_RETRIES and has_moved(log, &before):
                 log.read_state(&state)
                 continue
             if error.next_offset is None and error.first_offset is not None:
