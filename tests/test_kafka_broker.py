@@ -648,7 +648,11 @@ def test_kafka_adopts_transactions_of_fastlog(
         found = {each["producerId"]: (each["lastSequence"], each["currentTxnFirstOffset"]) for each in shown}
         # those that did nothing for a day and have no open transaction are forgotten: the times of the records are old,
         # those of the markers are not
-        assert found == {s.producer_id: (s.last_sequence, s.transaction_start) for s in expected if s.transaction_start or s.coordinator_epoch >= 0}
+        assert found == {
+            s.producer_id: (s.last_sequence, s.transaction_start)
+            for s in expected
+            if s.transaction_start or s.coordinator_epoch >= 0
+        }
     exchange.append(logs, chance)
     exchange.take_back(logs, folder / "back", stop=trust)
 

@@ -7,7 +7,6 @@ a system call fails at the one place that matters.
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,9 +17,7 @@ from typing import Any
 import pytest
 
 import fastlog
-from fastlog._native import oscalls, syncing
-from fastlog.partition import files, snapshots
-from tests.histories.driver import SLOWNESS
+from fastlog._native import oscalls
 from tests.histories.nursery import Nursery
 from tests.histories.puppet import Puppet
 from tests.reference.batch import TRANSACTIONAL, Batch, Record, encode_batch, make_batch
