@@ -460,7 +460,7 @@ class Exchange:
         start = self.chance.randint(ours.start_offset, ours.end_offset)
         expected = [record for record in ours.records if record.offset >= start]
         assert self.clients.consume(self.topic, partition, start=start) == expected
-        # Kafka looks no further than the first segment whose largest timestamp fits, also when compaction took its record
+        # Kafka looks no further than the first segment whose largest timestamp fits, though compaction took its record
         if is_plain and not ours.start_offset and not ours.is_compacted:
             for moment in (SOME_TIME + self.chance.randrange(-100_000, 100_000) for _ in range(4)):
                 first = next((record.offset for record in ours.records if record.timestamp >= moment), None)

@@ -89,7 +89,7 @@ def test_closing_names_the_end_though_a_transaction_is_open(path: str) -> None:
         assert log.append([b"next"]) == end
 
 
-# --- threads of one handle ------------------------------------------------------------------------------------------------
+# --- threads of one handle --------------------------------------------------------------------------------------------
 
 
 def test_two_threads_list_the_segments_at_once(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
