@@ -602,20 +602,21 @@ cdef class PartitionLog(Handle):
             headers: one mapping or sequence of (str, bytes | None) pairs for all records, or one entry per record.
             compression: ``"gzip"``, ``"snappy"``, ``"lz4"``, ``"zstd"``, or None. Batches hold up to ``max_message_bytes`` before
                 compression. Codecs hold the GIL while they work.
-
             expected_end_offset: append only if this is the end offset; compared under the writer lock.
 
-        Guarantee: when this returns, all records are there and visible, or — when it raises — none. ``"group"`` and
-        ``"batch"``: they survive power loss. ``"interval"``: they do once ``flush_interval`` is over. ``"os"``: they survive the
-        death of this process, but not of the machine until ``flush``. After a crash within the call a prefix of its batches
-        may stay.
+        Guarantee: when this returns, all records are there. ``"group"`` and ``"batch"``: they survive power loss. ``"interval"``:
+        they do once ``flush_interval`` is over. ``"os"``: they survive the death of this process, but not of the machine until
+        ``flush``. When it raises, none of them is there; only when it was the sync that failed, they may be. After a crash
+        within the call a prefix of its batches may stay.
 
         Raises:
             InvalidRecordError: something is no record, lengths differ, or a timestamp is over an hour ahead.
             RecordTooLargeError: a record exceeds ``max_message_bytes``, or all of them ``segment_bytes``.
             FencedError: the end offset is another one; nothing was written.
-            LockedError: another process holds the writer lock for longer than ``lock_timeout``.
-            StorageFullError, StorageError: the operating system refused; the log is as it was.
+            LockedError: another process holds the writer lock for longer than ``lock_timeout``; or the sync owner's, and then
+                the records are there.
+            StorageFullError, StorageError: the operating system refused; the log is as it was. A failed sync poisons it: see
+                ``flush``.
             ClosedError: the log was closed.
         """
         cdef Column value_column, key_column = None, header_column = None

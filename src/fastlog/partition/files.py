@@ -1,7 +1,9 @@
 """The files of a partition's folder: their names, and the small state files beside the segments.
 
 ========================  ==============================================================================================
-``<20 digits>.log``       a segment, named by its base offset; ``.index`` and ``.timeindex`` beside it (Kafka's format)
+``<20 digits>.log``       a segment, named by its base offset; its ``.index``, ``.timeindex`` and ``.txnindex``
+                          beside it (Kafka's format)
+``<20 digits>.snapshot``  what was known of producers at that offset (Kafka's format)
 ``leader-epoch-checkpoint``  Kafka's list of leader epochs; our own logs have epoch 0 from their first offset
 ``.fastlog-meta``         format version, layout options, recovery point, start offset; two slots, each with a checksum,
                           overwritten in place one after the other: it works on a full disk, one slot is always whole

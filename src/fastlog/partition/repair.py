@@ -1,4 +1,6 @@
-"""Moving damaged bytes to side files, so that the rest of a log works again. The only code that removes durable bytes.
+"""Moving damaged bytes to side files, so that the rest of a log works again.
+
+Besides deletion and compaction this is the only code that removes durable bytes.
 
 Every damaged stretch of a segment is copied to ``<segment>.log.torn-<position>`` and synced; then the segment is
 written anew without it, under a temporary name, and renamed over the old one. The offsets stay: a repaired segment has
