@@ -606,8 +606,8 @@ cdef class PartitionLog(Handle):
 
         Guarantee: when this returns, all records are there. ``"group"`` and ``"batch"``: they survive power loss. ``"interval"``:
         they do once ``flush_interval`` is over. ``"os"``: they survive the death of this process, but not of the machine until
-        ``flush``. When it raises, none of them is there; only when it was the sync that failed, they may be. After a crash
-        within the call a prefix of its batches may stay.
+        ``flush``. When it raises, none of them is there; only when it was the sync that failed, they may be, and when that could
+        not begin, they are (the error has a note). After a crash within the call a prefix of its batches may stay.
 
         Raises:
             InvalidRecordError: something is no record, lengths differ, or a timestamp is over an hour ahead.
