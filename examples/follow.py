@@ -1,6 +1,6 @@
 """Like ``tail -f``: one thread appends, another follows the end of the log and prints what is new.
 
-``read`` never waits: at the end it returns an empty batch, and the follower sleeps a little before it asks again.
+``read`` never waits: at the end it returns an empty batch, and ``wait`` sleeps until somebody appends, in this process or another.
 
 Run: python examples/follow.py [folder]
 """
@@ -16,14 +16,13 @@ path = sys.argv[1] if len(sys.argv) > 1 else "example-ticks-0"
 ticks = 10
 
 
-def follow(log: fastlog.PartitionLog, offset: int, pause: float = 0.02) -> Iterator[fastlog.Record]:
+def follow(log: fastlog.PartitionLog, offset: int) -> Iterator[fastlog.Record]:
     """Every record from ``offset`` on, for ever: those that are there, then new ones as they come."""
     while True:
+        log.wait(offset)
         batch = log.read(offset)
         yield from batch
         offset = batch.next_offset
-        if len(batch) == 0:
-            time.sleep(pause)
 
 
 def produce(log: fastlog.PartitionLog) -> None:

@@ -46,6 +46,7 @@ MAGIC = b"fastlog\0"
 
 cdef enum:
     LOCK_SLICE = 2_000_000          # nanoseconds: an owner who dies rings no bell, and delays nobody for longer
+    SPIN = 40_000                   # nanoseconds
     MUTEX_SLICE = 50                # milliseconds
     BUSY_PATIENCE = 1000            # milliseconds to wait for somebody who will hardly go away
 
@@ -163,13 +164,19 @@ cdef class Control:
         return 0
 
     cdef int wait_for_writer_lock(self, bint has_mutex) except -1:
-        cdef int64_t stop = os_c.steady_milliseconds() + self.lock_timeout
+        cdef int64_t stop = os_c.steady_milliseconds() + self.lock_timeout, begun = os_c.steady_nanoseconds()
         cdef uint32_t heard
         cdef int result
         if not has_mutex:
             if not self.writer.acquire_within(self.lock_timeout):
                 raise self.locked_out("is writing", self.page.owner_pid)
         try:
+            # appends are short: a few more tries often are all that is needed, and cheaper than to sleep and be woken
+            with nogil:
+                while not self.is_exclusive and self.control_fd >= 0 and os_c.steady_nanoseconds() < begun + SPIN:
+                    if os_c.os_lock(self.control_fd, os_c.LOCK_EXCLUSIVE) == 1:
+                        return 0
+                    os_c.os_pause()
             # a handle that was closed meanwhile has no lock to take: its callers are told so next
             while not self.is_exclusive and self.control_fd >= 0:
                 heard = listen(&self.page.lock_bell)

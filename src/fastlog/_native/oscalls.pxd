@@ -48,6 +48,7 @@ cdef int os_others_attached(int fd) noexcept nogil
 cdef int os_lock_maintenance(int fd, bint take) noexcept nogil
 cdef void os_wait(uint32_t* word, uint32_t expected, int64_t nanoseconds) noexcept nogil
 cdef void os_wake(uint32_t* word) noexcept nogil
+cdef void os_pause() noexcept nogil
 cdef void os_nap(int64_t nanoseconds) noexcept nogil
 cdef void reach(Failpoint point) noexcept nogil                                                 # tests may end the process here
 cdef void os_prefer_huge_pages(void* address, int64_t size) noexcept nogil

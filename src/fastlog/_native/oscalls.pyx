@@ -144,6 +144,15 @@ cdef extern from *:
         return status.f_type;
     }
     #endif
+    static void fastlog_pause(void) {
+        for (int i = 0; i < 50; i++) {
+    #if defined(__x86_64__) || defined(__i386__)
+            __builtin_ia32_pause();
+    #elif defined(__aarch64__)
+            __asm__ volatile("yield");
+    #endif
+        }
+    }
     static void fastlog_nap(int64_t nanoseconds) {
         struct timespec span = { nanoseconds / 1000000000, nanoseconds % 1000000000 };
         nanosleep(&span, NULL);
@@ -213,6 +222,7 @@ cdef extern from *:
     void fastlog_futex_wake(uint32_t* word) nogil
     int64_t fastlog_file_system(const char* path, char* name, size_t size)
     void fastlog_nap(int64_t nanoseconds) nogil
+    void fastlog_pause() nogil
     int64_t fastlog_steady_nanoseconds() nogil
     void fastlog_signal_self(int number) nogil
     int FASTLOG_HAS_FUTEX, FASTLOG_HAS_OFD_LOCKS
@@ -600,6 +610,11 @@ cdef void os_wake(uint32_t* word) noexcept nogil:
     """Wake everybody who sleeps on the word, in every process."""
     if not polls:
         fastlog_futex_wake(word)
+
+
+cdef void os_pause() noexcept nogil:
+    """Some dozen cycles for whoever shares the core."""
+    fastlog_pause()
 
 
 cdef void os_nap(int64_t nanoseconds) noexcept nogil:

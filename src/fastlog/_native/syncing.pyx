@@ -67,13 +67,13 @@ cdef bint sync_within(Handle log, int64_t offset, int64_t milliseconds) except -
         if load_word(&control.page.poisoned):
             raise poisoned_error(log)
         heard = listen(&control.page.sync_bell)
-        if control.try_sync_owner():
+        # what an owner who died in a sync has left only a writer can put right: it has to be written again
+        if not (log.read_only and load_word(&control.page.syncing)) and control.try_sync_owner():
             try:
                 lead(log, False)
             finally:
                 control.unlock_sync_owner()
                 os_c.reach(os_c.SYNC_UNLOCKED)
-            continue
         read_durable(control.page, &durable)
         if durable.offset >= offset:
             return True
@@ -107,6 +107,8 @@ cdef int lead(Handle log, bint always) except -1:
     read_published(control.page, &state)
     read_durable(control.page, &durable)
     if durable.offset >= state.end_offset and not always:
+        return 0
+    if log.read_only and load_word(&control.page.syncing):
         return 0
     sync_all(log, &state)
     try:
@@ -187,9 +189,9 @@ cdef int write_again(Handle log, const Durable* durable, const Published* state)
         path = files.segment_path(log.path, base)
         position = durable.position if base == durable.base else 0
         stop = state.end_position if base == state.active_base else size
-        fd = oscalls.open_file(path, writable=not log.read_only)
+        fd = oscalls.open_file(path, writable=True)
         try:
-            while position < stop and not log.read_only:
+            while position < stop:
                 piece = oscalls.read_bytes(fd, position, min(stop - position, <int64_t>REWRITE_BYTES))
                 if not piece:
                     break

@@ -263,8 +263,7 @@ def recover(
         meta.recovery_position = 0
     meta.inode = oscalls.inode(folder)
     check_durable_bytes(folder, meta, sizes)
-    if not read_only:
-        read_from_disk(folder, meta, bases)
+    read_from_disk(folder, meta, bases)
     findings = _Findings()
     kept: dict[int, int] = {base: size for base, size in sizes.items() if base < meta.recovery_segment}
     end_offset = meta.recovery_point
