@@ -1,6 +1,7 @@
 """Like ``tail -f``: one thread appends, another follows the end of the log and prints what is new.
 
-``read`` never waits: at the end it returns an empty batch, and ``wait`` sleeps until somebody appends, in this process or another.
+``read`` never waits: at the end it returns an empty batch. ``wait`` sleeps until somebody appends, in this process or
+in another.
 
 Run: python examples/follow.py [folder]
 """
