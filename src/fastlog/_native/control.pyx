@@ -196,7 +196,7 @@ cdef class Control:
     cdef object locked_out(self, str what, int64_t pid):
         outcome = "nothing was written" if what == "is writing" else "what was appended is there, but not known to be durable"
         return LockedError(
-            f"{self.folder} is locked: process {pid} {what} for more than lock_timeout={self.lock_timeout / 1000:g} s. It may be "
+            f"{self.folder} is locked: process {pid} {what} for more than lock_timeout={self.lock_timeout / 1000.0:g} s. It may be "
             f"stopped (a debugger, SIGSTOP): let it go on, or end it; {outcome}", pid,
         )
 
