@@ -293,7 +293,7 @@ def test_kafka_wrote_topics_of_every_kind(from_kafka: dict[str, dict[str, Writte
         written = from_kafka["stopped"][kind.name]
         print(f"FASTLOG_SEED={written.seed} {kind.name}")
         segments = sorted(written.folder.glob("*.log"))
-        assert kind.large or len(segments) > (1 if kind.keys else 3)
+        assert kind.large or len(segments) > (1 if kind.keys else 2)
         dumped, problems = kafka.check(segments, may_skip=True)
         assert problems == []
         batches = [batch for path in sorted(dumped) for batch in dumped[path]]
@@ -491,7 +491,9 @@ class Exchange:
                     assert seen(log, ours.start_offset) == ours.visible(isolation)
                     report = log.verify()
                     assert report.ok if stop else not report.damages
-            assert not stop or self.kafka.check(ours.folder.glob("0*"), may_skip=True)[1] == []
+            # of batches that compaction emptied Kafka rebuilds time entries that its own dump tool refuses
+            if stop and not ours.is_compacted:
+                assert self.kafka.check(ours.folder.glob("0*"), may_skip=True)[1] == []
 
 
 @pytest.fixture
