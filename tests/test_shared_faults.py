@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 
 import fastlog
 from fastlog._native import oscalls
+from fastlog.partition import snapshots
 from tests.histories.nursery import Nursery
 from tests.histories.puppet import Puppet
 from tests.reference.batch import TRANSACTIONAL, Batch, Record, encode_batch, make_batch
@@ -32,6 +32,7 @@ pytestmark = pytest.mark.timeout(120)
 def path(folder: Path) -> Iterator[str]:
     yield str(folder / "events-0")
     oscalls.clear()
+    oscalls.set_clock(None)
 
 
 @pytest.fixture
@@ -64,11 +65,9 @@ def fill(log: fastlog.PartitionLog, count: int) -> None:
         log.append([VALUE])
 
 
-def transactional(producer_id: int = 7, sequence: int = 0) -> bytes:
-    batch: Batch = make_batch([Record(0, int(time.time() * 1000), None, b"of a transaction")])
-    return encode_batch(
-        replace(batch, attributes=TRANSACTIONAL, producer_id=producer_id, producer_epoch=0, base_sequence=sequence)
-    )
+def transactional() -> bytes:
+    batch: Batch = make_batch([Record(0, 0, None, b"of a transaction")])
+    return encode_batch(replace(batch, attributes=TRANSACTIONAL, producer_id=7, producer_epoch=0, base_sequence=0))
 
 
 # --- closing ----------------------------------------------------------------------------------------------------------
@@ -125,3 +124,26 @@ def test_two_threads_list_the_segments_at_once(path: str, monkeypatch: pytest.Mo
         assert log.recovery is None
         assert log.end_offset == end
         assert sum(1 for _ in log.records()) == end
+
+
+def test_a_lookup_of_aborted_transactions_that_failed_is_made_again(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = open_log(path)
+    log.append_batch(transactional())
+    log.end_transaction(7, 0, commit=False)
+    fill(log, 2)
+
+    def fail(*arguments: Any) -> bytes:
+        raise fastlog.StorageError("not now", 5)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(snapshots, "read_transaction_index", fail)
+        with pytest.raises(fastlog.StorageError):
+            log.read(0)
+    assert b"of a transaction" not in [record.value for record in log.records()]
+    log.close()
+
+
+# --- steps that fail half-way -----------------------------------------------------------------------------------------
+
+
+# --- a process that is frozen -----------------------------------------------------------------------------------------

@@ -181,10 +181,12 @@ cdef int collect_aborted(
     cdef Py_ssize_t i
     cdef int done = 0
     if list_.has_aborted < 0:
-        list_.has_aborted = 0
-        for i, segment in enumerate(list_.segments):
-            if segment.base_offset < state.active_base and aborted_entries(log, list_, i):
-                list_.has_aborted = 1
+        # told at the end, and of all that is closed in this list: other threads believe it
+        is_known = False
+        for i in range(len(list_.segments) - 1):
+            if aborted_entries(log, list_, i):
+                is_known = True
+        list_.has_aborted = is_known
     if not list_.has_aborted and not state.transaction_entries:
         return 0
     for i, segment in enumerate(list_.segments):
