@@ -146,4 +146,30 @@ def test_a_lookup_of_aborted_transactions_that_failed_is_made_again(path: str, m
 # --- steps that fail half-way -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("step", ["a failed append", "a takeover"])
+def test_a_sync_that_fails_while_something_is_cut_back_poisons(path: str, step: str) -> None:
+    """What was appended before may be lost with it, and the next sync would report success."""
+    log, other = open_log(path), open_log(path, durability="group")
+    log.append([b"durable"])
+    other.flush()
+    log.append([b"lost"])
+    if step == "a takeover":
+        oscalls.inject("ftruncate", errno=5, nth=1)
+    oscalls.inject("pwrite", errno=28)
+    oscalls.inject("fdatasync", errno=5)
+    with pytest.raises(fastlog.StorageFullError):
+        log.append([b"fails"])
+    if step == "a takeover":
+        with pytest.raises(fastlog.StorageError):
+            log.append([b"takes over"])
+    oscalls.clear()
+    with pytest.raises(fastlog.StorageError):
+        other.flush()
+    assert other.durable_offset == 1
+    with pytest.raises(fastlog.StorageError):
+        log.append([b"more"])
+    for handle in (log, other):
+        handle.close()
+
+
 # --- a process that is frozen -----------------------------------------------------------------------------------------

@@ -346,16 +346,12 @@ cdef int take_over(Handle log) except -1:
         for name in (path, *files.index_paths(path), files.transaction_index_path(path)):
             oscalls.remove(name)
     path = files.segment_path(log.path, state.active_base)
-    try:
-        cut(path, state.end_position, True)
-    except StorageError as error:
-        poison(log, error)
-        raise
+    cut_log(log, path, state.end_position)
     if state.last_producer_offset >= 0:
         TransactionIndex(files.transaction_index_path(path), state.active_base).truncate(state.transaction_entries)
     if state.index_entries != UNKNOWN_ENTRIES:
         for index, entries, size in zip(files.index_paths(path), (state.index_entries, state.time_index_entries), ENTRY_SIZES):
-            cut(index, entries * size, False)
+            cut_index(index, entries * size)
     os_c.reach(os_c.TAKEOVER_CUT)
     page.allocated = 0
     store_word(&page.dirty, 0)
@@ -366,18 +362,30 @@ cdef int take_over(Handle log) except -1:
     return 0
 
 
-def cut(path: str, size: int, must_last: bool) -> None:
-    """Cut a file that is longer than ``size``; ``must_last``: durably."""
-    found = oscalls.file_size(path)
-    if found is None:
-        return
+cdef int cut_log(Handle log, str path, int64_t size) except -1:
+    """Cut a segment, durably. Where the cut fails the next owner tries; where its sync fails the log stops."""
     fd = oscalls.open_file(path, writable=True)
     try:
         # also frees blocks that were allocated ahead
-        if found > size or must_last:
-            oscalls.truncate(fd, size, path)
-        if must_last:
+        oscalls.truncate(fd, size, path)
+        try:
             oscalls.sync_data(fd, path)
+        except StorageError as error:
+            poison(log, error)
+            raise
+    finally:
+        oscalls.close_file(fd)
+    return 0
+
+
+def cut_index(path: str, size: int) -> None:
+    """Cut an index file that is longer than ``size``."""
+    found = oscalls.file_size(path)
+    if found is None or found <= size:
+        return
+    fd = oscalls.open_file(path, writable=True)
+    try:
+        oscalls.truncate(fd, size, path)
     finally:
         oscalls.close_file(fd)
 

@@ -165,6 +165,9 @@ cdef int sync_all(Handle log, const Published* state) except -1:
     finally:
         if folder_fd >= 0:
             oscalls.close_file(folder_fd)
+    if load_word(&control.page.poisoned):
+        # by who cut something back meanwhile: that sync may have taken the error away from this one
+        raise poisoned_error(log)
     if reached.offset >= durable.offset:
         publish_durable(control.page, &reached)
     store_word(&control.page.syncing, 0)
