@@ -172,4 +172,68 @@ def test_a_sync_that_fails_while_something_is_cut_back_poisons(path: str, step: 
         handle.close()
 
 
+@pytest.mark.parametrize("is_stuck", [False, True], ids=["once", "and nothing can be removed"])
+@pytest.mark.parametrize("call", ["open", "fstat", "mmap", "ftruncate"])
+def test_a_roll_that_fails_at_any_step(folder: Path, call: str, is_stuck: bool) -> None:
+    """The old segment stays the active one, for everybody; what the roll has left behind is in nobody's way."""
+    failures = 0
+    for nth in range(1, 20):
+        log = open_log(str(folder / f"events-{nth}"))
+        log.append_batch(transactional())
+        oscalls.set_clock(1)
+        log.end_transaction(7, 0, commit=False)
+        oscalls.set_clock(None)
+        for timestamp in range(2, 15):
+            # rising, so that closing the segment forces a last time entry
+            log.append([VALUE], timestamps=timestamp)
+        oscalls.inject(call, errno=5, nth=nth)
+        if is_stuck:
+            oscalls.inject("unlink", errno=5, sticky=True)
+        try:
+            log.append([VALUE] * 4, timestamps=100)
+        except fastlog.StorageError:
+            failures += 1
+        oscalls.clear()
+        log.append([b"fits"], timestamps=101)
+        with open_log(log.path) as other:
+            assert sum(1 for _ in other.records()) == other.end_offset - 2
+            other.append([b"fits, too"])
+            fill(log, 3)
+            for handle in (log, other):
+                assert sum(1 for _ in handle.records()) == log.end_offset - 2
+        log.close()
+        with open_log(log.path) as log:
+            assert log.recovery is None
+            assert log.verify().ok
+            assert sum(1 for _ in log.records()) == log.end_offset - 2
+    assert failures
+
+
+def test_a_roll_that_ends_between_the_indexes_and_its_publication(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old segment's last time entry is written then, and cut off again: nobody may count it."""
+    log = open_log(path)
+    for timestamp in range(14):
+        # the last two are so small that only one of them gets an entry of its own
+        log.append([VALUE if timestamp < 12 else b"small"], timestamps=timestamp)
+
+    def fail() -> int:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(oscalls, "wall_clock", fail)
+        with pytest.raises(MemoryError):
+            log.append([VALUE] * 4, timestamps=100)
+    log.append([b"fits"], timestamps=101)
+    with open_log(path) as other:
+        other.append([b"fits, too"], timestamps=102)
+        for handle in (log, other):
+            times = (0, 13, 14, 101, 102, 103)
+            assert [handle.offset_for_time(timestamp) for timestamp in times] == [0, 13, 14, 14, 15, None]
+            assert sum(1 for _ in handle.records()) == 16
+    log.close()
+    with open_log(path) as log:
+        assert log.recovery is None
+        assert log.verify().ok
+
+
 # --- a process that is frozen -----------------------------------------------------------------------------------------

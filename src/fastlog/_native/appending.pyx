@@ -353,6 +353,10 @@ cdef int take_over(Handle log) except -1:
         for index, entries, size in zip(files.index_paths(path), (state.index_entries, state.time_index_entries), ENTRY_SIZES):
             cut_index(index, entries * size)
     os_c.reach(os_c.TAKEOVER_CUT)
+    if log.active is not None and log.active.base_offset == state.active_base:
+        # it may be our own step that failed, in the middle of finishing these indexes: join them anew
+        log.active.forget_indexes()
+        log.active = None
     page.allocated = 0
     store_word(&page.dirty, 0)
     os_c.reach(os_c.TAKEOVER_DONE)
@@ -427,8 +431,8 @@ cdef int roll(Handle log, Published* state) except -1:
         if log.level >= AT_BATCH:
             fresh.reading_file()
     except BaseException:
-        fresh.discard()
-        store_word(&page.dirty, 0)
+        if fresh.discard():
+            store_word(&page.dirty, 0)
         raise
     os_c.reach(os_c.ROLL_CREATED)
     old.size = state.end_position

@@ -468,7 +468,7 @@ cdef class Segment:
     def begin_appending(self) -> None:
         """Open the files for appending behind ``size``; what lies beyond is cut. Nobody else may be appending."""
         cdef IndexTracker tracker
-        fd = oscalls.open_file(self.path, writable=True, create=True)
+        fd = self.fd if self.fd >= 0 else oscalls.open_file(self.path, writable=True, create=True)
         try:
             # also frees blocks that were allocated ahead and never used
             oscalls.truncate(fd, self.size, self.path)
@@ -480,9 +480,11 @@ cdef class Segment:
             if not self.inode:
                 self.inode = oscalls.inode_of(fd)
         except BaseException:
-            oscalls.close_file(fd)
+            if self.fd < 0:
+                oscalls.close_file(fd)
             raise
         self.fd = fd
+        self.tracker = tracker      # another thread may have loaded them as well
         self.is_growing = True
         self.grows_tracker = True
         self.index_checksums = None
@@ -535,13 +537,21 @@ cdef class Segment:
         self.forget_reader()
         return 0
 
-    def discard(self) -> None:
-        """Remove the files of a segment that never became part of the log."""
+    def forget_indexes(self) -> None:
+        """Whatever is known of the active segment's indexes: their files were cut."""
+        self.tracker = None
+        self.grows_tracker = False
+
+    def discard(self) -> bool:
+        """Remove the files of a segment that never became part of the log; whether they are gone."""
+        is_gone = True
         for path in (self.path, self.index_path, self.time_index_path):
             try:
                 oscalls.remove(path)
             except StorageError as error:
-                logger.warning("an empty file stays behind: %s", error)
+                is_gone = False
+                logger.warning("an empty file stays behind until the next change of the log: %s", error)
+        return is_gone
 
     def finish_indexes(self) -> None:
         """Force the final time entry and complete both index files; raises StorageError when that cannot be done."""
