@@ -143,6 +143,30 @@ def test_a_lookup_of_aborted_transactions_that_failed_is_made_again(path: str, m
     log.close()
 
 
+def test_closing_waits_for_the_sync_that_a_reader_leads(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread leads a sync while another closes the handle: the sync owner's lock lasts until it is published."""
+    log, reader = open_log(path), open_log(path, durability="group", read_only=True)
+    log.append([VALUE])
+    order: list[str] = []
+    open_file = oscalls.open_file
+    closer = threading.Thread(target=lambda: (reader.close(), order.append("closed")))
+
+    def open_while_closing(file: str, *arguments: Any, **options: Any) -> int:
+        if not order:
+            order.append("syncing")
+            closer.start()
+            closer.join(0.3)
+            order.append("synced")
+        return open_file(file, *arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(oscalls, "open_file", open_while_closing)
+        assert reader.wait(0, timeout=5)
+    closer.join()
+    assert order == ["syncing", "synced", "closed"]
+    log.close()
+
+
 # --- steps that fail half-way -----------------------------------------------------------------------------------------
 
 

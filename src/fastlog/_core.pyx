@@ -321,6 +321,8 @@ cdef class PartitionLog(Handle):
             other.join(self.options, False, 0)
         except LockedError:
             return 0    # somebody is recovering it just now
+        if self.is_closed:
+            return 0    # by another thread, meanwhile
         # what was read before stays what it was: a recovery only ever takes away what nobody was shown as durable
         self.meta, self.epoch = other.meta, other.epoch
         self.list_ = other.list_
@@ -358,9 +360,15 @@ cdef class PartitionLog(Handle):
             self.forget_files()
             return
         if self.read_only:
-            self.is_closed = True
-            self.forget_files()
-            control.leave()
+            # another thread may be leading a sync: its lock has to last until it has published
+            if not control.syncer.acquire_within(control.lock_timeout):
+                raise control.locked_out("is syncing", control.process)
+            try:
+                self.is_closed = True
+                self.forget_files()
+                self.control.leave()
+            finally:
+                control.syncer.release()
             return
         control.lock_sync_owner()
         try:
