@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import fastlog
-from fastlog._native import oscalls
+from fastlog._native import oscalls, syncing
 from fastlog.partition import snapshots
 from tests.histories.nursery import Nursery
 from tests.histories.puppet import Puppet
@@ -165,6 +165,30 @@ def test_closing_waits_for_the_sync_that_a_reader_leads(path: str, monkeypatch: 
     closer.join()
     assert order == ["syncing", "synced", "closed"]
     log.close()
+
+
+def test_a_log_that_comes_while_the_flusher_looks(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The flush interval of a log is kept though it came just when the flusher had looked at the others."""
+    flusher = syncing.Flusher()
+    is_waiting, looked_at = threading.Event(), threading.Event()
+    looks = []
+
+    def look(log: Any) -> int:
+        looks.append(log)
+        if len(looks) == 1:
+            assert is_waiting.wait(10)
+            flusher.keep(second)
+        elif log is second:
+            looked_at.set()
+        return 0
+
+    first, second = open_log(path), open_log(path)
+    monkeypatch.setattr(syncing, "flush_if_due", look)
+    flusher.keep(first)
+    is_waiting.set()
+    assert looked_at.wait(10)
+    for log in (first, second):
+        log.close()
 
 
 # --- steps that fail half-way -----------------------------------------------------------------------------------------

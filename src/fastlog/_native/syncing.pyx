@@ -17,7 +17,7 @@ from libc.stdint cimport int64_t, uint32_t
 
 from fastlog._native cimport oscalls as os_c
 from fastlog._native.control cimport Control, listen, ring, sleep_on
-from fastlog._native.handle cimport Handle, SegmentList
+from fastlog._native.handle cimport AT_INTERVAL, Handle, SegmentList
 from fastlog._native.published cimport (
     Durable, Published, load_word, publish_durable, read_durable, read_published, store_word,
 )
@@ -330,19 +330,27 @@ class Flusher:
         self.logs = weakref.WeakSet()
         self.generation = os_c.fork_generation()
         self.wanted = threading.Event()
+        self.lock = threading.Lock()
         self.thread = None
 
     def keep(self, Handle log):
-        self.logs.add(log)
-        if self.thread is None:
-            self.thread = threading.Thread(target=self.run, name="fastlog-flush", daemon=True)
-            self.thread.start()
+        with self.lock:
+            self.logs.add(log)
+            if self.thread is None:
+                thread = threading.Thread(target=self.run, name="fastlog-flush", daemon=True)
+                thread.start()
+                self.thread = thread
         self.wanted.set()
+
+    def known(self):
+        with self.lock:
+            return list(self.logs)
 
     def run(self):
         while True:
-            spans = [span for span in map(flush_if_due, list(self.logs)) if span]
+            # before looking: a log that comes meanwhile is looked at next
             self.wanted.clear()
+            spans = [span for span in map(flush_if_due, self.known()) if span]
             self.wanted.wait(min(spans) / 1000 if spans else None)
 
 
@@ -354,8 +362,8 @@ cdef int keep_interval(Handle log) except -1:
     global flusher
     if flusher is None or flusher.generation != os_c.fork_generation():
         flusher = Flusher()
-    log.keeps_interval = True
     flusher.keep(log)
+    log.keeps_interval = True
     return 0
 
 
@@ -368,6 +376,9 @@ def flush_if_due(Handle log) -> int:
     if log.is_closed:
         return 0
     interval = load_word(&control.page.flush_interval)
+    if log.level == AT_INTERVAL:
+        # two may have asked at the same moment
+        interval = min(interval, <int64_t>log.config.flush_interval)
     if interval == 0 or load_word(&control.page.poisoned):
         return 0
     read_published(control.page, &state)
@@ -384,5 +395,5 @@ def flush_if_due(Handle log) -> int:
 
 def wake_flusher() -> None:
     """A log was closed or its interval changed."""
-    if flusher is not None:
+    if flusher is not None and flusher.generation == os_c.fork_generation():
         flusher.wanted.set()
