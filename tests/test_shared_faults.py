@@ -284,4 +284,29 @@ def test_a_roll_that_ends_between_the_indexes_and_its_publication(path: str, mon
         assert log.verify().ok
 
 
+@pytest.mark.parametrize("damage", ["gone", "another file"])
+def test_I7_indexes_are_hints_while_the_log_is_open(path: str, damage: str) -> None:
+    log = open_log(path)
+    for _ in range(10):
+        log.append([b"y" * 300])
+    for name in Path(path).glob("*index"):
+        name.unlink()
+        if damage == "another file":
+            name.write_bytes(b"")
+    other, reader = open_log(path), open_log(path, read_only=True)
+    assert sum(1 for _ in reader.records()) == 10
+    for handle in (other, log) * 10:
+        handle.append([b"y" * 300])
+    for handle in (other, reader, log):
+        assert handle.get(20).value == b"y" * 300
+        assert handle.offset_for_time(0) == 0
+    fill(other, 3)
+    for handle in (reader, log, other):
+        assert sum(1 for _ in handle.records()) == other.end_offset
+        handle.close()
+    with open_log(path) as log:
+        assert log.recovery is None
+        assert log.verify().ok
+
+
 # --- a process that is frozen -----------------------------------------------------------------------------------------

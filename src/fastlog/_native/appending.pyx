@@ -167,7 +167,9 @@ cdef int64_t write_batches(Handle log, Append* request, Encoder encoder, Encoded
             offset += shapes[i].count
             log.tracker.track(position, shapes[i].size, offset - 1, shapes[i].max_timestamp)
             position += shapes[i].size
-    if log.tracker.offsets.write_pending() < 0 or log.tracker.times.write_pending() < 0:
+    if log.tracker.offsets.write_pending() < 0:
+        store_word(&page.has_lost_entries, 1)
+    if log.tracker.times.write_pending() < 0:
         store_word(&page.has_lost_entries, 1)
     log.tracker.tell(state)
     os_c.reach(os_c.APPEND_INDEXED)
@@ -316,6 +318,8 @@ cdef int join_active(Handle log, const Published* state) except -1:
         log.control.page.allocated = 0
     elif active.fd < 0 or not active.grows_tracker:
         active.join_appending(state)
+        if active.tracker.offsets.lost:
+            log.control.page.has_lost_entries = 1
     if log.level >= AT_BATCH:
         # a sync that finds no descriptor left would come too late
         active.reading_file()
@@ -462,7 +466,7 @@ cdef int roll(Handle log, Published* state) except -1:
     state.generation += 2
     state.first_timestamp = UNKNOWN_TIMESTAMP
     state.created = oscalls.wall_clock()
-    state.transaction_entries = 0
+    state.transaction_entries = state.index_entries = state.time_index_entries = 0
     fresh.tracker.tell(state)
     publish(page, state)
     old.is_growing = False

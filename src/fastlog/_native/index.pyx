@@ -239,6 +239,10 @@ cdef class IndexFile:
         cdef int64_t size = (count - self.count) * self.entry_size
         if size <= 0 or self.block == NULL or count > self.limit:
             return 0
+        if os_c.os_file_size(self.fd) < count * self.entry_size:
+            # not the file that others write to, or somebody cut it: touching what is not there is a signal
+            self.lost = True
+            return 0
         if not self.block.is_mapping:
             if os_c.os_pread(self.fd, self.block.data + self.count * self.entry_size, size, self.count * self.entry_size) != size:
                 self.lost = True
@@ -306,9 +310,10 @@ cdef class IndexTracker:
         self.offset_of_max = state.offset_of_max
 
     cdef void tell(self, Published* state) noexcept nogil:
-        """Put what appenders must know of each other's entries into the tuple to be published."""
-        state.index_entries = self.offsets.count
-        state.time_index_entries = self.times.count
+        """Put what appenders must know of each other's entries into the tuple to be published. Never fewer entries: one who
+        cannot use the files leaves those of others alone."""
+        state.index_entries = max(state.index_entries, self.offsets.count)
+        state.time_index_entries = max(state.time_index_entries, self.times.count)
         state.bytes_since_entry = self.bytes_since_entry
         state.max_timestamp = self.max_timestamp
         state.offset_of_max = self.offset_of_max

@@ -502,8 +502,14 @@ cdef class Segment:
     cdef int join_indexes(self, const Published* state, bint is_writer) except -1:
         """Take the active segment's indexes as far as they are published."""
         cdef IndexTracker tracker = self.new_tracker()
-        tracker.offsets.join(state.index_entries, is_writer, self.maps)
-        tracker.times.join(state.time_index_entries, is_writer, self.maps)
+        try:
+            tracker.offsets.join(state.index_entries, is_writer, self.maps)
+            tracker.times.join(state.time_index_entries, is_writer, self.maps)
+        except StorageError as error:
+            # hints only (I7): without them look-ups begin at the start of the segment
+            logger.warning("the indexes of %s are not used until they are rebuilt: %s", self.path, error)
+            tracker = self.new_tracker()
+            tracker.offsets.lost = True
         tracker.catch_up(state)
         self.tracker = tracker
         self.grows_tracker = True
