@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,8 @@ import pytest
 
 import fastlog
 from fastlog._native import oscalls, syncing
-from fastlog.partition import snapshots
+from fastlog.partition import files, snapshots
+from tests.histories.driver import SLOWNESS
 from tests.histories.nursery import Nursery
 from tests.histories.puppet import Puppet
 from tests.reference.batch import TRANSACTIONAL, Batch, Record, encode_batch, make_batch
@@ -309,4 +311,41 @@ def test_I7_indexes_are_hints_while_the_log_is_open(path: str, damage: str) -> N
         assert log.verify().ok
 
 
+def test_a_clean_marker_that_did_not_agree_is_gone(path: str) -> None:
+    with open_log(path) as log:
+        log.append([b"1", b"2"])
+    (Path(path) / files.POISONED).write_bytes(files.sealed({"reason": "a test"}))
+    log = open_log(path)
+    assert log.recovery is not None
+    log.append([b"3"])
+    assert not (Path(path) / files.CLEAN).exists()
+    log.close()
+
+
 # --- a process that is frozen -----------------------------------------------------------------------------------------
+
+
+def test_I4_readers_go_on_while_the_sync_owner_is_frozen(path: str, puppets: Callable[[str], Puppet]) -> None:
+    frozen = puppets("frozen")
+    with open_log(path) as writer, open_log(path, durability="group", read_only=True) as reader:
+        frozen.do("log = fastlog.PartitionLog.open(path)", path=path)
+        frozen.do("log.append([b'1'])")
+        frozen.do("oscalls.arm('sync.locked', 'stop')")
+        frozen.begin("log.append([b'2'])", expression=True)
+        frozen.child.wait_until_stopped()
+        begun = time.monotonic()
+        assert not reader.wait(1, timeout=0.1)
+        assert time.monotonic() - begun < 1 * SLOWNESS
+        begun = time.monotonic()
+        assert reader.read(1).next_offset == 1
+        assert [record.value for record in reader.records()] == [b"1"]
+        assert time.monotonic() - begun < 5 * SLOWNESS
+        assert writer.append([b"3"]) == 2
+        with open_log(path, durability="group", config=replace(SMALL, lock_timeout=0.2)) as group:
+            with pytest.raises(fastlog.LockedError, match="is there") as caught:
+                group.append([b"4"])
+            assert caught.value.pid == frozen.pid
+            assert group.end_offset == 4
+            frozen.signal(signal.SIGCONT)
+            assert frozen.result() == 1
+            assert reader.wait(3, timeout=30)

@@ -56,13 +56,15 @@ cdef int64_t delete_until(Handle log, int64_t before) except -1:
             meta = files.read_meta(log.path) or log.meta
             meta.start_offset = before
             if meta.recovery_segment < list_.bases[first]:
-                # what is removed need not be synced any more
+                # what is removed need not be synced any more; what is named instead has to be there after power loss
+                oscalls.sync_directory(log.path)
                 meta.recovery_segment = meta.recovery_point = list_.bases[first]
                 meta.recovery_position = 0
             write_meta(log, meta)
             if durable.base < list_.bases[first]:
                 durable.base = list_.bases[first]
                 durable.offset = max(durable.offset, durable.base)
+                durable.last_stable_offset = max(durable.last_stable_offset, durable.base)
                 durable.position = 0
                 publish_durable(control.page, &durable)
             removed = list_.segments[:first]

@@ -259,7 +259,7 @@ cdef int write_producers(Handle log, const Published* state) except -1:
         snapshots.forget_idle(log.path, states, closed, oscalls.wall_clock())
         snapshots.write_snapshot(log.path, states)
     bases = files.segment_bases(names)
-    snapshots.remove_snapshots(log.path, snapshots.stale_snapshots(snapshots.snapshot_offsets(names), bases, current.end_offset))
+    snapshots.remove_snapshots(log.path, snapshots.stale_snapshots(snapshots.snapshot_offsets(names), bases, state.end_offset))
     return 0
 
 
@@ -269,7 +269,12 @@ cdef int sync_rolled_later(Handle log) except -1:
     """After a roll, at every level: sync what is closed, and move the recovery point behind it."""
     if log.background is None or not log.background.is_alive():
         log.background = threading.Thread(target=sync_rolled, args=(log,), name="fastlog-sync", daemon=True)
-        log.background.start()
+        try:
+            log.background.start()
+        except RuntimeError as error:
+            # too many threads, or Python is about to end: the log has rolled all the same
+            log.background = None
+            logger.warning("closed segments of %s are not synced yet: %s", log.path, error)
     return 0
 
 

@@ -515,6 +515,8 @@ def settle(folder: str, names: list[str], meta: Meta, segments: list[Segment], e
     for segment in segments:
         if segment.base_offset >= meta.recovery_segment:
             segment.sync()
+    # it did not agree with the files: they must not grow to agree with it
+    oscalls.remove(f"{folder}/{files.CLEAN}")
     oscalls.sync_directory(folder)
     if files.read_epochs(folder) is None:
         files.write_epochs(folder, [(meta.epoch, meta.start_offset)])
