@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,7 +26,7 @@ def read_kept(log: Any) -> Kept:
         columns = (batch.timestamps.tolist(), batch.keys.to_list(), batch.values.to_list(), headers)
         found += zip(batch.offsets.tolist(), zip(*columns, strict=True), strict=True)
     offsets = [offset for offset, _ in found]
-    assert all(one < other for one, other in zip(offsets, offsets[1:], strict=False)), f"out of order: {offsets}"
+    assert all(one < other for one, other in itertools.pairwise(offsets)), f"out of order: {offsets}"
     assert not found or log.start_offset <= offsets[0] <= offsets[-1] < log.end_offset
     return found
 
@@ -155,8 +156,10 @@ class KeyedHistory(History):
 def differ(shown: tuple[int, int, Kept] | None, found: tuple[int, int, Kept]) -> str:
     """What a reader saw, and what the next writer sees."""
     assert shown is not None
-    only = [sorted({offset for offset, _ in one[2]} - {offset for offset, _ in other[2]})
-        for one, other in ((shown, found), (found, shown))]
+    only = [
+        sorted({offset for offset, _ in one[2]} - {offset for offset, _ in other[2]})
+        for one, other in ((shown, found), (found, shown))
+    ]
     return f"a reader saw {shown[:2]} with {only[0]}, the next writer {found[:2]} with {only[1]}"
 
 

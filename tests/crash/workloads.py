@@ -158,9 +158,14 @@ class Operation:
         """Whether doing it twice is the same as once."""
         return self.kind in ("idempotent", "transactional")
 
+    @property
+    def is_end(self) -> bool:
+        """Whether it ends a transaction: one record, which nobody sees."""
+        return self.kind in ("commit", "abort")
+
     def perform(self, log: Any, records: list[Stored]) -> int:
         """Do it, on a log; the base offset. ``records`` are left out of the end of a transaction."""
-        if self.kind in ("commit", "abort"):
+        if self.is_end:
             return int(log.end_transaction(self.producer, self.epoch, commit=self.kind == "commit"))
         batch = make_batch([Record(offset, *record) for offset, record in enumerate(records)])
         encoded = dataclasses.replace(
