@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+import fastlog
 from fastlog._native import oscalls
 from fastlog.errors import CorruptLogError, StorageError
 from fastlog.partition import compaction
@@ -523,3 +525,47 @@ def test_failpoints_are_reached_in_order_and_names_cover_the_log(folder: Path, s
         "swapped", "odd", "indexes_unlinked", "moved", "sources_unlinked", "indexes_installed", "swap_unlinked", "even",
     )  # fmt: skip
     assert [name for name in reached if name] == [f"compaction.{step}" for step in steps] * len(story.groups)
+
+
+@pytest.mark.parametrize("step", ["swapped", "indexes_unlinked", "moved", "sources_unlinked", "indexes_installed"])
+@pytest.mark.parametrize("forgets", [False, True])
+def test_a_reader_alone_sees_the_whole_log_in_the_middle_of_a_swap(folder: Path, step: str, forgets: bool) -> None:
+    """The one who compacts is killed; nobody opens the log for writing. Or power is lost: a source is gone, and that
+    the new segment took the place of the first one is forgotten."""
+    path = folder / "log-0"
+    config = fastlog.LogConfig(
+        cleanup_policy="compact", min_cleanable_dirty_ratio=0, segment_bytes=6000, max_message_bytes=5000
+    )
+    with fastlog.PartitionLog.open(path, config=config, durability="os") as log:
+        for number in range(40):
+            log.append([b"%d" % number, b"x" * 400], keys=[b"key %d" % number, b"same"])
+            if number == 30:
+                log.maintain()  # what is left of them is small and becomes one segment with the next round
+        first, second = (segment.path for segment in log.segments()[:2])
+    old = Path(first).read_bytes()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            log = fastlog.PartitionLog.open(path, config=config)
+            oscalls.arm(f"compaction.{step}", "kill")
+            log.maintain()
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    if forgets:
+        Path(second).unlink(missing_ok=True)
+        Path(first).unlink()
+        Path(first).write_bytes(old)
+    before = sorted(os.listdir(path))
+    with fastlog.PartitionLog.open(path, read_only=True) as log:
+        found = [(record.offset, record.key, record.value) for record in log.records()]
+        damages = log.verify().damages
+    assert sorted(os.listdir(path)) == before
+    assert not damages
+    offsets = [offset for offset, _, _ in found]
+    assert offsets == sorted(set(offsets))
+    assert [value for _, key, value in found if key != b"same"] == [b"%d" % number for number in range(40)]
+    assert found[-1] == (79, b"same", b"x" * 400)
+    with fastlog.PartitionLog.open(path, config=config) as log:
+        assert set(found) >= {(record.offset, record.key, record.value) for record in log.records()}
+        assert log.verify().ok

@@ -22,8 +22,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import UNDER_CI
-from tests.crash.checker import History, Promise, check_disk, partition, quiet
-from tests.crash.failures import keep_failure
+from tests.crash.checker import History, Promise, partition, quiet
+from tests.crash.failures import history_of, keep_failure
 from tests.crash.recording import Entry, Kind, Record, RecorderUnavailable, build_recorder, record_run
 from tests.crash.replayer import DIRECTORY, Losses, Place, Replayer, all_losses, choose_disks
 from tests.crash.workloads import ALONE, SHARED
@@ -63,7 +63,7 @@ class Run:
     def check(self, at: int, losses: Losses, number: int, replayer: Replayer) -> None:
         disk = replayer.disk(at, losses)
         self.place.put(disk)
-        check_disk(self.path, self.history, at, number)
+        self.history.check(self.path, at, number)
 
     def check_disks(self, count: int, chance: random.Random, replayer: Replayer | None = None) -> int:
         """Check up to ``count`` disks; return how many there were. A failure is kept, and says how to see it again."""
@@ -72,7 +72,7 @@ class Run:
         for number, (at, losses, disk) in enumerate(choose_disks(replayer, count, chance), 1):
             self.place.put(disk)
             try:
-                check_disk(self.path, self.history, at, number)
+                self.history.check(self.path, at, number)
             except Exception as problem:
                 kept = keep_failure(self.recorded, self.history, self.name, at, losses, number)
                 raise AssertionError(
@@ -96,7 +96,7 @@ def record_again(library: Path, place: Place, name: str, seed: int) -> Run:
     arguments = ["-m", "tests.crash.workloads", name, str(place.root), str(seed)]
     recorded = record_run(library, place.root, trace, arguments)
     trace.unlink()
-    return Run(name, seed, place, recorded, History(recorded, seed))
+    return Run(name, seed, place, recorded, history_of(name, recorded, seed))
 
 
 def make_folder(path: Path) -> Path:
@@ -262,7 +262,7 @@ def test_a_planted_bug_is_seen(
     run = record(library, folder, name, seed)
     planted = plant(run.recorded)
     assert planted.entries != run.recorded.entries
-    bugged = Run(name, seed, run.place, planted, History(planted, seed))
+    bugged = Run(name, seed, run.place, planted, history_of(name, planted, seed))
     with quiet(), pytest.raises(AssertionError, match="python -m tests.crash"):
         bugged.check_disks(BITES, random.Random(seed))
 
@@ -273,7 +273,7 @@ def test_a_failure_can_be_seen_again(library: Path, folder: Path, seed: int, mon
     name, plant = PLANTED["no fdatasync of segments"]
     run = record(library, folder, name, seed)
     planted = plant(run.recorded)
-    bugged = Run(name, seed, run.place, planted, History(planted, seed))
+    bugged = Run(name, seed, run.place, planted, history_of(name, planted, seed))
     with quiet(), pytest.raises(AssertionError) as caught:
         bugged.check_disks(BITES, random.Random(seed))
     kept = str(caught.value).rpartition("python -m tests.crash ")[2].split()[0]

@@ -13,7 +13,7 @@ import traceback
 from pathlib import Path
 
 from fastlog._native import oscalls
-from tests.crash.checker import check_disk, partition
+from tests.crash.checker import partition
 from tests.crash.failures import load_failure
 from tests.crash.replayer import Place, Replayer
 
@@ -31,7 +31,7 @@ def main() -> int:
         Place(root, Path(name)).put(replayer.disk(failure.at, failure.losses))
         pretend_to_be(root, failure.recorded.inodes)
         try:
-            check_disk(partition(root), failure.history, failure.at, failure.number)
+            failure.history.check(partition(root), failure.at, failure.number)
         except Exception:  # noqa: BLE001 - a failure is what is looked for
             traceback.print_exc(file=sys.stdout)
             return 1

@@ -11,7 +11,7 @@ import logging
 import os
 import random
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ class History:
     stored: dict[int, tuple[Stored, int]] = field(default_factory=dict)  # offset -> record, number of its append
     tries: dict[tuple[int, int], int] = field(default_factory=dict)  # (writer, append) -> its number among all
     unanswered: set[tuple[int, int]] = field(default_factory=set)
+    make: Callable[[int, int, int], list[Stored]] = make_records
     _moments: list[int] = field(default_factory=list)
     _promises: list[Promise] = field(default_factory=list)
 
@@ -62,7 +63,7 @@ class History:
     def _after(self, now: Promise, facts: dict[str, Any]) -> Promise:
         what = facts["what"]
         end, starts, tries, earlier = now.end, now.starts, now.tries, now.earlier
-        if what == "try":
+        if what in ("try", "operate"):
             append = (facts["writer"], facts["number"])
             self.tries[append] = tries
             self.unanswered.add(append)
@@ -70,7 +71,7 @@ class History:
         elif what == "ack":
             append = (facts["writer"], facts["number"])
             self.unanswered.remove(append)
-            records = make_records(self.seed, *append)
+            records = self.records_of(append)
             for offset, record in enumerate(records, facts["base"]):
                 assert offset not in self.stored, f"offset {offset} was given away twice"
                 self.stored[offset] = (record, self.tries[append])
@@ -82,11 +83,21 @@ class History:
             earlier = min(earlier, facts["end"])
         elif what == "deleting":
             starts |= {facts["before"]}
+        elif what == "maintaining":
+            starts |= frozenset(facts["starts"])
         elif what == "deleted":
             starts = frozenset(start for start in starts if start > facts["start"]) | {facts["start"]}
         else:
             raise AssertionError(f"unknown mark {facts}")
         return Promise(end, starts, tries, earlier)
+
+    def records_of(self, append: tuple[int, int]) -> list[Stored]:
+        """What an append has stored."""
+        return self.make(self.seed, *append)
+
+    def check(self, path: Path, at: int, seed: int) -> None:
+        """Check a disk that may be left after ``at`` entries."""
+        check_disk(path, self, at, seed)
 
     def promise(self, at: int) -> Promise:
         """What was promised when ``at`` entries had happened."""

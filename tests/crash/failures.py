@@ -7,8 +7,11 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.crash.checker import History, Promise
+from tests.crash.keyed import KeyedHistory
+from tests.crash.produced import ProducedHistory
 from tests.crash.recording import Record, load_record, save_record
 from tests.crash.replayer import Losses
 
@@ -45,16 +48,22 @@ def save_history(history: History, folder: Path) -> None:
         save_history(history.earlier, folder / "earlier")
 
 
-def load_history(folder: Path) -> History:
-    earlier = load_history(folder / "earlier") if (folder / "earlier").exists() else None
+def history_of(name: str, *arguments: Any) -> History:
+    """The history of a workload, which knows how to check its disks."""
+    kind = {"compaction": KeyedHistory, "compaction_deaths": KeyedHistory, "transactions": ProducedHistory}
+    return kind.get(name, History)(*arguments)
+
+
+def load_history(folder: Path, name: str) -> History:
+    earlier = load_history(folder / "earlier", "") if (folder / "earlier").exists() else None
     base = json.loads((folder / "history.json").read_text())
     promise = Promise(base["end"], frozenset(base["starts"]), 0)
-    return History(load_record(folder), base["seed"], earlier, promise)
+    return history_of(name, load_record(folder), base["seed"], earlier, promise)
 
 
 def load_failure(folder: Path) -> Failure:
     """What ``keep_failure`` kept."""
     about = json.loads((folder / "about.json").read_text())
-    history = load_history(folder)
+    history = load_history(folder, about["name"])
     losses = {int(number): outcome for number, outcome in about["losses"].items()}
     return Failure(history.recorded, history, about["name"], about["at"], losses, about["number"])

@@ -348,6 +348,13 @@ def may_tear(operation: Operation) -> bool:
     return isinstance(operation, DataOperation) and bool(operation.data)
 
 
+def moves_segment(operation: Operation) -> bool:
+    """Whether a segment loses a name or gets another one."""
+    return isinstance(operation, NameOperation) and any(
+        file is None and ".log" in name for name, file in operation.changes
+    )
+
+
 def random_losses(moment: Moment, chance: random.Random) -> Losses:
     """One way to lose power at a moment."""
     losses: Losses = {}
@@ -446,9 +453,11 @@ def choose_disks(
             if is_new(moment.at, disk):
                 found += 1
                 yield moment.at, losses, disk
+    # where names of segments change much depends on which of them are kept
+    moving = [moment for moment in moments if any(moves_segment(operation) for operation in moment.pending)]
     fruitless = 0
     while found < count and fruitless < 200:
-        moment = chance.choice(moments)
+        moment = chance.choice(moving if moving and chance.random() < 0.3 else moments)
         losses = random_losses(moment, chance)
         disk = replayer.disk(moment.at, losses)
         if is_new(moment.at, disk):

@@ -9,17 +9,21 @@ is about to be tried, in the record; ``checker.History`` reads the marks:
 ``durable END``                     ``flush`` returned END, or ``durable_offset`` or a durable reader showed it
 ``deleting BEFORE``                 ``delete_records(BEFORE)`` is about to start
 ``deleted START``                   it returned
+``maintaining STARTS``              ``maintain`` is about to start; the log may begin at any of STARTS from now on
+``operate WRITER NUMBER …``         what a producer is about to append; its ``ack`` follows (``produced.Operation``)
 ==================================  ===================================================================================
 """
 
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import json
 import os
 import random
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
@@ -27,10 +31,15 @@ from typing import Any
 
 import fastlog
 from fastlog._native import oscalls
+from tests.reference.batch import TRANSACTIONAL, Record, encode_batch, make_batch
 
 SOME_TIME = 1_700_000_000_000
 NAME = "events-0"
 CONFIG: dict[str, Any] = {"segment_bytes": 12_000, "index_interval_bytes": 500, "max_message_bytes": 5_500}
+
+COMPACTED: dict[str, Any] = {
+    "cleanup_policy": "compact", "min_cleanable_dirty_ratio": 0, "delete_retention_ms": 0, "segment_bytes": 6_000,
+}  # fmt: skip
 
 Stored = tuple[int, bytes | None, bytes | None, tuple[tuple[str, bytes | None], ...]]
 
@@ -67,14 +76,29 @@ except AttributeError:
     MARKER = None
 
 
+def make_keyed_records(seed: int, writer: int, number: int) -> list[Stored]:
+    """The same for a log that is compacted: few keys, many tombstones; a header tells which one it is."""
+    chance = random.Random(f"keyed {seed} {writer} {number}")
+    records: list[Stored] = []
+    for index in range(chance.choice([1, 2, 5, 20])):
+        value = chance.choice([None, b"", *[chance.randbytes(chance.randint(1, 150))] * 3])
+        identity = b"%d.%d.%d" % (writer, number, index)
+        key = b"key %d" % min(chance.randrange(12), chance.randrange(12))
+        records.append((SOME_TIME + chance.randint(-1000, 1000), key, value, (("id", identity),)))
+    return records
+
+
 class Writer:
     """Appends that mark what they do. Several writers of a run have different numbers."""
+
+    make = staticmethod(make_records)
 
     def __init__(self, folder: Path, seed: int, number: int = 0) -> None:
         self.path = folder / NAME
         self.seed = seed
         self.number = number
         self.appends = 0
+        self.hours = 0
         self.chance = random.Random(f"{seed} writer {number}")
 
     def open(self, durability: str, *, read_only: bool = False, **options: Any) -> Any:
@@ -85,7 +109,7 @@ class Writer:
         for _ in range(times):
             number = self.appends
             self.appends += 1
-            timestamps, keys, values, headers = zip(*make_records(self.seed, self.number, number), strict=True)
+            timestamps, keys, values, headers = zip(*self.make(self.seed, self.number, number), strict=True)
             mark("try", writer=self.number, number=number, count=len(keys))
             base = log.append(values, keys=keys, timestamps=timestamps, headers=headers)
             mark("ack", writer=self.number, number=number, base=base, durable=log.durability in ("batch", "group"))
@@ -97,6 +121,103 @@ class Writer:
         before = self.chance.randint(log.start_offset, log.readable_offset)
         mark("deleting", before=before)
         mark("deleted", start=log.delete_records(before=before))
+
+    def maintain(self, log: Any) -> None:
+        """Upkeep, three hours later than the last one, so that the clock is believed."""
+        bases = [segment.base_offset for segment in log.segments()]
+        mark("maintaining", starts=[base for base in bases if base > log.start_offset] + [log.end_offset])
+        self.hours += 3
+        oscalls.set_clock(int(time.time() * 1000) + self.hours * 3_600_000)
+        try:
+            log.maintain()
+        finally:
+            oscalls.set_clock(None)
+        mark("durable", end=log.durable_offset)
+
+
+class KeyedWriter(Writer):
+    """The same on a log that is compacted."""
+
+    make = staticmethod(make_keyed_records)
+
+    def open(self, durability: str, *, read_only: bool = False, **options: Any) -> Any:
+        return super().open(durability, read_only=read_only, **{**COMPACTED, **options})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Operation:
+    """What a producer does: kind "plain", "idempotent", "transactional" (batches), "commit" or "abort"."""
+
+    kind: str
+    producer: int = -1
+    epoch: int = -1
+    sequence: int = -1
+
+    @property
+    def repeats(self) -> bool:
+        """Whether doing it twice is the same as once."""
+        return self.kind in ("idempotent", "transactional")
+
+    @property
+    def is_end(self) -> bool:
+        """Whether it ends a transaction: one record, which nobody sees."""
+        return self.kind in ("commit", "abort")
+
+    def perform(self, log: Any, records: list[Stored]) -> int:
+        """Do it, on a log; the base offset. ``records`` are left out of the end of a transaction."""
+        if self.is_end:
+            return int(log.end_transaction(self.producer, self.epoch, commit=self.kind == "commit"))
+        batch = make_batch([Record(offset, *record) for offset, record in enumerate(records)])
+        encoded = dataclasses.replace(
+            batch,
+            attributes=TRANSACTIONAL if self.kind == "transactional" else 0,
+            producer_id=self.producer,
+            producer_epoch=self.epoch,
+            base_sequence=self.sequence,
+        )
+        return int(log.append_batch(encode_batch(encoded)))
+
+
+class Producer(Writer):
+    """Batches of clients, with and without producer ids and transactions."""
+
+    def __init__(self, folder: Path, seed: int, number: int = 0) -> None:
+        super().__init__(folder, seed, number)
+        self.epochs: dict[int, int] = {}
+        self.sequences: dict[int, int] = {}
+        self.in_transaction: set[int] = set()
+
+    def operate(self, log: Any, times: int = 1) -> None:
+        """Append what some producer does next; sometimes twice, as a client does whose answer was lost."""
+        for _ in range(times):
+            operation = self.choose()
+            number = self.appends
+            self.appends += 1
+            mark("operate", writer=self.number, number=number, **dataclasses.asdict(operation))
+            records = make_records(self.seed, self.number, number)
+            base = operation.perform(log, records)
+            mark("ack", writer=self.number, number=number, base=base, durable=log.durability in ("batch", "group"))
+            if operation.repeats and self.chance.random() < 0.1:
+                assert operation.perform(log, records) == base, "a retry was not known again"
+
+    def choose(self) -> Operation:
+        chance = self.chance
+        # ids of different writers differ
+        producer = 10 * self.number + chance.randrange(4) if chance.random() < 0.9 else -1
+        if producer < 0:
+            return Operation("plain")
+        if producer in self.in_transaction and chance.random() < 0.35:
+            self.in_transaction.remove(producer)
+            return Operation(chance.choice(["commit", "abort"]), producer, self.epochs[producer])
+        if producer not in self.epochs or (producer not in self.in_transaction and chance.random() < 0.1):
+            self.epochs[producer] = self.epochs.get(producer, -1) + 1
+            self.sequences[producer] = 0
+        sequence = self.sequences[producer]
+        self.sequences[producer] += len(make_records(self.seed, self.number, self.appends))
+        kind = "transactional" if producer in self.in_transaction or producer % 2 else "idempotent"
+        if kind == "transactional":
+            self.in_transaction.add(producer)
+        return Operation(kind, producer, self.epochs[producer], sequence)
 
 
 # --- one process ------------------------------------------------------------------------------------------------------
@@ -209,6 +330,43 @@ def threads(folder: Path, seed: int) -> None:
             thread.join()
 
 
+def retention(folder: Path, seed: int) -> None:
+    """Old segments go by size, at both levels; sometimes all of them."""
+    writer = Writer(folder, seed)
+    for durability in ("os", "batch", "os", "group"):
+        with writer.open(durability, retention_bytes=writer.chance.choice([0, 10_000, 20_000])) as log:
+            mark("durable", end=log.end_offset)
+            for _ in range(3):
+                writer.append(log, writer.chance.randint(5, 25))
+                writer.maintain(log)
+                mark("deleted", start=log.start_offset)
+
+
+def compaction(folder: Path, seed: int) -> None:
+    """Values and tombstones of few keys, compacted again and again; the start is raised now and then."""
+    writer = KeyedWriter(folder, seed)
+    for durability in ("batch", "os", "group", "os"):
+        with writer.open(durability) as log:
+            mark("durable", end=log.end_offset)
+            for _ in range(3):
+                writer.append(log, writer.chance.randint(3, 12))
+                writer.maintain(log)
+                if writer.chance.random() < 0.15:
+                    writer.delete(log)
+
+
+def transactions(folder: Path, seed: int) -> None:
+    """Transactions of several producers across segments, flushes, clean closes and deaths."""
+    writer = Producer(folder, seed, 1)
+    for durability in ("batch", "os", "group", "os"):
+        with writer.open(durability, segment_bytes=6_000) as log:
+            mark("durable", end=log.end_offset)
+            for _ in range(3):
+                writer.operate(log, writer.chance.randint(3, 10))
+                if writer.chance.random() < 0.5:
+                    writer.flush(log)
+
+
 # --- several processes ------------------------------------------------------------------------------------------------
 
 
@@ -270,9 +428,9 @@ def live(folder: Path, seed: int, number: int, durability: str, place: str | Non
             first.delete(log)
 
 
-def watch(folder: Path, seed: int) -> None:
+def watch(folder: Path, seed: int, kind: type[Writer] = Writer) -> None:
     """Somebody who acts on what is durable."""
-    writer = Writer(folder, seed, 999)
+    writer = kind(folder, seed, 999)
     for _ in range(10):
         try:
             with writer.open("group", read_only=True) as log:
@@ -296,6 +454,40 @@ def in_processes(lives: list[Callable[[], None]], *, may_die: bool = False) -> N
     assert set(ends) <= allowed, f"processes ended with {ends}"
 
 
+def compaction_deaths(folder: Path, seed: int) -> None:
+    """Some append, some compact and are killed at named places; whoever is left goes on with it."""
+    chance = random.Random(seed)
+    in_processes([lambda: live_compacting(folder, seed, 0)])
+    lives: list[Callable[[], None]] = []
+    for number in range(1, 6):
+        place = chance.choice([None, *COMPACTING_PLACES, *COMPACTING_PLACES])
+        lives.append(lambda number=number, place=place: live_compacting(folder, seed, number, place))  # type: ignore[misc]
+    in_processes([*lives, lambda: watch(folder, seed, KeyedWriter)], may_die=True)
+    in_processes([lambda: live_compacting(folder, seed, 9)])
+
+
+COMPACTING_PLACES = [
+    f"compaction.{step}"
+    for step in (
+        *("swapped", "odd", "indexes_unlinked", "moved", "sources_unlinked", "indexes_installed", "swap_unlinked"),
+        "even",
+    )
+]
+
+
+def live_compacting(folder: Path, seed: int, number: int, place: str | None = None) -> None:
+    """The life of one process of several that share a log to be compacted."""
+    writer = KeyedWriter(folder, seed, number + 10)
+    writer.hours = 50 * number
+    if place is not None:
+        oscalls.arm(place, "kill", writer.chance.randint(1, 2))
+    with writer.open("group" if number % 3 else "os") as log:
+        for _ in range(3):
+            writer.append(log, writer.chance.randint(3, 8))
+            if number % 2 or number == 0:
+                writer.maintain(log)
+
+
 def intervals(folder: Path, seed: int) -> None:
     """Appends that somebody syncs some time later; what is durable is shown."""
     writer = Writer(folder, seed)
@@ -317,8 +509,11 @@ def recovery(folder: Path, seed: int) -> None:
         writer.append(log, 2)
 
 
-ALONE = ["durable_appends", "lazy_appends", "deletions", "clean_closes", "deaths", "threads"]
-SHARED = ["group_threads", "group_processes", "group_deaths", "intervals"]
+ALONE = [
+    *("durable_appends", "lazy_appends", "deletions", "clean_closes", "deaths", "threads"),
+    *("retention", "compaction", "transactions"),
+]
+SHARED = ["group_threads", "group_processes", "group_deaths", "intervals", "compaction_deaths"]
 WORKLOADS: dict[str, Callable[[Path, int], None]] = {
     function.__name__: function
     for function in (
@@ -332,6 +527,10 @@ WORKLOADS: dict[str, Callable[[Path, int], None]] = {
         group_processes,
         group_deaths,
         intervals,
+        retention,
+        compaction,
+        compaction_deaths,
+        transactions,
         recovery,
     )
 }

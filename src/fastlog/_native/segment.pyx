@@ -56,10 +56,11 @@ cdef class Segment:
         maps: bool, stores: bool, index_checksums: tuple | None = None, inode: int = 0,
         max_decompressed_bytes: int = DEFAULT_MAX_DECOMPRESSED_BYTES,
     ):
-        stem = path.removesuffix(".log")
+        # behind ".log" there may be ".swap": a compacted segment that nobody has put in its place yet
+        stem, _, stage = path.rpartition(".log")
         self.path = path
-        self.index_path = stem + ".index"
-        self.time_index_path = stem + ".timeindex"
+        self.index_path = f"{stem}.index{stage}"
+        self.time_index_path = f"{stem}.timeindex{stage}"
         self.base_offset = int(stem[-20:])
         self.size = size
         self.room = max(<int64_t>size, <int64_t>segment_bytes)

@@ -48,14 +48,15 @@ def segment_path(folder: str, base_offset: int) -> str:
 
 
 def index_paths(log_path: str) -> tuple[str, str]:
-    """Paths of the offset index and the time index beside a ``.log`` file."""
-    stem = log_path.removesuffix(".log")
-    return stem + ".index", stem + ".timeindex"
+    """Paths of the offset index and the time index beside a ``.log`` (or ``.log.swap``) file."""
+    stem, _, stage = log_path.rpartition(".log")
+    return f"{stem}.index{stage}", f"{stem}.timeindex{stage}"
 
 
 def transaction_index_path(log_path: str) -> str:
     """Path of the ``.txnindex`` beside a ``.log`` file."""
-    return log_path.removesuffix(".log") + ".txnindex"
+    stem, _, stage = log_path.rpartition(".log")
+    return f"{stem}.txnindex{stage}"
 
 
 def segment_bases(names: Iterable[str]) -> list[int]:

@@ -14,6 +14,7 @@ whole, and only a torn tail at its very end is cut.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fastlog._native import oscalls
@@ -78,10 +79,14 @@ def new_segment(
     *,
     stores: bool = True,
     index_checksums: tuple[int, int, int | None] | None = None,
+    path: str | None = None,
 ) -> Segment:
-    """A Segment object for a file of this partition; opens nothing. ``stores``: it may write rebuilt indexes."""
+    """A Segment object for a file of this partition; opens nothing. ``stores``: it may write rebuilt indexes.
+
+    ``path``: where it is, when its name is not that of a segment (``compaction.current_segments``).
+    """
     gaps = meta.allows_gaps(base_offset)
-    path = files.segment_path(folder, base_offset)
+    path = path or files.segment_path(folder, base_offset)
     identity = oscalls.identity(path)
     return Segment(
         path,
@@ -127,11 +132,18 @@ def recover_producers(opened: OpenedPartition, *, read_only: bool) -> None:
         snapshots.remove_snapshots(folder, beyond)
         oscalls.sync_directory(folder)
     sizes = [(segment.base_offset, segment.size) for segment in opened.segments]
+    paths = {segment.base_offset: segment.path for segment in opened.segments}
     content = snapshots.read_transaction_index(active.path, active.base_offset, opened.end_offset)
     is_vouched = opened.is_clean and content is not None and active.transaction_checksum == crc32c(content)
     now = oscalls.wall_clock() if known != files.PRODUCERS_UNKNOWN else -1
     rebuilt = snapshots.rebuild(
-        folder, names, sizes, opened.end_offset, now=now, from_offset=None if is_vouched else active.base_offset
+        folder,
+        names,
+        sizes,
+        opened.end_offset,
+        now=now,
+        from_offset=None if is_vouched else active.base_offset,
+        paths=paths,
     )
     if rebuilt.damages:
         logger.warning("%s: %d damaged stretches: transactions that ended there look open", folder, rebuilt.damages)
@@ -151,8 +163,11 @@ def open_segments(folder: str, config: LogConfig, *, read_only: bool) -> OpenedP
     """Find the segments of a locked folder and where the log ends."""
     replaced = [] if read_only else compaction.finish_swaps(folder)
     names = oscalls.list_directory(folder)
-    bases = files.segment_bases(names)
-    marker = files.read_clean_marker(folder)
+    # nobody finishes a swap for a reader: it goes by what the files say
+    is_between = read_only and compaction.unfinished(names)
+    paths = compaction.current_segments(folder) if is_between else {}
+    bases = list(paths) if is_between else files.segment_bases(names)
+    marker = None if is_between else files.read_clean_marker(folder)
     try:
         meta = files.read_meta(folder)
     except CorruptLogError:
@@ -179,7 +194,7 @@ def open_segments(folder: str, config: LogConfig, *, read_only: bool) -> OpenedP
             # lost or damaged, and known from its copy: everybody locks it
             with files.MetaFile(folder) as meta_file:
                 meta_file.write(meta)
-    sizes = {base: oscalls.file_size(files.segment_path(folder, base)) or 0 for base in bases}
+    sizes = {base: oscalls.file_size(paths.get(base) or files.segment_path(folder, base)) or 0 for base in bases}
     if meta is not None and marker is not None and files.POISONED not in names:
         by_name = {f"{base:020d}.log": size for base, size in sizes.items()}
         if by_name == marker.files and marker.meta.recovery_point == marker.end_offset:
@@ -201,12 +216,12 @@ def open_segments(folder: str, config: LogConfig, *, read_only: bool) -> OpenedP
     if meta is not None and epochs and epochs[-1][0] != meta.epoch:
         # a broker had the folder in the meantime: what is known of the log does not hold any more
         logger.warning("%s was written by a leader of epoch %d: all of it is checked", folder, epochs[-1][0])
-        opened = recover(folder, names, None, sizes, resolved, read_only=read_only)
+        opened = recover(folder, names, None, sizes, resolved, read_only=read_only, paths=paths)
         opened.meta.start_offset = max(opened.meta.start_offset, meta.start_offset)
         return opened
     if meta is not None and marker is not None and meta.inode != oscalls.inode(folder):
         refuse_incomplete_copy(folder, marker, sizes)
-    return recover(folder, names, meta, sizes, resolved, read_only=read_only)
+    return recover(folder, names, meta, sizes, resolved, read_only=read_only, paths=paths)
 
 
 def refuse_foreign(folder: str, names: list[str], bases: list[int]) -> None:
@@ -240,9 +255,19 @@ def create(folder: str, config: ResolvedConfig, *, read_only: bool) -> OpenedPar
 
 
 def recover(
-    folder: str, names: list[str], meta: Meta | None, sizes: dict[int, int], config: ResolvedConfig, *, read_only: bool
+    folder: str,
+    names: list[str],
+    meta: Meta | None,
+    sizes: dict[int, int],
+    config: ResolvedConfig,
+    *,
+    read_only: bool,
+    paths: Mapping[int, str],
 ) -> OpenedPartition:
-    """Find the end of a log that was not closed cleanly, and put everything behind it aside."""
+    """Find the end of a log that was not closed cleanly, and put everything behind it aside.
+
+    ``paths``: of segments that a reader finds under another name (``compaction.current_segments``).
+    """
     is_foreign = is_unknown = meta is None
     bases = list(sizes)
     if meta is None:
@@ -271,7 +296,7 @@ def recover(
     remaining = [base for base in bases if base >= meta.recovery_segment]
     while remaining:
         base = remaining.pop(0)
-        path = files.segment_path(folder, base)
+        path = paths.get(base) or files.segment_path(folder, base)
         gaps = meta.allows_gaps(base)
         if base != meta.recovery_segment:
             if not sizes[base] and base < end_offset:
@@ -311,6 +336,7 @@ def recover(
             config,
             stores=not read_only,
             index_checksums=files.checksums_of(checksums, base, size) if base != active else None,
+            path=paths.get(base),
         )
         for base, size in kept.items()
     ]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -128,6 +128,7 @@ def rebuild(
     *,
     now: int = -1,
     from_offset: int | None = None,
+    paths: Mapping[int, str] | None = None,
 ) -> RebuiltStates:
     """Producer state at ``end_offset``: the newest snapshot that checks out, and the batches behind it.
 
@@ -139,13 +140,16 @@ def rebuild(
         now: milliseconds, when what is replayed may have been written just before; -1 when only its timestamps tell. A
             producer expires by the later of the two.
         from_offset: use no snapshot above this offset, so that ``.txnindex`` entries are told from there on.
+        paths: of segments, by base offset, when they may have other names (``compaction.current_segments``).
 
     Raises StorageError when a segment cannot be read.
     """
     found = RebuiltStates(ProducerStates())
     newest = end_offset if from_offset is None else min(end_offset, from_offset)
     found.snapshot_offset = load_newest(folder, names, newest, found.states)
-    found.damages = catch_up(folder, found.states, segments, end_offset, now=now, transactions=found.transactions)
+    found.damages = catch_up(
+        folder, found.states, segments, end_offset, now=now, transactions=found.transactions, paths=paths
+    )
     return found
 
 
@@ -158,6 +162,7 @@ def catch_up(
     now: int = -1,
     check_crc: bool = True,
     transactions: dict[int, bytes] | None = None,
+    paths: Mapping[int, str] | None = None,
 ) -> int:
     """Read what was appended since ``states.end_offset``. Returns how many stretches of the log could not be read.
 
@@ -172,7 +177,7 @@ def catch_up(
             continue
         if states.segment_base != base:
             states.segment_base, states.position = base, 0
-        path = f"{folder}/{base:020d}.log"
+        path = (paths and paths.get(base)) or f"{folder}/{base:020d}.log"
         damages += states.replay(path, states.position, size, end_offset, now, check_crc)
         if transactions is not None:
             entries = states.take_aborted()

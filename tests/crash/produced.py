@@ -1,0 +1,170 @@
+"""What a log of producers has to hold after power loss: outcomes of transactions, and what each appended last."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fastlog
+from tests.crash.checker import History, check_report, list_files
+from tests.crash.keyed import Kept, read_kept
+from tests.crash.workloads import CONFIG, Operation, Stored, make_records
+
+
+@dataclass(slots=True)
+class Expected:
+    """What the operations below an end say."""
+
+    end: int = 0
+    visible: Kept = field(default_factory=list)  # what a reader of everything gets
+    aborted: set[int] = field(default_factory=set)  # offsets
+    pending: dict[int, list[int]] = field(default_factory=dict)  # producer -> offsets in its open transaction
+    last: dict[int, tuple[int, Operation, list[Stored]]] = field(default_factory=dict)  # the last batch of a producer
+
+    @property
+    def stable(self) -> int:
+        """The last stable offset."""
+        return min([self.end, *(offsets[0] for offsets in self.pending.values())])
+
+    @property
+    def committed(self) -> Kept:
+        """What a reader of committed records gets."""
+        stable = self.stable
+        return [(offset, it) for offset, it in self.visible if offset < stable and offset not in self.aborted]
+
+    def apply(self, base: int, operation: Operation, records: list[Stored]) -> None:
+        """The next operation."""
+        producer = operation.producer
+        if operation.is_end:
+            self.end = base + 1
+            offsets = self.pending.pop(producer, [])
+            if operation.kind == "abort":
+                self.aborted.update(offsets)
+            return
+        self.end = base + len(records)
+        self.visible += enumerate(records, base)
+        if producer >= 0:
+            self.last[producer] = (base, operation, records)
+        if operation.kind == "transactional":
+            self.pending.setdefault(producer, []).extend(range(base, self.end))
+
+
+class ProducedHistory(History):
+    """The marks of a record of what producers did, one after another."""
+
+    def __post_init__(self) -> None:
+        self.operations: dict[tuple[int, int], Operation] = {}
+        self.records: dict[tuple[int, int], list[Stored]] = {}
+        self.bases: dict[int, tuple[int, int]] = {}
+        for _, facts in self.recorded.marks():
+            if facts["what"] == "operate":
+                names = ("kind", "producer", "epoch", "sequence")
+                operation = Operation(*(facts[name] for name in names))
+                self.operations[facts["writer"], facts["number"]] = operation
+                records = make_records(self.seed, facts["writer"], facts["number"])
+                self.records[facts["writer"], facts["number"]] = records[:1] if operation.is_end else records
+            elif facts["what"] == "ack":
+                self.bases[facts["base"]] = (facts["writer"], facts["number"])
+        super().__post_init__()
+
+    def records_of(self, append: tuple[int, int]) -> list[Stored]:
+        """What an operation has stored; the marker of a transaction stands for one record."""
+        return self.records[append]
+
+    def expected(self, at: int, end: int) -> Expected:
+        """What a log that ends at ``end`` has to say."""
+        expected = Expected()
+        tries = self.promise(at).tries
+        for base, append in sorted(self.bases.items()):
+            if base >= end:
+                break
+            assert base == expected.end, "the record has a hole"
+            assert self.tries[append] < tries, f"offset {base}: {self.operations[append]} is of the future"
+            expected.apply(base, self.operations[append], self.records_of(append))
+        return expected
+
+    def check(self, path: Path, at: int, seed: int) -> None:
+        """Open the log on a disk; let its producers repeat what they did last, end their transactions, go on.
+
+        Raises AssertionError, or what fastlog raises.
+        """
+        chance = random.Random(seed)
+        config = fastlog.LogConfig(**{**CONFIG, "segment_bytes": 6_000})
+        promise = self.promise(at)
+        before = list_files(path)
+        shown: int | None = None
+        isolation = ["read_uncommitted", "read_committed"][seed % 2]
+        try:
+            shown = self.check_view(path, at, promise.end, isolation)
+        except fastlog.StorageError as error:
+            if promise.end or not any(words in str(error) for words in ("holds no log yet", "does not exist")):
+                raise
+        assert list_files(path) == before, "a read-only handle changed the disk"
+        with fastlog.PartitionLog.open(path, durability="os", config=config) as log:
+            assert shown in (None, log.end_offset), "a reader saw something else than the next writer"
+            expected = self.expected(at, log.end_offset)
+            check_view(log, expected)
+            check_report(log.recovery)
+            report = log.verify()
+            assert report.ok, f"{report.damages} {report.index_problems}"
+            for base, operation, records in expected.last.values():
+                assert operation.perform(log, records) == base, f"{operation} at {base} is not known any more"
+            assert log.end_offset == expected.end, "a retry was appended"
+            self.go_on(log, expected, chance)
+            check_view(log, expected)
+        with fastlog.PartitionLog.open(path, read_only=True, isolation=isolation) as log:
+            assert log.recovery is None
+            check_view(log, expected)
+            report = log.verify()
+            assert report.ok, f"{report.damages} {report.index_problems}"
+
+    def check_view(self, path: Path, at: int, promised: int, isolation: str) -> int:
+        """What a reader sees; where the log ends."""
+        with fastlog.PartitionLog.open(path, read_only=True, isolation=isolation) as log:
+            end = int(log.end_offset)
+            assert end >= promised, f"the log ends at {end}, and {promised} was promised"
+            check_view(log, self.expected(at, end))
+            assert not log.verify().damages
+        return end
+
+    def go_on(self, log: Any, expected: Expected, chance: random.Random) -> None:
+        """Open transactions end, and every producer appends the next batch."""
+        for producer in sorted(expected.pending):
+            if chance.random() < 0.7:
+                kind = chance.choice(["commit", "abort"])
+                ending = Operation(kind, producer, expected.last[producer][1].epoch)
+                base = ending.perform(log, [])
+                assert base == expected.end
+                expected.apply(base, ending, [])
+        for producer, (base, operation, records) in sorted(expected.last.items()):
+            kind = "transactional" if producer in expected.pending else operation.kind
+            following = Operation(kind, producer, operation.epoch, operation.sequence + len(records))
+            skipping = Operation(kind, producer, operation.epoch, operation.sequence + len(records) + 1)
+            try:
+                skipping.perform(log, records)
+            except fastlog.OutOfOrderSequenceError:
+                pass
+            else:
+                raise AssertionError(f"{skipping} skips a sequence number and was appended")
+            base = following.perform(log, records)
+            assert base == expected.end, following
+            expected.apply(base, following, records)
+
+
+def check_view(log: Any, expected: Expected) -> None:
+    """What a handle reads, and up to where."""
+    assert log.end_offset == expected.end, f"an append is there in part: {log}"
+    assert log.last_stable_offset == expected.stable, f"{log.last_stable_offset}, expected {expected.stable}: {log}"
+    found = read_kept(log)
+    wanted = expected.committed if log.isolation == "read_committed" else expected.visible
+    assert found == wanted, f"{log}: {first_difference(found, wanted)}"
+
+
+def first_difference(found: Kept, wanted: Kept) -> str:
+    """Where two lists part."""
+    for one, other in zip(found, wanted, strict=False):
+        if one != other:
+            return f"found {one}, expected {other}"
+    return f"found {len(found)} records, expected {len(wanted)}"
