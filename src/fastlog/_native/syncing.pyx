@@ -61,6 +61,8 @@ cdef bint sync_within(Handle log, int64_t offset, int64_t milliseconds) except -
     cdef uint32_t heard
     cdef int64_t stop = 0
     while True:
+        # a lone reader may get company meanwhile, and with it another page
+        control = log.control
         read_durable(control.page, &durable)
         if durable.offset >= offset:
             return True
@@ -70,7 +72,8 @@ cdef bint sync_within(Handle log, int64_t offset, int64_t milliseconds) except -
         # what an owner who died in a sync has left only a writer can put right: it has to be written again
         if not (log.read_only and load_word(&control.page.syncing)) and control.try_sync_owner():
             try:
-                lead(log, False)
+                if control is log.control:
+                    lead(log, False)
             finally:
                 control.unlock_sync_owner()
                 os_c.reach(os_c.SYNC_UNLOCKED)
