@@ -295,7 +295,8 @@ def test_nobody_vouches_for_an_index_that_has_grown_since_opening(folder: Path) 
     its index empty, and what opening said of that must not make it believed."""
     path = folder / "log-0"
     config = fastlog.LogConfig(segment_bytes=2000, max_message_bytes=1500)
-    batch = encode_batch(model.data_batch(0, 3, 7, 0, 0, transactional=True))
+    now = int(time.time() * 1000)
+    batch = encode_batch(model.data_batch(0, 3, 7, 0, 0, transactional=True, timestamp=now))
     with fastlog.PartitionLog.open(path, config=config) as log:
         log.append_batch(batch)
     pid = os.fork()
