@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import struct
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from fastlog._native.transactions import (
     read_marker,
     unpack_entries,
 )
-from fastlog.partition import snapshots
+from fastlog.partition import files, snapshots
 from tests.reference import producers as model
 from tests.reference.batch import CONTROL, Record, decode_batch, encode_batch, fix_crc, seal
 from tests.reference.producers import Producers, marker
@@ -286,3 +288,30 @@ def test_markers_that_were_built_here_end_transactions(folder: Path) -> None:
     rebuilt = snapshots.rebuild(str(folder), names_in(folder), [(0, segment.stat().st_size)], 4)
     assert unpack_entries(rebuilt.transactions[0]) == [(7, 0, 3, 4)]
     assert decode_batch(stamped)[0].base_offset == 3
+
+
+def test_nobody_vouches_for_an_index_that_has_grown_since_opening(folder: Path) -> None:
+    """A segment is opened with nothing aborted in it, gets an aborted transaction and is closed: power loss may leave
+    its index empty, and what opening said of that must not make it believed."""
+    path = folder / "log-0"
+    config = fastlog.LogConfig(segment_bytes=2000, max_message_bytes=1500)
+    now = int(time.time() * 1000)
+    batch = encode_batch(model.data_batch(0, 3, 7, 0, 0, transactional=True, timestamp=now))
+    with fastlog.PartitionLog.open(path, config=config) as log:
+        log.append_batch(batch)
+    pid = os.fork()
+    if pid == 0:
+        log = fastlog.PartitionLog.open(path)
+        log.end_transaction(7, 0, commit=False)
+        for _ in range(6):
+            log.append([b"x" * 900])
+        # the background has said what it knows of the closed segment
+        while 0 not in files.read_index_checksums(str(path)):
+            time.sleep(0.01)
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    index = path / f"{0:020}.txnindex"
+    assert index.stat().st_size == 34
+    index.write_bytes(b"")
+    with fastlog.PartitionLog.open(path, read_only=True) as log:
+        assert [record.value for record in log.records()] == [b"x" * 900] * 6

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 import fastlog
 from tests.crash.checker import History, check_report, list_files
 from tests.crash.keyed import Kept, read_kept
-from tests.crash.workloads import CONFIG, Operation, Stored, make_records
+from tests.crash.workloads import CONFIG, Operation, Stored, in_processes, make_records
 
 
 @dataclass(slots=True)
@@ -112,8 +114,21 @@ class ProducedHistory(History):
             for base, operation, records in expected.last.values():
                 assert operation.perform(log, records) == base, f"{operation} at {base} is not known any more"
             assert log.end_offset == expected.end, "a retry was appended"
-            self.go_on(log, expected, chance)
-            check_view(log, expected)
+            following = plan(expected, chance)
+            dies = chance.random() < 0.3
+            if not dies:
+                go_on(log, following, expected.end)
+        if dies:
+            # the snapshot of a clean close would hide what older ones say
+            in_processes([lambda: go_on_and_die(path, following, expected.end)])
+        for operation, records in following:
+            expected.apply(expected.end, operation, records)
+        if dies:
+            with fastlog.PartitionLog.open(path, durability="os", config=config) as log:
+                check_view(log, expected)
+                for base, operation, records in expected.last.values():
+                    assert operation.perform(log, records) == base, f"{operation} at {base} is forgotten after death"
+                assert log.end_offset == expected.end, "a retry was appended"
         with fastlog.PartitionLog.open(path, read_only=True, isolation=isolation) as log:
             assert log.recovery is None
             check_view(log, expected)
@@ -129,28 +144,43 @@ class ProducedHistory(History):
             assert not log.verify().damages
         return end
 
-    def go_on(self, log: Any, expected: Expected, chance: random.Random) -> None:
-        """Open transactions end, and every producer appends the next batch."""
-        for producer in sorted(expected.pending):
-            if chance.random() < 0.7:
-                kind = chance.choice(["commit", "abort"])
-                ending = Operation(kind, producer, expected.last[producer][1].epoch)
-                base = ending.perform(log, [])
-                assert base == expected.end
-                expected.apply(base, ending, [])
-        for producer, (base, operation, records) in sorted(expected.last.items()):
-            kind = "transactional" if producer in expected.pending else operation.kind
-            following = Operation(kind, producer, operation.epoch, operation.sequence + len(records))
-            skipping = Operation(kind, producer, operation.epoch, operation.sequence + len(records) + 1)
+
+def plan(expected: Expected, chance: random.Random) -> list[tuple[Operation, list[Stored]]]:
+    """Open transactions end, and every producer has a next batch."""
+    found: list[tuple[Operation, list[Stored]]] = []
+    is_open = set(expected.pending)
+    for producer in sorted(is_open):
+        if chance.random() < 0.7:
+            kind = chance.choice(["commit", "abort"])
+            found.append((Operation(kind, producer, expected.last[producer][1].epoch), []))
+            is_open.remove(producer)
+    for producer, (_, last, records) in sorted(expected.last.items()):
+        kind = "transactional" if producer in is_open else last.kind
+        found.append((Operation(kind, producer, last.epoch, last.sequence + len(records)), records))
+    chance.shuffle(found)
+    return found
+
+
+def go_on(log: Any, following: list[tuple[Operation, list[Stored]]], end: int) -> None:
+    """Append what was planned, and nothing that skips a sequence number."""
+    for operation, records in following:
+        if operation.repeats:
+            skipping = dataclasses.replace(operation, sequence=operation.sequence + 1)
             try:
                 skipping.perform(log, records)
             except fastlog.OutOfOrderSequenceError:
                 pass
             else:
                 raise AssertionError(f"{skipping} skips a sequence number and was appended")
-            base = following.perform(log, records)
-            assert base == expected.end, following
-            expected.apply(base, following, records)
+        assert operation.perform(log, records) == end, operation
+        end += 1 if operation.is_end else len(records)
+
+
+def go_on_and_die(path: Path, following: list[tuple[Operation, list[Stored]]], end: int) -> None:
+    """The same in a process that does not close the log."""
+    log = fastlog.PartitionLog.open(path, durability="os")
+    go_on(log, following, end)
+    os._exit(0)
 
 
 def check_view(log: Any, expected: Expected) -> None:

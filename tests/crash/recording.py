@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
+from typing import Any
 
 CAPACITY = 1 << 30  # bytes of the record; sparse, so that only what is written counts
 SOURCE = Path(__file__).with_name("recorder.c")
@@ -94,7 +95,7 @@ class Record:
     file_inodes: dict[str, int] = field(default_factory=dict)
     inodes: dict[str, int] = field(default_factory=dict)
 
-    def marks(self) -> Iterator[tuple[int, dict[str, object]]]:
+    def marks(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """(position in ``entries``, payload) of each mark."""
         for at, entry in enumerate(self.entries):
             if entry.kind == Kind.MARK:

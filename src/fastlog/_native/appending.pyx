@@ -29,6 +29,7 @@ from fastlog._native.validator cimport ValidatedBatches
 from fastlog._native.syncing cimport keep_interval, poison, poisoned_error, sync_rolled_later
 
 from fastlog._native import oscalls
+from fastlog._native.checksum import crc32c
 from fastlog.errors import FencedError, InvalidRecordError, StorageError
 from fastlog._native.transactions import TransactionIndex
 from fastlog.partition import compaction, files, recovery, snapshots
@@ -456,7 +457,10 @@ cdef int roll(Handle log, Published* state) except -1:
                 logger.warning("%s may be incomplete", index)
     if state.last_producer_offset >= 0:
         # what a dead writer has left behind the published entries
-        TransactionIndex(files.transaction_index_path(old.path), old.base_offset).truncate(state.transaction_entries)
+        index = TransactionIndex(files.transaction_index_path(old.path), old.base_offset)
+        index.truncate(state.transaction_entries)
+        # what opening said of them is stale, and would vouch for a file that power loss emptied
+        old.transaction_checksum, old.aborted = crc32c(index.entries(state.transaction_entries)), None
     else:
         old.transaction_checksum, old.aborted = NOTHING_ABORTED, b""
     page.allocated = 0
