@@ -32,7 +32,7 @@ from fastlog._native import oscalls
 from fastlog._native.checksum import crc32c
 from fastlog.errors import FencedError, InvalidRecordError, StorageError
 from fastlog._native.transactions import TransactionIndex
-from fastlog.partition import compaction, files, recovery, snapshots
+from fastlog.partition import files, recovery, snapshots
 
 logger = logging.getLogger("fastlog.log")
 
@@ -289,6 +289,7 @@ cdef int begin_change(Handle log, Published* state) except -1:
 
 cdef int finish_compaction(Handle log, Published* state) except -1:
     """Somebody died, or failed, while it put compacted segments in the place of others: do the rest."""
+    from fastlog.partition import compaction
     logger.warning("finishing an interrupted compaction of %s", log.path)
     compaction.finish_swaps(log.path)
     state.generation += 1 if state.generation & 1 else 2

@@ -15,7 +15,6 @@ Bells       a word to sleep on and a flag that somebody does. Bells are hints: e
 Order: maintainer, sync owner, writer, when several are needed. Nobody waits for any of them while holding the GIL.
 """
 
-import random
 from errno import ENOENT
 
 from cpython.exc cimport PyErr_CheckSignals
@@ -317,7 +316,7 @@ cdef object busy(str folder, pid, bint wants_exclusive):
 
 def nap() -> None:
     """Some milliseconds, not the same for everybody."""
-    cdef int64_t nanoseconds = int(random.uniform(1e6, 15e6))
+    cdef int64_t nanoseconds = 1_000_000 + 60_000 * <int64_t>oscalls.random_bytes(1)[0]
     with nogil:
         os_c.os_nap(nanoseconds)
     PyErr_CheckSignals()

@@ -23,7 +23,7 @@ from fastlog._native.syncing cimport persist, sync_until
 from fastlog._native import oscalls
 from fastlog._native.syncing import write_meta
 from fastlog._native.transactions import pack_entries, unpack_entries
-from fastlog.partition import compaction, files, retention, snapshots
+from fastlog.partition import files, snapshots
 from fastlog.reports import MaintenanceReport, RetentionReport
 
 
@@ -92,6 +92,7 @@ cdef int64_t delete_until(Handle log, int64_t before) except -1:
 
 cdef object retain(Handle log, clock, int64_t now):
     """Delete what is over its time or its size."""
+    from fastlog.partition import retention
     cdef Published state
     cdef Durable durable
     cdef Segment segment
@@ -137,6 +138,7 @@ cdef object retain(Handle log, clock, int64_t now):
 
 cdef object compact(Handle log, clock, int64_t now):
     """One round of compaction; None when none is due."""
+    from fastlog.partition import compaction
     cdef Published state
     cdef Durable durable
     cdef Segment segment
@@ -246,6 +248,7 @@ def swapper(Handle log):
 
 
 cdef bint put_in_place(Handle log, replacement) except *:
+    from fastlog.partition import compaction
     cdef Published state, current
     cdef Control control = log.control
     # what vouches for the new indexes names the new size: until the swap it vouches for nothing
@@ -286,6 +289,7 @@ def generation_changer(Handle log):
 
 cdef object maintain(Handle log):
     """Retention and compaction, unless somebody else is at it."""
+    from fastlog.partition import compaction, retention
     cdef Published state
     cdef Control control = log.control
     log.require_writable()

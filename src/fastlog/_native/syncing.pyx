@@ -139,7 +139,10 @@ cdef int sync_all(Handle log, const Published* state) except -1:
     # what fails here, for want of descriptors say, has lost nothing
     list_ = log.segments_at(&current)
     unsynced = [
-        (segment, segment.reading_file()) for segment in list_.segments if durable.base <= segment.base_offset <= state.active_base
+        (segment, segment.reading_file()) for segment in list_.segments
+        if durable.base <= segment.base_offset < state.active_base
+        # in the background, after a roll, nothing of the active one is asked for
+        or segment.base_offset == state.active_base and state.end_position > 0
     ]
     folder_fd = oscalls.open_directory(log.path) if durable.base != state.active_base else -1
     try:

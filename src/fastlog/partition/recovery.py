@@ -24,7 +24,7 @@ from fastlog._native.segment import Segment
 from fastlog._native.transactions import TransactionIndex
 from fastlog.config import LogConfig, ResolvedConfig
 from fastlog.errors import CorruptLogError, StorageError, UnsupportedFormatError
-from fastlog.partition import compaction, files, snapshots
+from fastlog.partition import files, snapshots
 from fastlog.partition.files import Meta
 from fastlog.reports import CutTail, RecoveryReport
 
@@ -114,6 +114,11 @@ def open_partition(folder: str, config: LogConfig, *, read_only: bool) -> Opened
     return opened
 
 
+def has_unfinished_compaction(names: list[str]) -> bool:
+    """Whether a folder with these names holds files that an interrupted compaction has left."""
+    return any(name.endswith((".swap", ".cleaned", ".deleted")) for name in names)
+
+
 def recover_producers(opened: OpenedPartition, *, read_only: bool) -> None:
     """What the log tells of producers and transactions; nothing is read when no batch carries a producer id."""
     meta, folder, active = opened.meta, opened.folder, opened.segments[-1]
@@ -161,11 +166,19 @@ def recover_producers(opened: OpenedPartition, *, read_only: bool) -> None:
 
 def open_segments(folder: str, config: LogConfig, *, read_only: bool) -> OpenedPartition:
     """Find the segments of a locked folder and where the log ends."""
-    replaced = [] if read_only else compaction.finish_swaps(folder)
+    replaced: list[tuple[int, int]] = []
+    if not read_only and has_unfinished_compaction(oscalls.list_directory(folder)):
+        from fastlog.partition import compaction  # which few logs ever need
+
+        replaced = compaction.finish_swaps(folder)
     names = oscalls.list_directory(folder)
     # nobody finishes a swap for a reader: it goes by what the files say
-    is_between = read_only and compaction.unfinished(names)
-    paths = compaction.current_segments(folder) if is_between else {}
+    is_between = read_only and has_unfinished_compaction(names)
+    paths = {}
+    if is_between:
+        from fastlog.partition import compaction
+
+        paths = compaction.current_segments(folder)
     bases = list(paths) if is_between else files.segment_bases(names)
     marker = None if is_between else files.read_clean_marker(folder)
     try:
