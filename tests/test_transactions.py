@@ -24,7 +24,7 @@ from fastlog._native.transactions import (
 )
 from fastlog.partition import files, snapshots
 from tests.reference import producers as model
-from tests.reference.batch import CONTROL, Record, decode_batch, encode_batch, fix_crc, seal
+from tests.reference.batch import CONTROL, Record, decode_batch, encode_batch, fix_crc, make_batch, seal
 from tests.reference.producers import Producers, marker
 from tests.test_producers import encoded, names_in, random_log, write_segments
 
@@ -315,3 +315,29 @@ def test_nobody_vouches_for_an_index_that_has_grown_since_opening(folder: Path) 
     index.write_bytes(b"")
     with fastlog.PartitionLog.open(path, read_only=True) as log:
         assert [record.value for record in log.records()] == [b"x" * 900] * 6
+
+
+def batch_of(producer_id: int, sequence: int, value: bytes, offset: int = 0) -> bytes:
+    """One record of an idempotent producer, encoded."""
+    moment = int(time.time() * 1000)
+    plain = make_batch([Record(offset, moment, None, value)])
+    return encode_batch(replace(plain, producer_id=producer_id, producer_epoch=0, base_sequence=sequence))
+
+
+def test_I6_a_snapshot_beyond_the_end_is_not_believed_later(folder: Path) -> None:
+    """It tells of records that were cut. Other records take their offsets: it must be gone by then."""
+    path = folder / "events-0"
+    with fastlog.PartitionLog.open(path, durability="os") as log:
+        for sequence in range(3):
+            log.append_batch(batch_of(7, sequence, b"kept"))
+    beyond = snapshots.rebuild(str(path), os.listdir(path), [(0, (path / f"{0:020}.log").stat().st_size)], 3).states
+    beyond.append(batch_of(7, 3, b"cut", offset=3))
+    assert beyond.end_offset == 4
+    snapshots.write_snapshot(str(path), beyond)
+    (path / ".fastlog-clean").unlink()
+    with fastlog.PartitionLog.open(path, durability="os") as log:
+        assert not (path / f"{4:020}.snapshot").exists()
+        # with the stale state this would be taken for a repetition
+        assert log.append_batch(batch_of(7, 3, b"new")) == 3
+        assert log.append_batch(batch_of(7, 3, b"new")) == 3
+        assert [record.value for record in log.records()] == [b"kept", b"kept", b"kept", b"new"]
