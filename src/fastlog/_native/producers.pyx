@@ -647,7 +647,8 @@ cdef class ProducerStates:
                 fresh.open_transactions[fresh.open_count].first_offset = transaction
                 fresh.open_transactions[fresh.open_count].producer_id = state.producer_id
                 fresh.open_count += 1
-        qsort(fresh.open_transactions, fresh.open_count, sizeof(OpenTransaction), compare_transactions)
+        if fresh.open_count:
+            qsort(fresh.open_transactions, fresh.open_count, sizeof(OpenTransaction), compare_transactions)
         self.clear(end)
         # take over what was built; `fresh` goes with the old arrays
         self.table, fresh.table = fresh.table, self.table
