@@ -426,8 +426,6 @@ cdef class PartitionLog(Handle):
         if state.index_entries != UNKNOWN_ENTRIES or load_word(&control.page.dirty):
             begin_change(self, state)
         active = self.segments_at(state).last()
-        # listing may have lowered it to what this handle may show
-        read_published(control.page, state)
         (<Segment>active).size = state.end_position
         read_durable(control.page, &durable)
         finished = None
@@ -889,12 +887,8 @@ cdef class PartitionLog(Handle):
         cdef Segment segment
         cdef SegmentList list_
         self.require_open()
-        while True:
-            self.read_state(&state)
-            list_ = self.segments_at(&state)
-            read_published(self.control.page, &state)
-            if list_.generation == state.generation:
-                break
+        read_published(self.control.page, &state)
+        list_ = self.segments_at(&state)
         found = []
         for segment, following in zip(list_.segments, [*list_.bases[1:], state.end_offset], strict=True):
             try:
@@ -916,19 +910,15 @@ cdef class PartitionLog(Handle):
         cdef Published state
         cdef SegmentList list_
         self.require_open()
-        while True:
-            self.read_state(&state)
-            list_ = self.segments_at(&state)
-            read_published(self.control.page, &state)
-            if list_.generation == state.generation:
-                break
+        read_published(self.control.page, &state)
+        list_ = self.segments_at(&state)
         list_.last().size = state.end_position
         return verify_segments(self.path, list_.segments, state.start_offset, state.end_offset, self._is_current, progress)
 
     def _is_current(self, segment: object) -> bool:
         """Whether a segment is still part of the log: it may be removed while it is read."""
         cdef Published state
-        self.read_state(&state)
+        read_published(self.control.page, &state)
         return segment in self.segments_at(&state).segments
 
     @staticmethod

@@ -18,7 +18,5 @@ cdef struct Append:             # what the owner of the writer lock shall write
 cdef int64_t append(Handle log, Append* request, Encoder encoder, EncodedBatches ready, int64_t* end_offset) except -1
 cdef object fenced(Handle log, int64_t found, int64_t expected)
 cdef int begin_change(Handle log, Published* state) except -1
-cdef int join_active(Handle log, const Published* state) except -1
 cdef int finish_compaction(Handle log, Published* state) except -1
 cdef int roll(Handle log, Published* state) except -1
-cdef int remove_clean_marker(Handle log) except -1

@@ -197,7 +197,7 @@ cdef void cut_back(ControlPage* page, int fd, int64_t size) noexcept nogil:
 
 cdef ProducerStates look_back(Handle log):
     """Before the lock is taken: producer state for a handle that lacks it, or is far behind. None when it has it."""
-    cdef Published state, listed
+    cdef Published state
     read_published(log.control.page, &state)
     if state.last_producer_offset < 0:
         return None
@@ -206,30 +206,25 @@ cdef ProducerStates look_back(Handle log):
         or log.producers.segment_base == state.active_base and state.end_position - log.producers.position < FAR_BEHIND
     ):
         return None
-    while True:
-        read_published(log.control.page, &state)
-        listed = state
-        sizes = log.sizes_at(&listed)
-        if listed.generation == state.generation and listed.end_position == state.end_position:
-            return snapshots.rebuild(log.path, oscalls.list_directory(log.path), sizes, state.end_offset).states
+    sizes = log.sizes_at(&state)
+    return snapshots.rebuild(log.path, oscalls.list_directory(log.path), sizes, state.end_offset).states
 
 
 cdef int know_producers(Handle log, ProducerStates known, Published* state) except -1:
     """Bring producer state to the published end; under the writer lock."""
-    cdef Published current = state[0]
     if known is not None and (log.producers is None or log.producers.end_offset < known.end_offset):
         log.producers = known
     if log.producers is None:
         log.producers = ProducerStates()
         if state.last_producer_offset >= 0:
             log.producers = snapshots.rebuild(
-                log.path, oscalls.list_directory(log.path), log.sizes_at(&current), state.end_offset
+                log.path, oscalls.list_directory(log.path), log.sizes_at(state), state.end_offset
             ).states
     states = log.producers
     if states.end_offset != state.end_offset and not states.jump_to(
         state.last_producer_offset, state.end_offset, state.active_base, state.end_position
     ):
-        snapshots.catch_up(log.path, states, log.sizes_at(&current), state.end_offset, check_crc=False)
+        snapshots.catch_up(log.path, states, log.sizes_at(state), state.end_offset, check_crc=False)
     # others have written these entries
     states.take_aborted()
     states.segment_base, states.position = state.active_base, state.end_position
@@ -305,11 +300,9 @@ cdef int remove_clean_marker(Handle log) except -1:
     return 0
 
 
-cdef int join_active(Handle log, const Published* state) except -1:
+cdef int join_active(Handle log, Published* state) except -1:
     """Open the active segment for appending: others may have appended to it, or rolled to it."""
-    cdef Published latest = state[0]
-    cdef Segment previous = log.active, active
-    active = log.segments_at(&latest).last()
+    cdef Segment previous = log.active, active = log.segments_at(state).last()
     log.active = None
     if previous is not None and previous is not active:
         previous.close_files()
@@ -425,7 +418,6 @@ cdef int roll(Handle log, Published* state) except -1:
     cdef Segment old = log.active, fresh
     cdef ControlPage* page = log.control.page
     cdef SegmentList list_ = log.segments_at(state)
-    read_published(page, state)
     path = files.segment_path(log.path, state.end_offset)
     if oscalls.file_size(path):
         raise StorageError(f"{path} is in the way of a new segment: move it out of the folder")

@@ -63,36 +63,34 @@ cdef class Handle:
         return 0
 
     cdef SegmentList segments_at(self, Published* state):
-        """The list of segments that agrees with a published tuple, or a newer one; `state` follows it then."""
+        """The list of segments that agrees with a published tuple; with a newer one, which `state` becomes, when it moved."""
         cdef SegmentList found = self.list_
         if found.generation == state.generation:
             return found
         return self.list_segments(state)
 
     cdef SegmentList list_segments(self, Published* state):
-        """List the folder. Segments that were known and are still the same file stay."""
-        cdef Published latest
-        cdef SegmentList known, fresh
+        """List the folder; `state` becomes what was published then. Segments that are still the same file stay."""
+        cdef Published listed
+        cdef SegmentList found
         cdef Control control = self.control
         cdef int64_t attempt
         for attempt in range(MOST_LISTINGS):
-            read_published(control.page, &latest)
-            segments = self.look_at_segments(latest.active_base, latest.start_offset, latest.index_entries == UNKNOWN_ENTRIES)
+            read_published(control.page, &listed)
+            segments = self.look_at_segments(listed.active_base, listed.start_offset, listed.index_entries == UNKNOWN_ENTRIES)
             read_published(control.page, state)
-            if segments is not None and state.generation == latest.generation:
-                break
-        else:
-            raise StorageError(f"{self.path} changed {MOST_LISTINGS} times while it was listed: something is wrong with its segments")
-        known = self.list_
-        if known.generation < latest.generation:
-            fresh = SegmentList(segments, latest.generation)
-            fresh.last().is_growing = True
-            self.list_ = fresh
-            self.forget_cursor()
-        # else another thread was faster: one file must not have two objects, of which one would not know what the other does
-        fresh = self.list_
-        self.read_state(state)
-        return fresh
+            if segments is None or state.generation != listed.generation:
+                continue
+            found = self.list_
+            if found.generation < state.generation:
+                found = SegmentList(segments, state.generation)
+                found.last().is_growing = True
+                self.list_ = found
+                self.forget_cursor()
+            # else another thread was faster: one file must not have two objects, of which one would not know what the other does
+            if found.generation == state.generation:
+                return found
+        raise StorageError(f"{self.path} changed {MOST_LISTINGS} times while it was listed: something is wrong with its segments")
 
     cdef list look_at_segments(self, int64_t active_base, int64_t start_offset, bint is_untouched):
         """Segment objects for what is in the folder now; None when that changed meanwhile.

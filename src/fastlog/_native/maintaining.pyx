@@ -49,8 +49,7 @@ cdef int64_t delete_until(Handle log, int64_t before) except -1:
             if before == visible.start_offset and bisect_right(log.segments_at(&visible).bases, before) <= 1:
                 return before
             begin_change(log, &state)
-            visible = state
-            list_ = log.segments_at(&visible)
+            list_ = log.segments_at(&state)
             first = max(bisect_right(list_.bases, before) - 1, 0)
             read_durable(control.page, &durable)
             meta = files.read_meta(log.path) or log.meta
@@ -99,12 +98,8 @@ cdef object retain(Handle log, clock, int64_t now):
     cdef SegmentList list_
     cdef Control control = log.control
     config = log.config
-    while True:
-        read_published(control.page, &state)
-        list_ = log.segments_at(&state)
-        read_published(control.page, &state)
-        if list_.generation == state.generation:
-            break
+    read_published(control.page, &state)
+    list_ = log.segments_at(&state)
     read_durable(control.page, &durable)
     candidates = []
     for segment, end in zip(list_.segments, [*list_.bases[1:], state.end_offset], strict=True):
@@ -147,12 +142,8 @@ cdef object compact(Handle log, clock, int64_t now):
     config = log.config
     read_published(control.page, &state)
     sync_until(log, state.end_offset)
-    while True:
-        read_published(control.page, &state)
-        list_ = log.segments_at(&state)
-        read_published(control.page, &state)
-        if list_.generation == state.generation:
-            break
+    read_published(control.page, &state)
+    list_ = log.segments_at(&state)
     read_durable(control.page, &durable)
     sources = []
     for segment in list_.segments:
@@ -249,7 +240,7 @@ def swapper(Handle log):
 
 cdef bint put_in_place(Handle log, replacement) except *:
     from fastlog.partition import compaction
-    cdef Published state, current
+    cdef Published state
     cdef Control control = log.control
     # what vouches for the new indexes names the new size: until the swap it vouches for nothing
     control.lock_sync_owner()
@@ -264,8 +255,7 @@ cdef bint put_in_place(Handle log, replacement) except *:
     control.lock_writer()
     try:
         begin_change(log, &state)
-        current = state
-        bases = set(log.segments_at(&current).bases)
+        bases = set(log.segments_at(&state).bases)
         if not bases.issuperset(replacement.sources):
             return False        # deleted meanwhile
         compaction.swap(replacement, generation_changer(log), oscalls.reach_failpoint)

@@ -145,7 +145,7 @@ cdef RecordBatch read_segments(
     memset(&aborted, 0, sizeof(aborted))
     try:
         if log.reads_committed and state.last_producer_offset >= 0:
-            collect_aborted(log, state, segment, offset, min(stop, state.end_offset), &aborted)
+            collect_aborted(log, state, segment, offset, stop, &aborted)
         with nogil:
             problem = decode_batches(
                 block, place.position - shift, place.position - shift + size, offset, stop, place.expected_offset,
@@ -263,11 +263,12 @@ cdef int64_t find_time(Handle log, int64_t timestamp) except -2:
     """The first readable offset whose timestamp is at or after `timestamp`, or -1."""
     cdef Published state
     cdef Segment segment, previous = None
-    cdef int64_t end, found
+    cdef int64_t end, readable, found
     cdef SegmentList list_
     cdef int attempt = 0
     while True:
         log.read_state(&state)
+        readable = state.end_offset
         list_ = log.segments_at(&state)
         previous = None
         try:
@@ -289,7 +290,7 @@ cdef int64_t find_time(Handle log, int64_t timestamp) except -2:
                 log.prepare(segment, &state)
                 found = segment.find_time(timestamp, state.start_offset, end)
                 if found >= 0:
-                    return found if found < state.end_offset else -1
+                    return found if found < readable else -1
             return -1
         except (StorageError, CorruptLogError):
             attempt += 1
