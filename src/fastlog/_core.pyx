@@ -39,6 +39,7 @@ from fastlog._native.checksum import crc32c
 from fastlog._native import batch as batch_room
 from fastlog._native.checksum import IMPLEMENTATION as CHECKSUM_IMPLEMENTATION
 from fastlog._native.inspect import read_batch, scan_index, scan_segment
+from fastlog._native.shared import Bells, SharedPage, Waiter, bell_of
 from fastlog._native.syncing import wake_flusher
 from fastlog._native.transactions import TransactionIndex, end_transaction_marker
 from fastlog._native.validator import validate_batches
@@ -52,12 +53,16 @@ from fastlog.partition.verify import verify as verify_segments
 from fastlog.reports import CODECS, SegmentInfo
 
 __all__ = [
+    "Bells",
     "BinaryColumn",
     "HeadersColumn",
     "PartitionLog",
     "Record",
     "RecordBatch",
     "RecordBatches",
+    "SharedPage",
+    "Waiter",
+    "bell_of",
     "diagnose",
     "read_batch",
     "scan_index",
