@@ -13,7 +13,11 @@ from fastlog.groups.formats import OffsetAndMetadata, OffsetKey
 SOME_ID = "8IYfv4G5QpqZrmC2cWrPuQ"
 names = st.text(max_size=40)
 positions = st.builds(
-    OffsetAndMetadata, st.integers(0, 2**63 - 1), st.text(max_size=300), st.integers(-1, 2**31 - 1), st.integers(0, 2**62)
+    OffsetAndMetadata,
+    st.integers(0, 2**63 - 1),
+    st.text(max_size=300),
+    st.integers(-1, 2**31 - 1),
+    st.integers(0, 2**62),
 )
 
 
@@ -33,7 +37,9 @@ def test_values_come_back(position: OffsetAndMetadata, topic_id: str | None) -> 
 
 
 @given(position=positions, topic_id=st.sampled_from([None, SOME_ID]), data=st.data())
-def test_a_value_that_was_cut_is_corrupt(position: OffsetAndMetadata, topic_id: str | None, data: st.DataObject) -> None:
+def test_a_value_that_was_cut_is_corrupt(
+    position: OffsetAndMetadata, topic_id: str | None, data: st.DataObject
+) -> None:
     value = formats.encode_value(position, topic_id)
     with pytest.raises(CorruptRecordError):
         formats.decode_value(value[: data.draw(st.integers(0, len(value) - 1))])

@@ -91,12 +91,12 @@ def reset_offsets(
 
     Args:
         partitions: partitions or names of topics; None: all that the group has an offset for.
-        to: ``"earliest"``, ``"latest"``, an offset (bounded by what the partition has), an aware datetime (the first record
-            of that time or later, else the end), or offsets by partition, which then are all.
+        to: ``"earliest"``, ``"latest"``, an offset (bounded by what the partition has), an aware datetime (the first
+            record of that time or later, else the end), or offsets by partition, which then are all.
         only_unowned: partitions that nobody owns may be reset although the group has members.
 
-    GroupError when the group has members, or a partition has an owner: nothing is committed then. UnknownTopicError for a
-    topic that there is not.
+    GroupError when the group has members, or a partition has an owner: nothing is committed then. UnknownTopicError for
+    a topic that there is not.
     """
     store = OffsetStore(directory)
     wanted = wanted_partitions(directory, store, group, to if isinstance(to, Mapping) else partitions)

@@ -1,21 +1,22 @@
 """Assignors: which member of a group should have which partition. Pure functions, the same answer in every process.
 
-All of them get every member with the topics that it subscribes to and the partitions that it has by the last assignment,
-and the number of partitions of each topic; they return the partitions of every member, sorted. A partition of a topic that
-somebody subscribes to has exactly one member; members may get none.
+All of them get every member with the topics that it subscribes to and the partitions that it has by the last
+assignment, and the number of partitions of each topic; they return the partitions of every member, sorted. A partition
+of a topic that somebody subscribes to has exactly one member; members may get none.
 
 ``range``
-    Per topic: its subscribers in order of their names share its partitions in runs; the first few get one more. Partitions
-    with the same number of topics with as many partitions meet at the same member.
+    Per topic: its subscribers in order of their names share its partitions in runs; the first few get one more.
+    Partitions with the same number of topics with as many partitions meet at the same member.
 ``round-robin``
     All partitions in order are dealt out to the members in order, passing over those that do not subscribe.
 ``cooperative-sticky`` (default)
-    As even as it can be, and from there as few moves as possible: as long as a member has two partitions more than another
-    who could have one of them, directly or by passing on through others, one moves.
+    As even as it can be, and from there as few moves as possible: as long as a member has two partitions more than
+    another who could have one of them, directly or by passing on through others, one moves.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
@@ -172,10 +173,10 @@ def chain(before: Mapping[str, str | None], last: str) -> list[str]:
 
 
 def pass_on(assignment: Assignment, members: Mapping[str, Subscriber], path: Iterable[str]) -> None:
-    """Move one partition along each step of the chain: one that comes home, or never was at home here, if there is one."""
+    """Move a partition along each step of the chain: one that comes home, or was not at home, if there is one."""
     steps = list(path)
     moves = []
-    for giver, taker in zip(steps, steps[1:], strict=False):
+    for giver, taker in itertools.pairwise(steps):
         at_home, other_home = set(members[giver].owned), set(members[taker].owned)
         candidates = [owned for owned in assignment[giver] if owned.topic in members[taker].topics]
         moves.append((giver, taker, min(candidates, key=lambda one: (one not in other_home, one in at_home, one))))

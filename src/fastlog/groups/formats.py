@@ -9,11 +9,12 @@
 
 An offset belongs to one life of a topic: the id says to which, so that a topic that was deleted and made again starts
 without the offsets of the old one. Kafka has that field since 4.1; versions since 3.5 read the value and pass over it.
-Without an id (``None``) a value is written as version 3, as Kafka 2.1 to 4.0 write it. Values of versions 0 to 4 are read.
+Without an id (``None``) a value is written as version 3, as Kafka 2.1 to 4.0 write it. Values of versions 0 to 4 are
+read.
 
-Keys of other versions are groups of Kafka's own coordinator (2: classic, 3 and above: the newer protocols). fastlog keeps
-its members elsewhere, does not write them, and passes over them. Everything read is checked against the bytes that are
-there: CorruptRecordError.
+Keys of other versions are groups of Kafka's own coordinator (2: classic, 3 and above: the newer protocols). fastlog
+keeps its members elsewhere, does not write them, and passes over them. Everything read is checked against the bytes
+that are there: CorruptRecordError.
 """
 
 from __future__ import annotations
@@ -166,7 +167,8 @@ class Reader:
         if size < 0 or size > len(self.data) - self.at:
             left = len(self.data) - self.at
             raise CorruptRecordError(
-                f"the {self.what} of a record in {OFFSETS_TOPIC} wants {size} bytes at {self.at}, found {left}: {self.data!r}"
+                f"the {self.what} of a record in {OFFSETS_TOPIC} wants {size} bytes at {self.at}, "
+                f"found {left}: {self.data!r}"
             )
         self.at += size
         return self.data[self.at - size : self.at]
@@ -225,6 +227,8 @@ def topic_id_of(reader: Reader) -> str | None:
         tag, data = reader.varint(), reader.take(reader.varint())
         if tag == 0:
             if len(data) != 16:
-                raise CorruptRecordError(f"an offset in {OFFSETS_TOPIC} has a topic id of {len(data)} bytes, expected 16")
+                raise CorruptRecordError(
+                    f"an offset in {OFFSETS_TOPIC} has a topic id of {len(data)} bytes, expected 16"
+                )
             topic_id = encode_id(data)
     return topic_id

@@ -1,8 +1,8 @@
 """One consumer's place in its group: what it owns, what it has to let go of, and commits that only an owner can make.
 
-A member acts when it is polled, never by itself: ``poll`` tells what to let go of and what it took. Between letting go in
-the table and taking there is the consumer: it commits, runs its callbacks, and calls ``release``. Others look after a
-member by the lock of its slot (free: dead) and by the time of its last poll; see ``table`` for who may change what.
+A member acts when it is polled, never by itself: ``poll`` tells what to let go of and what it took. Between letting go
+in the table and taking there is the consumer: it commits, runs its callbacks, and calls ``release``. Others look after
+a member by the lock of its slot (free: dead) and by the time of its last poll; see ``table`` for who may change what.
 """
 
 from __future__ import annotations
@@ -15,7 +15,15 @@ from typing import NamedTuple
 
 from fastlog._core import SharedPage
 from fastlog._native import oscalls
-from fastlog.errors import ClosedError, CommitFailedError, ConfigError, FencedError, GroupError, LockedError, StorageError
+from fastlog.errors import (
+    ClosedError,
+    CommitFailedError,
+    ConfigError,
+    FencedError,
+    GroupError,
+    LockedError,
+    StorageError,
+)
 from fastlog.groups.assignors import check_assignor
 from fastlog.groups.formats import OffsetAndMetadata
 from fastlog.groups.offsets import Condition
@@ -55,8 +63,8 @@ class Membership:
     Args:
         topics: names, or a compiled expression that matches whole names of topics; those that do not exist yet count
             from when they do.
-        instance_id: makes it a static member: when it is gone, its partitions are kept for ``session_timeout_ms``. A second
-            one of the same id takes its place.
+        instance_id: makes it a static member: when it is gone, its partitions are kept for ``session_timeout_ms``. A
+            second one of the same id takes its place.
         assignor: one for the whole group; GroupError when the others use another one.
         session_timeout_ms, max_poll_interval_ms: how long partitions of a static member are kept; how long it may take
             from one poll to the next before the others take its partitions.
@@ -163,9 +171,9 @@ class Membership:
         return member
 
     def leave(self) -> None:
-        """Leave the group and give up everything, as far as others let it: who cannot is found to be gone. May be repeated.
+        """Leave the group and give up everything. May be repeated.
 
-        What a static member has stays reserved for it.
+        Who cannot tell the others is found to be gone by them. What a static member has stays reserved for it.
         """
         with self._lock:
             if self._is_left:
@@ -200,7 +208,7 @@ class Membership:
         if (
             page.version == self._seen_version
             and not self._is_waiting
-            and self.directory.topics_version == self._topics_version
+            and self.directory.topics_version == self._table.topics_version
             and not page.replaced
             and page.load(self._number_word) == self._number
         ):
@@ -213,7 +221,7 @@ class Membership:
         """Bring the own partitions to where the newest table wants them, as far as it goes now."""
         self._require_usable()
         view = self._table.view()
-        if self.directory.topics_version != view.table.topics_version:
+        if self.directory.topics_version != self._table.topics_version:
             view = self._recompute(view)
         lost: list[TopicPartition] = []
         if not self._is_member(view):
@@ -245,7 +253,6 @@ class Membership:
         """Remember where the own words are: a larger page has them elsewhere."""
         member = view.table.members.get(self._number)
         self._page = view.page
-        self._topics_version = view.table.topics_version
         if member is not None:
             self._number_word, self._stamp_word = member.number_word, member.stamp_word
 
@@ -355,8 +362,8 @@ class Membership:
     def conditions(self, partitions: Iterable[TopicPartition]) -> list[Condition]:
         """What has to hold for a commit: that this member owns each of these, now as when it took them.
 
-        For ``OffsetStore.commit`` and for transactions. CommitFailedError when it does not own one of them. When an append
-        fails with FencedError and ``is_page_replaced``, ask again: the group got a larger page.
+        For ``OffsetStore.commit`` and for transactions. CommitFailedError when it does not own one of them. When an
+        append fails with FencedError and ``is_page_replaced``, ask again: the group got a larger page.
         """
         owned = self._owned
         view = self._table.view()
@@ -375,8 +382,8 @@ class Membership:
     def commit(self, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
         """Commit offsets of own partitions, all or none; as durable as the directory's level when it returns.
 
-        CommitFailedError when a partition belongs to somebody else by now: what was handled since the last commit will be
-        handled again there. Nothing is written then.
+        CommitFailedError when a partition belongs to somebody else by now: what was handled since the last commit will
+        be handled again there. Nothing is written then.
         """
         self._require_usable()
         while offsets:
@@ -393,7 +400,8 @@ class Membership:
         names = ", ".join(f"{topic}-{number}" for topic, number in partitions)
         return CommitFailedError(
             f"member {self.member_id} of group {self.group!r} does not own {names} any more: it did not poll for "
-            f"{self._max_poll_interval_ms} ms, or the group was rebalanced. What it handled since its last commit comes again"
+            f"{self._max_poll_interval_ms} ms, or the group was rebalanced. What it handled since its last commit "
+            "comes again"
         )
 
     # --- waking ----------------------------------------------------------------------------------------------------

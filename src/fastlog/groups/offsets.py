@@ -5,20 +5,21 @@ conditions it is compared with the owners of the group's partitions under the sa
 (``table``), so who is no owner any more cannot commit.
 
 What a process knows of a partition is kept and carried on from where it ended: the latest value of each key, undecoded,
-and, of transactions that are open, what they will say once their marker is there. An offset that was committed later than
-the record of a transaction is not undone by that transaction's end, as in Kafka.
+and, of transactions that are open, what they will say once their marker is there. An offset that was committed later
+than the record of a transaction is not undone by that transaction's end, as in Kafka.
 
-Every offset that is written carries the id of the topic; one of another life of the topic is none. Offsets without an id,
-which an older broker has written, belong to any life.
+Every offset that is written carries the id of the topic; one of another life of the topic is none. Offsets without an
+id, which an older broker has written, belong to any life.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from fastlog._core import PartitionLog, SharedPage
@@ -48,6 +49,7 @@ class OffsetsReplay:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
+        self.log: PartitionLog | None = None
         self.next_offset: int | None = None
         self.committed: dict[str, dict[TopicPartition, Stored]] = {}
         # by producer id; a null value takes the offset back
@@ -122,15 +124,35 @@ class OffsetStore:
         return formats.partition_for_name(group)
 
     def log(self, group: str) -> PartitionLog:
-        """The log that keeps this group; stays open as long as the directory."""
-        return self.directory.partition_log(OFFSETS_TOPIC, self.partition_of(group))
+        """The log that keeps this group; stays open as long as the directory. Made at its first use."""
+        return self._log(self.partition_of(group))
+
+    def _log(self, number: int) -> PartitionLog:
+        replay = self._replay(number)
+        log = replay.log
+        if log is None:
+            self.directory.internal_topic(OFFSETS_TOPIC)
+            log = replay.log = self.directory.partition_log(OFFSETS_TOPIC, number)
+        return log
+
+    @contextlib.contextmanager
+    def _caught_up(self, number: int) -> Iterator[OffsetsReplay]:
+        """Everything that a partition says now, locked."""
+        replay = self._replay(number)
+        with replay.lock:
+            try:
+                replay.catch_up(self._log(number))
+            except UnknownTopicError:
+                if not self.directory.read_only:
+                    raise  # only who may not make the topic finds none
+            yield replay
 
     # --- reading ---------------------------------------------------------------------------------------------------
 
     def committed(
         self, group: str, partitions: Iterable[TopicPartition]
     ) -> dict[TopicPartition, OffsetAndMetadata | None]:
-        """Where the group stands in these partitions by everything that is committed now; None where it has no offset."""
+        """Where the group stands in these partitions, by all that is committed now; None where it has no offset."""
         found = self._of_group(group)
         return {one: position_of(found.get(one), self.topic_id(one.topic)) for one in map(as_partition, partitions)}
 
@@ -144,9 +166,7 @@ class OffsetStore:
 
         Who becomes the owner of one has to let that transaction be ended before it asks for ``committed``.
         """
-        replay = self._replay(self.partition_of(group))
-        with replay.lock:
-            replay.catch_up(self.log(group))
+        with self._caught_up(self.partition_of(group)) as replay:
             return {
                 subject.topic_partition: producer_id
                 for producer_id, subjects in replay.pending.items()
@@ -155,13 +175,11 @@ class OffsetStore:
             }
 
     def groups(self) -> list[str]:
-        """Names of the groups that have offsets, sorted. Reads every partition of ``__consumer_offsets`` that there is."""
+        """Names of the groups that have offsets, sorted. Reads all of ``__consumer_offsets``."""
         found: set[str] = set()
         for number in range(OFFSETS_PARTITIONS):
             if self._exists(number):
-                replay = self._replay(number)
-                with replay.lock:
-                    replay.catch_up(self.directory.partition_log(OFFSETS_TOPIC, number))
+                with self._caught_up(number) as replay:
                     found.update(replay.committed)
         return sorted(found)
 
@@ -219,9 +237,7 @@ class OffsetStore:
             return None
 
     def _of_group(self, group: str) -> dict[TopicPartition, Stored]:
-        replay = self._replay(self.partition_of(group))
-        with replay.lock:
-            replay.catch_up(self.log(group))
+        with self._caught_up(self.partition_of(group)) as replay:
             return dict(replay.committed.get(group, {}))
 
     def _replay(self, number: int) -> OffsetsReplay:

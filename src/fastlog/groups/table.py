@@ -1,6 +1,7 @@
 """A group's table: its members, what each should have, and who owns which partition; in one page that processes share.
 
-In a folder of the group under ``control/groups/`` lie a ``lock`` and a ``table``. The table is a page (``SharedPage``)::
+In a folder of the group under ``control/groups/`` lie a ``lock`` and a ``table``. The table is a page
+(``SharedPage``)::
 
     word 0                 STATE: LIVE, or MOVING while the page is replaced by a larger one
     words 8 ...            a row for each member: its NUMBER while it is a member, and when it polled last (steady ms)
@@ -10,18 +11,18 @@ In a folder of the group under ``control/groups/`` lie a ``lock`` and a ``table`
 
 Numbers are never given twice, and no member counts the same twice: a word that was somebody's is never equal again.
 
-**Who may change what.** The document changes under the group's lock (a ``flock``, held for a moment, never while code of
-users runs). Numbers and owners change only under the writer lock of the group's partition of ``__consumer_offsets``, by
-``PartitionLog.exchange``, which compares before it stores; a commit is an append that compares the same words under the
-same lock. So whoever lost a partition cannot commit for it, however late it wakes up, and nobody can become an owner by
-what it read before it was put out: taking compares the own number, too.
+**Who may change what.** The document changes under the group's lock (a ``flock``, held for a moment, never while code
+of users runs). Numbers and owners change only under the writer lock of the group's partition of ``__consumer_offsets``,
+by ``PartitionLog.exchange``, which compares before it stores; a commit is an append that compares the same words under
+the same lock. So whoever lost a partition cannot commit for it, however late it wakes up, and nobody can become an
+owner by what it read before it was put out: taking compares the own number, too.
 
-**Why words and document never disagree harmfully.** The words are the truth about who owns; the document only says who a
-number is, and what should be. Every change of both is ordered so that a process may die between any two steps:
+**Why words and document never disagree harmfully.** The words are the truth about who owns; the document only says who
+a number is, and what should be. Every change of both is ordered so that a process may die between any two steps:
 
-- putting a member out: first its number and its owner words go (in one exchange; any part of it may be missing), then the
-  document without it. In between the document names a member whose number is gone: it can own nothing new, and the next
-  one to hold the group's lock puts it out again, from the start.
+- putting a member out: first its number and its owner words go (in one exchange; any part of it may be missing), then
+  the document without it. In between the document names a member whose number is gone: it can own nothing new, and the
+  next one to hold the group's lock puts it out again, from the start.
 - joining: first the number is stored in a row, then the document with the member. In between the row has a number that
   the document does not know; nobody has ever read a target for it. The next one to hold the lock clears it.
 - an owner word whose number is no member's is cleared by the next one to hold the lock. None can be stored again, as
@@ -31,9 +32,9 @@ number is, and what should be. Every change of both is ordered so that a process
   more), and the copy gets the name ``table``. The next one to hold the lock finds MOVING, and goes on: with a copy from
   retiring, without one back to LIVE.
 
-Members act by the document they read, whatever its age: they let go of what the target takes from them, and take what the
-target gives them once its word is 0. Two may take by different generations: the word decides, and who has it against the
-target of the newest generation gives it back at its next poll.
+Members act by the document they read, whatever its age: they let go of what the target takes from them, and take what
+the target gives them once its word is 0. Two may take by different generations: the word decides, and who has it
+against the target of the newest generation gives it back at its next poll.
 
 A page is gone with the last process that has the directory open; so is everything in it, and nothing is lost by that.
 """
@@ -131,7 +132,6 @@ class Table:
     assignor: str = ""
     next_number: int = 1
     rows: int = FIRST_ROWS
-    topics_version: int = -1
     members: dict[int, Member] = field(default_factory=dict)
     topic_ids: dict[str, str] = field(default_factory=dict)
     indexes: dict[TopicPartition, int] = field(default_factory=dict)
@@ -185,7 +185,6 @@ class Table:
             "assignor": self.assignor,
             "next_number": self.next_number,
             "rows": self.rows,
-            "topics_version": self.topics_version,
             "members": members,
             "topics": topics,
         }
@@ -200,7 +199,6 @@ class Table:
                 "let all processes use one version"
             )
         table = cls(*(document[name] for name in ("group", "generation", "assignor", "next_number", "rows")))
-        table.topics_version = document["topics_version"]
         for *fields, topics, pattern, session_timeout, max_poll_interval, until in document["members"]:
             wanted = tuple(topics), None if pattern is None else (pattern[0], pattern[1])
             member = Member(*fields, *wanted, session_timeout, max_poll_interval, until)
@@ -227,7 +225,6 @@ class Table:
 
     def follow_topics(self, directory: Directory, free_index: Iterator[int]) -> None:
         """Give a word to each partition that somebody wants, and drop those that are gone or wanted no more."""
-        self.topics_version = directory.topics_version
         counts: dict[str, int] = {}
         names = directory.topics()
         for topic in sorted(frozenset[str]().union(*(one.wants(names) for one in self.members.values()))):
@@ -292,6 +289,7 @@ class GroupTable:
     Attributes:
         directory, group: whose it is.
         bell: the bell that rings when the table has changed or a partition was let go of.
+        topics_version: of the directory, when the table last followed its topics; each process has its own.
 
     Every method may be called from any thread.
     """
@@ -305,6 +303,7 @@ class GroupTable:
         self.next_path = os.path.join(self.folder, "table.next")
         self.bell = bell_of(f"group:{group}", 0)
         self.users = 0
+        self.topics_version = -1
         self.wakes: dict[int, Callable[[], object]] = {}
         oscalls.make_directory(self.folder)
         self._lock_path = os.path.join(self.folder, "lock")
@@ -426,11 +425,14 @@ class GroupTable:
             self._bury(view, draft)
             if change is not None:
                 change(draft, view.page)
-            if draft.members != view.table.members or draft.topics_version != self.directory.topics_version:
+            topics_version = self.directory.topics_version
+            if draft.members != view.table.members or topics_version != self.topics_version:
                 draft.follow_topics(self.directory, self._free_indexes(view, draft))
             if draft == view.table:
+                self.topics_version = topics_version
                 return view
             view = self._install(view, draft)
+            self.topics_version = topics_version
         self._watch(view.table)
         self.ring()
         self.wake_local()
