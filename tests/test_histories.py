@@ -154,7 +154,9 @@ def test_every_failpoint_has_a_test() -> None:
     """The names here are the names that the engine knows."""
     from fastlog._native import oscalls
 
-    assert set(oscalls.FAILPOINTS) == {*NAMES, *COMPACTION}
+    # those of stores are tested with stores
+    names = {name for name in oscalls.FAILPOINTS if not name.startswith(("store.", "backup."))}
+    assert names == {*NAMES, *COMPACTION}
 
 
 def test_enough_is_killed() -> None:

@@ -26,7 +26,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
         "fastlog._native.oscalls",
         "fastlog._native.arrow_import",
     ),
-    ("fastlog._native.columns",),
+    ("fastlog._native.columns", "fastlog._native.shared"),
     ("fastlog._native.decoder", "fastlog._native.encoder", "fastlog._native.index"),
     ("fastlog._native.arrow", "fastlog._native.scanner", "fastlog._native.transactions", "fastlog._native.control"),
     (
@@ -41,14 +41,22 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("fastlog._native.handle",),
     ("fastlog._native.syncing",),
     ("fastlog._native.appending", "fastlog._native.reading"),
-    ("fastlog._native.maintaining",),
+    ("fastlog._native.maintaining", "fastlog._native.accumulator"),
     ("fastlog._core",),
+    ("fastlog.liveness",),
+    ("fastlog.store",),
+    ("fastlog.groups",),
+    ("fastlog.transactions",),
+    ("fastlog.clients",),
     ("fastlog",),
     ("fastlog.demo",),
     ("fastlog.cli",),
     ("fastlog.__main__",),
 )
-PACKAGES = {"fastlog.partition", "fastlog.demo", "fastlog.cli"}
+PACKAGES = {
+    *("fastlog.partition", "fastlog.demo", "fastlog.cli"),
+    *("fastlog.liveness", "fastlog.store", "fastlog.groups", "fastlog.transactions", "fastlog.clients"),
+}
 LEVEL = {room: level for level, row in enumerate(ROWS) for room in row}
 
 # What else a room may stand on, besides the standard library. Everything else stays an option of the user.
