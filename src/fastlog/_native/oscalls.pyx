@@ -313,7 +313,8 @@ FAILPOINTS = (
     "append.unlocked", "roll.begun", "roll.created", "roll.published", "takeover.begun", "takeover.cut", "takeover.done",
     "sync.locked", "sync.synced", "sync.published", "sync.unlocked", "open.exclusive", "open.page_unlinked", "open.recovered",
     "open.page_written", "open.shared", "open.attached", "close.exclusive", "close.synced", "close.marked", "delete.published",
-    "delete.removed", "compaction.swapped", "compaction.odd", "compaction.indexes_unlinked", "compaction.moved",
+    "delete.removed", "page.filling", "page.filled", "page.published", "page.retiring",
+    "compaction.swapped", "compaction.odd", "compaction.indexes_unlinked", "compaction.moved",
     "compaction.sources_unlinked", "compaction.indexes_installed", "compaction.swap_unlinked", "compaction.even",
     "store.folders_made", "store.made", "store.topic_written", "store.topic_altering", "store.topic_altered", "store.topic_deleting",
     "store.partition_made", "store.partition_named", "store.partition_renamed", "store.topic_forgotten", "store.closing",
@@ -384,6 +385,11 @@ cdef int64_t clock_milliseconds() noexcept nogil:
 
 
 cdef int fork_generation() noexcept nogil:
+    return fastlog_forks
+
+
+def forks() -> int:
+    """How many forks lie between this process and the one that imported this: a handle that remembers another number is inherited."""
     return fastlog_forks
 
 
@@ -1003,11 +1009,6 @@ def replace_file(path: str, data: bytes) -> None:
             pass
         raise
     sync_directory(os.path.dirname(path))
-
-
-def forks() -> int:
-    """How often this process, or the one it comes from, was forked: a handle that was opened before belongs to the parent."""
-    return fastlog_forks
 
 
 def entry_kind(path: str) -> str | None:
