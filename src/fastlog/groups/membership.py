@@ -318,6 +318,7 @@ class Membership:
             self._recompute(view)
             self._is_waiting = True
             return []
+        oscalls.reach_failpoint("group.taken")
         self._owned = {**self._owned, **epochs}
         self._is_waiting = len(free) < len(missing)
         return free
@@ -348,6 +349,7 @@ class Membership:
         except FencedError:
             self._table.update()  # waits for who replaces the page, and repairs what a dead one left
             return False
+        oscalls.reach_failpoint("group.released")
         self._owned = {one: epoch for one, epoch in self._owned.items() if one not in going}
         self._revoking.difference_update(going)
         self._is_waiting = True

@@ -58,6 +58,7 @@ from fastlog._native import oscalls
 from fastlog.errors import ClosedError, Error, FencedError, LockedError, UnsupportedFormatError
 from fastlog.groups.assignors import Subscriber, assign
 from fastlog.groups.offsets import Condition, OffsetStore
+from fastlog.liveness import Timer
 from fastlog.records import TopicPartition
 from fastlog.store.directory import Directory
 
@@ -96,7 +97,7 @@ class Member:
     instance_id: str | None
     client_id: str
     slot: int
-    identity: dict[str, Any]
+    identity: dict[str, int]
     topics: tuple[str, ...]
     pattern: tuple[str, int] | None
     session_timeout_ms: int
@@ -199,9 +200,10 @@ class Table:
                 "let all processes use one version"
             )
         table = cls(*(document[name] for name in ("group", "generation", "assignor", "next_number", "rows")))
-        for *fields, topics, pattern, session_timeout, max_poll_interval, until in document["members"]:
-            wanted = tuple(topics), None if pattern is None else (pattern[0], pattern[1])
-            member = Member(*fields, *wanted, session_timeout, max_poll_interval, until)
+        for fields in document["members"]:
+            member = Member(*fields)
+            wanted = tuple(member.topics), member.pattern and (member.pattern[0], member.pattern[1])
+            member = replace(member, topics=wanted[0], pattern=wanted[1])
             table.members[member.number] = member
             table.targets[member.number] = []
         for topic, (topic_id, indexes, targets) in document["topics"].items():
@@ -312,7 +314,7 @@ class GroupTable:
         self._view: View | None = None
         self._watched: dict[int, int] = {}
         self._watch_lock = threading.Lock()
-        self._cancel_tick: Callable[[], None] | None = None
+        self._timer: Timer | None = None
         self._has_deaths = False
 
     # --- life in this process --------------------------------------------------------------------------------------
@@ -482,6 +484,7 @@ class GroupTable:
                 return
             try:
                 log.exchange([view.live, *void], [(page, at, 0) for _, at, _ in void])
+                oscalls.reach_failpoint("group.stripped")
                 return
             except FencedError:
                 continue  # somebody let go of a partition, or took one: look again
@@ -518,13 +521,9 @@ class GroupTable:
             draft.rows = view.table.rows
             data = draft.encode()
         self._seat(view, [one for one in draft.living if one.number not in old.members])
-        page = view.page
-        oscalls.reach_failpoint("group-publishing")
-        return self._remember(View(page, page.publish(data), draft))
-
-    def _remember(self, view: View) -> View:
-        self._view = view
-        return view
+        self._view = published = View(view.page, view.page.publish(data), draft)
+        oscalls.reach_failpoint("group.published")
+        return published
 
     def _seat(self, view: View, joining: list[Member]) -> None:
         """Store the numbers of new members in their rows."""
@@ -534,6 +533,7 @@ class GroupTable:
             self.offsets.log(self.group).exchange(
                 [view.live, (page, member.number_word, 0)], [(page, member.number_word, member.number)]
             )
+            oscalls.reach_failpoint("group.seated")
 
     def free_row(self, draft: Table, page: SharedPage) -> int:
         """A row that nobody has, the first one beyond the page when all are taken."""
@@ -571,7 +571,7 @@ class GroupTable:
         owners = old_owners if owners <= old_owners else max(2 * old_owners, owners)
         oscalls.remove(self.next_path)
         log.exchange([view.live], [(page, STATE, MOVING)])
-        oscalls.reach_failpoint("group-moving")
+        oscalls.reach_failpoint("group.moving")
         try:
             words = page.load_many(0, page.words)
             rows_now = words[HEADER_WORDS : old.owners_word] + [0] * (2 * (new.rows - old.rows))
@@ -588,13 +588,13 @@ class GroupTable:
             oscalls.remove(self.next_path)
             log.exchange([(page, STATE, MOVING)], [(page, STATE, LIVE)])
             raise
-        oscalls.reach_failpoint("group-copied")
+        oscalls.reach_failpoint("group.copied")
         return self._move_in(page)
 
     def _move_in(self, page: SharedPage) -> View:
         """The copy takes the place of the page."""
         page.retire()
-        oscalls.reach_failpoint("group-retired")
+        oscalls.reach_failpoint("group.retired")
         oscalls.rename(self.next_path, self.path)
         return self._read(SharedPage.open(self.path))
 
@@ -603,27 +603,27 @@ class GroupTable:
     def start_watching(self) -> None:
         """Look after all members from now on: those who die, stop to poll, or do not come back."""
         with self._watch_lock:
-            if self._cancel_tick is None:
-                self._cancel_tick = self.directory.watcher.every(TICK, self.tick)
+            if self._timer is None:
+                self._timer = self.directory.watcher.every(TICK, self.tick)
         self._watch(self.view().table)
 
     def _stop_watching(self) -> None:
         with self._watch_lock:
-            if self._cancel_tick is not None:
-                self._cancel_tick()
-                self._cancel_tick = None
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
             for slot in self._watched:
-                self.directory.watcher.unwatch(slot)
+                self.directory.watcher.unwatch(slot, self._on_death)
             self._watched.clear()
 
     def _watch(self, table: Table) -> None:
         """Watch the slots of everybody in the table, and of nobody else."""
         with self._watch_lock:
-            if self._cancel_tick is None:
+            if self._timer is None:
                 return
             there = {member.slot: member for member in table.living}
             for slot in [slot for slot, number in self._watched.items() if number_in(there, slot) != number]:
-                self.directory.watcher.unwatch(slot)
+                self.directory.watcher.unwatch(slot, self._on_death)
                 del self._watched[slot]
             for slot, member in there.items():
                 if slot not in self._watched:
