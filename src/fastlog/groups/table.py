@@ -51,7 +51,7 @@ import threading
 import weakref
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fastlog._core import SharedPage, bell_of
 from fastlog._native import oscalls
