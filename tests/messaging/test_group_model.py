@@ -1,7 +1,7 @@
 """A group against a simple model: members join, leave, die, freeze, poll, let go and commit in any order.
 
-The model knows who was told to own what. Nobody is told to own what another one, who is alive and polls, was told and has
-not let go of; a commit counts only from who was told last; once all is quiet everything has an owner.
+The model knows who was told to own what. Nobody is told to own what another one, who is alive and polls, was told and
+has not let go of; a commit counts only from who was told last; once all is quiet everything has an owner.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Group(RuleBasedStateMachine):
         self.clock = Clock()
         self.patches = [
             mock.patch.object(oscalls, "steady_clock", self.clock),
-            mock.patch.object(GroupTable, "start_watching", lambda table: None),
+            mock.patch.object(GroupTable, "start_watching"),
         ]
         for patch in self.patches:
             patch.start()
