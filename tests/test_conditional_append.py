@@ -357,7 +357,7 @@ def test_appends_markers_and_syncs_ring_the_bell_of_the_store(folder: Path) -> N
             lambda: log.append([b"1"]),
             lambda: log.append_batch(transactional(b"2")),
             lambda: log.end_transaction(PRODUCER, 0, commit=True),
-            lambda: log.flush(),
+            log.flush,
         ):
             waiter.listen(1 << 17)
             waiter.rung()
