@@ -13,8 +13,9 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
+from time import sleep
 from typing import TYPE_CHECKING
 
 from fastlog._core import PartitionLog
@@ -335,11 +336,24 @@ class Coordinator:
         found = self.find_producer(producer_id)
         return found is not None and found[1].is_open and partition in found[1].partitions
 
-    def resolve_producers(self, producer_ids: Iterable[int]) -> None:
-        """End what these producers have open if their owners are dead or late; see ``resolve_partition``."""
-        if any(producer_id >= 0 for producer_id in producer_ids):
-            self.start()
-            self._sweep()
+    def wait_until_stable(
+        self, partition: TopicPartition, log: PartitionLog, offset: int, timeout_ms: float | None = None
+    ) -> bool:
+        """Wait until every transaction that began below ``offset`` has ended; False when the time is over first.
+
+        Owners that live may take as long as their time-out.
+        """
+        deadline = None if timeout_ms is None else oscalls.steady_clock() + timeout_ms
+        pause = 0.001
+        while log.last_stable_offset < offset:
+            self.resolve_partition(partition, log)
+            if log.last_stable_offset >= offset:
+                return True
+            if deadline is not None and oscalls.steady_clock() >= deadline:
+                return False
+            sleep(pause)
+            pause = min(2 * pause, 0.05)
+        return True
 
 
 def end_transaction(log: PartitionLog, prepared: TransactionState) -> None:

@@ -32,7 +32,7 @@ class TransactionalId:
     Methods may be called from any thread; one transaction is open at a time.
 
     Attributes:
-        transactional_id, timeout_ms: as given.
+        directory, transactional_id, timeout_ms: as given.
         producer_id, producer_epoch: what transactional batches have to carry, now. The epoch changes with an abort: sequence
             numbers of every partition then start at 0 again.
         in_transaction: between ``begin`` and the end of the transaction.
@@ -47,7 +47,7 @@ class TransactionalId:
         self.transactional_id = transactional_id
         self.timeout_ms = timeout_ms
         self.in_transaction = False
-        self._directory = directory
+        self.directory = directory
         self._coordinator = Coordinator.of(directory)
         self._coordinator.start()
         self._log = self._coordinator.log_of(transactional_id)
@@ -316,7 +316,7 @@ class TransactionalId:
         """The partition's log, open for as long as this instance. The first time, what power loss left of its own is aborted."""
         lease = self._leases.get(partition)
         if lease is None:
-            lease = self._directory.lease(partition.topic, partition.partition)
+            lease = self.directory.lease(partition.topic, partition.partition)
             try:
                 self._clear(lease.log)
             except BaseException:
