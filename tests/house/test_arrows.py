@@ -30,6 +30,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("fastlog._native.decoder", "fastlog._native.encoder", "fastlog._native.index"),
     ("fastlog._native.arrow", "fastlog._native.scanner", "fastlog._native.transactions", "fastlog._native.control"),
     (
+        "fastlog._native.shared",
         "fastlog._native.batch",
         "fastlog._native.cleaner",
         "fastlog._native.segment",

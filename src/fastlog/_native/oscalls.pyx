@@ -311,7 +311,8 @@ FAILPOINTS = (
     "append.unlocked", "roll.begun", "roll.created", "roll.published", "takeover.begun", "takeover.cut", "takeover.done",
     "sync.locked", "sync.synced", "sync.published", "sync.unlocked", "open.exclusive", "open.page_unlinked", "open.recovered",
     "open.page_written", "open.shared", "open.attached", "close.exclusive", "close.synced", "close.marked", "delete.published",
-    "delete.removed", "compaction.swapped", "compaction.odd", "compaction.indexes_unlinked", "compaction.moved",
+    "delete.removed", "page.filling", "page.filled", "page.published", "page.retiring",
+    "compaction.swapped", "compaction.odd", "compaction.indexes_unlinked", "compaction.moved",
     "compaction.sources_unlinked", "compaction.indexes_installed", "compaction.swap_unlinked", "compaction.even",
 )
 FAILPOINT_ACTIONS = ("kill", "stop")
