@@ -7,7 +7,6 @@ from time import sleep
 from typing import TYPE_CHECKING
 
 from fastlog._native import oscalls
-from fastlog.groups.offsets import OffsetStore
 from fastlog.records import TopicPartition
 from fastlog.transactions.coordinator import Coordinator
 
@@ -27,6 +26,8 @@ def resolve_pending(
     Those of dead owners, those that take too long and those that nobody knows are ended here. Others are waited for, at most
     ``timeout_ms`` (None: as long as their own time-outs allow). Costs one look when nothing is pending. Any thread.
     """
+    from fastlog.groups.offsets import OffsetStore
+
     wanted = {TopicPartition(*partition) for partition in partitions}
     offsets = OffsetStore(directory)
     if not wanted & offsets.pending(group).keys():
