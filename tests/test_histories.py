@@ -154,7 +154,9 @@ def test_every_failpoint_has_a_test() -> None:
     """The names here are the names that the engine knows; shared pages and stores have test files of their own."""
     from fastlog._native import oscalls
 
-    engine = {name for name in oscalls.FAILPOINTS if not name.startswith(("page.", "store.", "backup.", "transaction."))}
+    engine = {
+        name for name in oscalls.FAILPOINTS if not name.startswith(("page.", "store.", "backup.", "transaction."))
+    }
     assert engine == {*NAMES, *COMPACTION}
 
 

@@ -1,4 +1,4 @@
-"""Transactions of a store: all or nothing, one owner of an id at a time, and nothing of a producer that was replaced."""
+"""Transactions of a store: all or nothing, one owner of an id at a time, nothing of one that was replaced."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_an_idle_owner_is_fenced_too(store: Directory) -> None:
 
 
 def test_an_aborted_partition_is_closed_to_the_old_epoch_even_when_nothing_was_sent_there(store: Directory) -> None:
-    """The owner is stopped between entering a partition and its first batch: that batch must not begin a transaction."""
+    """Stopped between entering a partition and its first batch: that must not begin a transaction."""
     old = Writer(store, "pay-1")
     old.begin()
     old.id.enter_partitions([("a", 0), ("a", 1)])
@@ -415,7 +415,7 @@ def test_random_transactions_agree_with_a_list(store: Directory, seed: int) -> N
             for partition, offset, value in pending.pop(name) if action == "commit" else ():
                 committed[partition][offset] = value
             pending.pop(name, None)
-        elif action == "open" or action == "expire" and name in pending:
+        elif action == "open" or (action == "expire" and name in pending):
             if action == "expire":
                 age(coordinator, name, 100_000)
                 coordinator.sweep()

@@ -21,7 +21,9 @@ PREPARE_COMMIT, PREPARE_ABORT = TransactionStatus.PREPARE_COMMIT, TransactionSta
 COMPLETE_COMMIT, COMPLETE_ABORT = TransactionStatus.COMPLETE_COMMIT, TransactionStatus.COMPLETE_ABORT
 
 partitions = draw.lists(
-    draw.builds(TopicPartition, draw.sampled_from(["a", "orders", "__consumer_offsets", "x" * 249]), draw.integers(0, 99)),
+    draw.builds(
+        TopicPartition, draw.sampled_from(["a", "orders", "__consumer_offsets", "x" * 249]), draw.integers(0, 99)
+    ),
     unique=True,
     max_size=12,
 ).map(tuple)
@@ -32,8 +34,8 @@ times = draw.integers(-1, 2**62)
 def states(pick: draw.DrawFn) -> TransactionState:
     status = pick(draw.sampled_from([s for s in TransactionStatus if s is not TransactionStatus.PREPARE_EPOCH_FENCE]))
     return TransactionState(
-        pick(draw.integers(0, 2**63 - 1)), pick(draw.integers(0, MOST_EPOCH)), pick(draw.integers(1, 2**31 - 1)), status,
-        () if status is EMPTY else pick(partitions), pick(times), pick(times),
+        pick(draw.integers(0, 2**63 - 1)), pick(draw.integers(0, MOST_EPOCH)), pick(draw.integers(1, 2**31 - 1)),
+        status, () if status is EMPTY else pick(partitions), pick(times), pick(times),
     )  # fmt: skip
 
 
@@ -49,7 +51,9 @@ def test_what_is_written_is_read(state: TransactionState) -> None:
 
 
 @given(states(), draw.data())
-def test_every_cut_and_flipped_bit_is_an_answer_or_a_clean_error(state: TransactionState, data: draw.DataObject) -> None:
+def test_every_cut_and_flipped_bit_is_an_answer_or_a_clean_error(
+    state: TransactionState, data: draw.DataObject
+) -> None:
     value = encode_value(state)
     for size in range(len(value)):
         with pytest.raises(fastlog.CorruptRecordError):
@@ -68,7 +72,9 @@ def test_a_key_is_read_back(name: str) -> None:
     assert 0 <= partition_of(name) < 50
 
 
-@pytest.mark.parametrize("key", [None, b"", b"\0", b"\0\0", b"\0\0\0", b"\0\0\0\5abc", b"\0\0\xff\xff", b"\0\0\0\1\xff"])
+@pytest.mark.parametrize(
+    "key", [None, b"", b"\0", b"\0\0", b"\0\0\0", b"\0\0\0\5abc", b"\0\0\xff\xff", b"\0\0\0\1\xff"]
+)
 def test_a_broken_key_is_refused(key: bytes | None) -> None:
     with pytest.raises(fastlog.CorruptRecordError):
         decode_key(key)
@@ -158,7 +164,9 @@ def test_no_walk_breaks_a_rule(names: list[str], epoch: int) -> None:
             continue
         assert legal(state.status, after.status)
         same = after.producer_id == state.producer_id
-        assert (after.producer_epoch >= state.producer_epoch) if same else (after.producer_epoch == 0 and name == "open")
+        assert (
+            (after.producer_epoch >= state.producer_epoch) if same else (after.producer_epoch == 0 and name == "open")
+        )
         assert same or state.producer_epoch >= LAST_EPOCH, "ids are changed at the end of the epochs only"
         if decided is not None and after.is_prepared:
             assert after.commits == decided, "a decision is never changed"
@@ -190,7 +198,9 @@ def test_a_fenced_producer_learns_who_fenced_it() -> None:
 def test_kafka_reads_the_records(folder: Path, kafka: KafkaOracle) -> None:
     """The dump tool's decoder shows every field as it was meant."""
     told = [
-        TransactionState(2**40 + 5, 3, 60_000, ONGOING, (TopicPartition("orders", 1), TopicPartition("mail", 0)), 1_000, 900),
+        TransactionState(
+            2**40 + 5, 3, 60_000, ONGOING, (TopicPartition("orders", 1), TopicPartition("mail", 0)), 1_000, 900
+        ),
         TransactionState(2**40 + 5, 3, 60_000, PREPARE_COMMIT, (TopicPartition("orders", 1),), 1_001, 900),
         TransactionState(2**40 + 5, 3, 60_000, COMPLETE_COMMIT, (), 1_002, 900),
         TransactionState(2**40 + 5, 4, 60_000, EMPTY, (), 1_003, -1),

@@ -1,8 +1,11 @@
-"""The coordinator of transactions: it lives in every process that has the store open, and needs none of the others alive.
+"""The coordinator of transactions: it lives in every process that has the store open, and needs none of the others
+alive.
 
-The truth is ``__transaction_state``: every change there is a conditional append, so that of two who decide, one does. What
-was decided is carried out by whoever decided it, and if he dies by anybody else: the next instance of the id, the watcher of
-any process that sees his death or his time-out, whoever waits for the partition, or the next one to open the store.
+The truth is ``__transaction_state``: every change there is a conditional append, so that of two who decide, one does.
+What
+was decided is carried out by whoever decided it, and if he dies by anybody else: the next instance of the id, the
+watcher of any process that sees his death or his time-out, whoever waits for the partition, or the next one to open the
+store.
 
 Why a marker that comes late does no harm: see ``states``. Markers go to every partition of a transaction, also where
 nothing is open: they carry the epoch that keeps a stopped producer's batches out.
@@ -16,7 +19,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from time import sleep
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastlog._core import PartitionLog
 from fastlog._native import oscalls
@@ -28,7 +31,6 @@ from fastlog.transactions.statelog import StateLog
 from fastlog.transactions.states import TransactionState
 
 if TYPE_CHECKING:
-    from fastlog.liveness import Slot
     from fastlog.store.directory import Directory
 
 __all__ = ["Coordinator", "fresh_producer_id"]
@@ -61,7 +63,8 @@ class Coordinator:
         self._settling = threading.RLock()
         self._started = False
         self._closed = False
-        self._slot: Slot | None = None
+        self._liveness: Any = directory
+        self._slot: Any = None
         self._prepared_here: dict[str, TransactionState] = {}
         self._stuck: dict[TopicPartition, tuple[int, int]] = {}
         self._cancel: Callable[[], None] | None = None
@@ -76,10 +79,10 @@ class Coordinator:
                 directory.add_closer(found.close)
             return found
 
-    # --- beginning and end -----------------------------------------------------------------------------------------------
+    # --- beginning and end --------------------------------------------------------------------------------------------
 
     def attach(self) -> None:
-        """Take part in ending what others leave behind, if the store has ever had a transaction. Cheap when it has not."""
+        """Take part in ending what others leave behind, if the store has ever had a transaction."""
         if not self._started and not self.directory.read_only and STATE_TOPIC in self.directory.topics(internal=True):
             self.start()
 
@@ -94,13 +97,13 @@ class Coordinator:
                 with self.registry.locked():
                     if not self.registry.exists:
                         self.registry.create(self._recover())
-            self._slot = directory.slots.enter()
+            self._slot = self._liveness.slots.enter()
             self._started = True
             for left in self.registry.running():
                 if left.slot == self._slot.number:
                     # of a dead process that had the same slot
                     self._attend(left, dead=True)
-            self._cancel = directory.watcher.every(SWEEP_SECONDS, self.sweep)
+            self._cancel = self._liveness.watcher.every(SWEEP_SECONDS, self.sweep)
 
     def close(self) -> None:
         """Stop taking part. Entries of ids that are still open stay until this process ends or closes its slot."""
@@ -124,7 +127,8 @@ class Coordinator:
         self.start()
         if self._slot is None or self._closed:
             raise ClosedError(f"the store {self.directory.root} is closed")
-        return self._slot.number
+        number: int = self._slot.number
+        return number
 
     def _recover(self) -> bool:
         """Nobody else is there: end every transaction. Whether power loss may have taken records of producers."""
@@ -138,7 +142,7 @@ class Coordinator:
                     self.settle(transactional_id)
         return unclean
 
-    # --- states ----------------------------------------------------------------------------------------------------------
+    # --- states -------------------------------------------------------------------------------------------------------
 
     def log_of(self, transactional_id: str) -> StateLog:
         return self._log(partition_of(transactional_id))
@@ -157,7 +161,7 @@ class Coordinator:
         return [number for number in range(STATE_PARTITIONS) if self.directory.is_created(STATE_TOPIC, number)]
 
     def find_producer(self, producer_id: int) -> tuple[str, TransactionState] | None:
-        """The transactional id that has this producer id now, as all state partitions stand. Reads what is new in each."""
+        """The transactional id that has this producer id now; reads what is new in every state partition."""
         for number in self._used_partitions():
             for transactional_id, state in self._log(number).states().items():
                 if state.producer_id == producer_id:
@@ -165,7 +169,8 @@ class Coordinator:
         return None
 
     def open(self, transactional_id: str, timeout_ms: int) -> TransactionState:
-        """A new instance of the id: the one before is fenced, its open transaction aborted, or completed when it was decided.
+        """A new instance of the id: the one before is fenced, its open transaction aborted, or completed when it was
+        decided.
 
         Raises StorageError, LockedError, as appends do.
         """
@@ -194,7 +199,8 @@ class Coordinator:
     def settle(self, transactional_id: str, may: Callable[[TransactionState], bool] = lambda _: True) -> bool:
         """End what the id's owner does not end: abort what is ongoing, complete what is prepared. Whether it was open.
 
-        ``may`` is asked for every state that is about to be changed, after it was read: it must look anew at what it goes by.
+        ``may`` is asked for every state that is about to be changed, after it was read: it must look anew at what it
+        goes by.
         """
 
         def decide(state: TransactionState | None) -> TransactionState | None:
@@ -225,8 +231,8 @@ class Coordinator:
     ) -> TransactionState | None:
         """Write the markers of a decision that was written here, and that all of them are there; the id's state then.
 
-        A partition whose topic is gone needs none. ``log_at`` gives logs that are open already. What cannot be written is raised
-        when all the others are; the transaction stays prepared then, and this may be called again.
+        A partition whose topic is gone needs none. ``log_at`` gives logs that are open already. What cannot be written
+        is raised when all the others are; the transaction stays prepared then, and this may be called again.
         """
         problem: Error | None = None
         for partition in prepared.partitions:
@@ -264,7 +270,7 @@ class Coordinator:
         except ProducerFencedError:
             pass  # marked by whoever took over, with a newer epoch
 
-    # --- the dead and the late -------------------------------------------------------------------------------------------
+    # --- the dead and the late ----------------------------------------------------------------------------------------
 
     def sweep(self) -> None:
         """End the transactions of dead owners, and those that take too long. Called by the watcher; never raises."""
@@ -282,7 +288,7 @@ class Coordinator:
         alive: dict[int, bool] = {} if self._slot is None else {self._slot.number: True}
         for running in self.registry.running():
             if running.slot not in alive:
-                alive[running.slot] = self.directory.slots.is_alive(running.slot)
+                alive[running.slot] = self._liveness.slots.is_alive(running.slot)
             dead = not alive[running.slot]
             if (dead or running.expired(now)) and self.registry.claim(running):
                 try:
@@ -302,15 +308,18 @@ class Coordinator:
         for transactional_id in list(self._log(running.state_partition).states()):
             if name_word(transactional_id) == running.name and self.settle(transactional_id, may):
                 logger.warning(
-                    "ended the transaction of %s: %s", transactional_id, "its process died" if dead else "it took too long"
+                    "ended the transaction of %s: %s",
+                    transactional_id,
+                    "its process died" if dead else "it took too long",
                 )
         if dead:
             self.registry.free(running)
 
-    # --- partitions that wait --------------------------------------------------------------------------------------------
+    # --- partitions that wait -----------------------------------------------------------------------------------------
 
     def resolve_partition(self, partition: TopicPartition, log: PartitionLog) -> bool:
-        """End what is open in this partition and nobody will end: of dead owners, and what ``__transaction_state`` does not know.
+        """End what is open in this partition and nobody will end: of dead owners, and what ``__transaction_state`` does
+        not know.
 
         The latter is left when power loss took a state record and not the data. True when nothing is open any more.
         """

@@ -7,8 +7,8 @@
            | partitions: count i32 (-1 = null, of Empty) of { topic: length i16, UTF-8 | count i32 | partition i32 … }
            | last update i64 | start i64
 
-A null value is a tombstone. Version 1 of the value ("flexible", Kafka 4 with newer features) is read too; what it adds is
-passed over. All integers are big-endian; timestamps are milliseconds since the epoch.
+A null value is a tombstone. Version 1 of the value ("flexible", Kafka 4 with newer features) is read too; what it adds
+is passed over. All integers are big-endian; timestamps are milliseconds since the epoch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,15 @@ from fastlog.errors import CorruptRecordError, UnsupportedFormatError
 from fastlog.records import TopicPartition
 from fastlog.transactions.states import TransactionState, TransactionStatus
 
-__all__ = ["STATE_PARTITIONS", "STATE_TOPIC", "decode_key", "decode_value", "encode_key", "encode_value", "partition_of"]
+__all__ = [
+    "STATE_PARTITIONS",
+    "STATE_TOPIC",
+    "decode_key",
+    "decode_value",
+    "encode_key",
+    "encode_value",
+    "partition_of",
+]
 
 STATE_TOPIC = "__transaction_state"
 STATE_PARTITIONS = 50
@@ -31,7 +39,9 @@ _LONGEST_ID = 0x7FFF
 
 
 def partition_of(transactional_id: str, partitions: int = STATE_PARTITIONS) -> int:
-    """The partition of ``__transaction_state`` that an id lives in: its Java string hash, as Kafka's coordinator has it."""
+    """The partition of ``__transaction_state`` that an id lives in: its Java string hash, as Kafka's coordinator has
+    it.
+    """
     value = 0
     units = transactional_id.encode("utf-16-be", "surrogatepass")
     for at in range(0, len(units), 2):
@@ -76,7 +86,9 @@ class _Reader:
     def take(self, size: int) -> bytes:
         if not 0 <= size <= len(self.data) - self.at:
             raise CorruptRecordError(
-                f"a record of {STATE_TOPIC} has a field of {size} bytes where {len(self.data) - self.at} remain", None, self.at
+                f"a record of {STATE_TOPIC} has a field of {size} bytes where {len(self.data) - self.at} remain",
+                None,
+                self.at,
             )
         self.at += size
         return self.data[self.at - size : self.at]
@@ -101,7 +113,9 @@ class _Reader:
         found = self.varint() - 1 if flexible else self.integer(4)
         if found > len(self.data) - self.at:
             raise CorruptRecordError(
-                f"a record of {STATE_TOPIC} counts {found} entries where {len(self.data) - self.at} bytes remain", None, self.at
+                f"a record of {STATE_TOPIC} counts {found} entries where {len(self.data) - self.at} bytes remain",
+                None,
+                self.at,
             )
         return found
 
@@ -110,7 +124,9 @@ class _Reader:
         try:
             return self.take(size).decode()
         except UnicodeDecodeError as problem:
-            raise CorruptRecordError(f"a record of {STATE_TOPIC} has a name that is not UTF-8", None, self.at) from problem
+            raise CorruptRecordError(
+                f"a record of {STATE_TOPIC} has a name that is not UTF-8", None, self.at
+            ) from problem
 
     def pass_tags(self, flexible: bool) -> None:
         for _ in range(self.varint() if flexible else 0):
@@ -132,7 +148,9 @@ def decode_value(value: bytes) -> TransactionState:
     reader = _Reader(value)
     version = reader.integer(2)
     if version not in (0, 1):
-        raise UnsupportedFormatError(f"a record of {STATE_TOPIC} has version {version}, expected 0 or 1: it is from a newer Kafka")
+        raise UnsupportedFormatError(
+            f"a record of {STATE_TOPIC} has version {version}, expected 0 or 1: it is from a newer Kafka"
+        )
     flexible = version == 1
     producer_id, epoch, timeout, status = reader.integer(8), reader.integer(2), reader.integer(4), reader.integer(1)
     if status not in TransactionStatus._value2member_map_:

@@ -8,10 +8,10 @@ transaction takes longer than it may, without reading the log of every state par
     header   8 words: entries used so far, whether producer ids are renewed in this session
     entry    8 words: slot + 1 (0 = free) | name | producer id | epoch | start | time-out | claim | 0
 
-``slot`` is the lock slot of the owner's process (``liveness.slots``); ``name`` the hashed transactional id above the number
-of its state partition; ``start`` the steady clock in milliseconds when the transaction began, 0 when none is open, and
-stored before anything of it is written; ``claim`` when somebody last set out to end it, so that not everybody does.
-Entries are taken and freed under a lock on ``transactions.lock``; an owner changes its own without one.
+``slot`` is the lock slot of the owner's process (``liveness.slots``); ``name`` the hashed transactional id above the
+number of its state partition; ``start`` the steady clock in milliseconds when the transaction began, 0 when none is
+open, and stored before anything of it is written; ``claim`` when somebody last set out to end it, so that not everybody
+does. Entries are taken and freed under a lock on ``transactions.lock``; an owner changes its own without one.
 """
 
 from __future__ import annotations
@@ -98,13 +98,17 @@ class Registry:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the lock of the page; the kernel takes it back from the dead. Raises LockedError after the lock time-out."""
+        """Hold the lock of the page; the kernel takes it back from the dead. Raises LockedError after the lock
+        time-out.
+        """
         fd = oscalls.open_file(self._lock_path, writable=True, create=True)
         try:
             deadline = oscalls.steady_clock() + self._lock_timeout
             while not oscalls.try_lock(fd):
                 if oscalls.steady_clock() > deadline:
-                    raise LockedError(f"{self._lock_path} stays locked by another process: is it stopped? Try again later")
+                    raise LockedError(
+                        f"{self._lock_path} stays locked by another process: is it stopped? Try again later"
+                    )
                 sleep(0.002)
             yield
         finally:
@@ -117,11 +121,13 @@ class Registry:
             used = page.load(_USED)
             index = next((i for i in range(used) if page.load(_HEADER + _ENTRY * i + _SLOT) == 0), used)
             if index == _MOST_ENTRIES:
-                raise TransactionError(f"{_MOST_ENTRIES} transactional producers are open in this store: close some first")
+                raise TransactionError(
+                    f"{_MOST_ENTRIES} transactional producers are open in this store: close some first"
+                )
             base = _HEADER + _ENTRY * index
             for word, value in (
-                (_NAME, name_word(transactional_id)), (_PRODUCER_ID, -1), (_EPOCH, -1), (_START, 0), (_TIMEOUT, timeout_ms),
-                (_CLAIM, 0), (_SLOT, slot + 1),
+                (_NAME, name_word(transactional_id)), (_PRODUCER_ID, -1), (_EPOCH, -1), (_START, 0),
+                (_TIMEOUT, timeout_ms), (_CLAIM, 0), (_SLOT, slot + 1),
             ):  # fmt: skip
                 page.store(base + word, value)
             if index == used:

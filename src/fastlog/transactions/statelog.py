@@ -1,4 +1,6 @@
-"""One partition of ``__transaction_state`` as this process knows it: the latest state of each id, and conditional changes."""
+"""One partition of ``__transaction_state`` as this process knows it: the latest state of each id, and conditional
+changes.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,9 @@ class StateLog:
         return after, True
 
     def first_decision(self, transactional_id: str, start: int) -> TransactionState | None:
-        """The first record at or behind offset ``start`` that says what was decided for an id; None when it was compacted away."""
+        """The first record at or behind offset ``start`` that says what was decided for an id; None when it was
+        compacted away.
+        """
         key = encode_key(transactional_id)
         for batch in self.log.replay(max(start, self.log.start_offset)):
             if batch.is_control:

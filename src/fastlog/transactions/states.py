@@ -11,8 +11,9 @@
     Empty, CompleteCommit, CompleteAbort ──► Empty with the next epoch, or a new producer id (opened again) ──► Dead
 
 A decision is never changed: what is prepared is only ever completed, the same way. **Markers of one epoch have one
-writer**: whoever wrote the Prepare record with that epoch. Who completes what another prepared, prepares it again with the
-next epoch first; so a marker that comes late meets a newer epoch in the partition, and cannot end the next transaction.
+writer**: whoever wrote the Prepare record with that epoch. Who completes what another prepared, prepares it again with
+the next epoch first; so a marker that comes late meets a newer epoch in the partition, and cannot end the next
+transaction.
 """
 
 from __future__ import annotations
@@ -108,8 +109,9 @@ class TransactionState:
         """ProducerFencedError unless this producer is still the one that may write."""
         if (self.producer_id, self.producer_epoch) != (producer_id, producer_epoch):
             raise ProducerFencedError(
-                f"producer id {producer_id}, epoch {producer_epoch}: the transactional id now has producer id {self.producer_id}, "
-                f"epoch {self.producer_epoch}: another instance was opened, or the transaction timed out; close this producer",
+                f"producer id {producer_id}, epoch {producer_epoch}: the transactional id now has producer id "
+                f"{self.producer_id}, epoch {self.producer_epoch}: another instance was opened, or the transaction timed "
+                f"out; close this producer",
                 producer_id,
                 producer_epoch,
                 self.producer_epoch,
@@ -121,9 +123,7 @@ class TransactionState:
         known = self.partitions if self.is_ongoing else ()
         added = tuple(dict.fromkeys(partition for partition in partitions if partition not in known))
         start = self.start if self.is_ongoing else now
-        return replace(
-            self, status=TransactionStatus.ONGOING, partitions=known + added, last_update=now, start=start
-        )
+        return replace(self, status=TransactionStatus.ONGOING, partitions=known + added, last_update=now, start=start)
 
     def prepared(self, now: int, *, commit: bool, by_owner: bool) -> TransactionState:
         """Decided: no way back. An abort, and whatever anybody but the owner decides or takes over, bumps the epoch."""
@@ -139,7 +139,9 @@ class TransactionState:
         return replace(self, status=status, partitions=(), last_update=now)
 
     def opened(self, timeout_ms: int, now: int, fresh_producer_id: int, *, renews: bool = False) -> TransactionState:
-        """For the next instance: the epoch is bumped; at its end, or when asked to, the fresh producer id takes its place."""
+        """For the next instance: the epoch is bumped; at its end, or when asked to, the fresh producer id takes its
+        place.
+        """
         self._must_allow(TransactionStatus.EMPTY, "be opened")
         if renews or self.producer_epoch >= LAST_EPOCH:
             return TransactionState(fresh_producer_id, 0, timeout_ms, last_update=now)
@@ -148,5 +150,6 @@ class TransactionState:
     def _must_allow(self, after: TransactionStatus, wanted: str) -> None:
         if not legal(self.status, after):
             raise TransactionError(
-                f"a transaction that is {self.status.name} cannot {wanted}: {after.name} does not follow", self.producer_id
+                f"a transaction that is {self.status.name} cannot {wanted}: {after.name} does not follow",
+                self.producer_id,
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from fastlog._core import PartitionLog, encode_batch
 from fastlog._native import oscalls
@@ -28,22 +28,26 @@ _E = TypeVar("_E", bound=Error)
 class TransactionalId:
     """Opening it fences the instance before, and aborts what that has open (or completes what it had decided).
 
-    The life of a transaction: ``begin``, ``enter_partition`` before its first batch goes to a partition, ``commit`` or ``abort``.
-    Methods may be called from any thread; one transaction is open at a time.
+    The life of a transaction: ``begin``, ``enter_partition`` before its first batch goes to a partition, ``commit`` or
+    ``abort``. Methods may be called from any thread; one transaction is open at a time.
 
     Attributes:
         directory, transactional_id, timeout_ms: as given.
-        producer_id, producer_epoch: what transactional batches have to carry, now. The epoch changes with an abort: sequence
-            numbers of every partition then start at 0 again.
+        producer_id, producer_epoch: what transactional batches have to carry, now. The epoch changes with an abort:
+            sequence numbers of every partition then start at 0 again.
         in_transaction: between ``begin`` and the end of the transaction.
     """
 
     def __init__(self, directory: Directory, transactional_id: str, timeout_ms: int = DEFAULT_TIMEOUT_MS) -> None:
         """Raises ConfigError for an unusable id or time-out; LockedError, StorageError."""
         if not isinstance(transactional_id, str) or not 1 <= len(transactional_id.encode()) <= _LONGEST_ID:
-            raise ConfigError(f"transactional_id={transactional_id!r}: expected a str of 1 to {_LONGEST_ID} bytes in UTF-8")
+            raise ConfigError(
+                f"transactional_id={transactional_id!r}: expected a str of 1 to {_LONGEST_ID} bytes in UTF-8"
+            )
         if not 1 <= timeout_ms <= _LONGEST_TIMEOUT:
-            raise ConfigError(f"transaction_timeout is {timeout_ms} ms: expected 1 ms to {_LONGEST_TIMEOUT // 86_400_000} days")
+            raise ConfigError(
+                f"transaction_timeout is {timeout_ms} ms: expected 1 ms to {_LONGEST_TIMEOUT // 86_400_000} days"
+            )
         self.transactional_id = transactional_id
         self.timeout_ms = timeout_ms
         self.in_transaction = False
@@ -77,7 +81,7 @@ class TransactionalId:
         self.producer_id, self.producer_epoch = state.producer_id, state.producer_epoch
         self._entry.identify(state.producer_id, state.producer_epoch)
 
-    # --- the life of a transaction ---------------------------------------------------------------------------------------
+    # --- the life of a transaction ------------------------------------------------------------------------------------
 
     def begin(self) -> None:
         """Begin a transaction. Nothing is written before its first batch.
@@ -88,7 +92,8 @@ class TransactionalId:
             self._require_usable()
             if self.in_transaction:
                 raise TransactionError(
-                    f"{self.transactional_id}: a transaction is open already: commit or abort it first", self.producer_id
+                    f"{self.transactional_id}: a transaction is open already: commit or abort it first",
+                    self.producer_id,
                 )
             if self.producer_epoch > LAST_EPOCH:
                 # all epochs are used up: a new producer id
@@ -101,7 +106,8 @@ class TransactionalId:
     def enter_partition(self, topic: str, partition: int) -> None:
         """Make a partition part of the transaction; before its first batch there. Costs nothing the second time.
 
-        Raises TransactionError when no transaction is open, ProducerFencedError when it timed out or another instance was opened.
+        Raises TransactionError when no transaction is open, ProducerFencedError when it timed out or another instance
+        was opened.
         """
         if TopicPartition(topic, partition) not in self._entered or not self.in_transaction:
             self.enter_partitions([(topic, partition)])
@@ -131,12 +137,16 @@ class TransactionalId:
             self._entered.update(added)
 
     def append_offsets(
-        self, partition: TopicPartition, keys: Sequence[bytes], values: Sequence[bytes | None], conditions: Sequence[Any] = ()
+        self,
+        partition: TopicPartition,
+        keys: Sequence[bytes],
+        values: Sequence[bytes | None],
+        conditions: Sequence[Any] = (),
     ) -> int:
         """Append records of an internal topic as one transactional batch; its base offset.
 
-        The partition becomes part of the transaction. ``conditions``: as of ``PartitionLog.append_batch``. Raises FencedError when one
-        does not hold; then nothing was written.
+        The partition becomes part of the transaction. ``conditions``: as of ``PartitionLog.append_batch``. Raises
+        FencedError when one does not hold; then nothing was written.
         """
         with self._lock:
             self.enter_partitions([partition])
@@ -145,15 +155,17 @@ class TransactionalId:
                 list(values), list(keys), producer_id=self.producer_id, producer_epoch=self.producer_epoch,
                 base_sequence=sequence, transactional=True,
             )  # fmt: skip
-            base: int = self._log_at(partition).append_batch(batch, conditions=conditions)
+            base: int = self._log_at(partition).append_batch(
+                batch, **cast(Any, {"conditions": conditions} if conditions else {})
+            )
             self._sequences[partition] = (sequence + len(keys)) & 0x7FFFFFFF
             return base
 
     def commit(self) -> None:
         """Make everything of the transaction visible, or nothing. Everything sent has to be appended by now.
 
-        At every level but ``os`` power loss takes nothing of it back once this returns. Partitions become visible one by one.
-        When the error's ``outcome`` is ``"unknown"`` the call may be repeated, and finds out.
+        At every level but ``os`` power loss takes nothing of it back once this returns. Partitions become visible one
+        by one. When the error's ``outcome`` is ``"unknown"`` the call may be repeated, and finds out.
 
         Raises:
             ProducerFencedError: another instance was opened, or the transaction timed out: it is aborted.
@@ -191,7 +203,9 @@ class TransactionalId:
                     return
             if self._decided.commits:
                 raise outcome_of(
-                    TransactionError(f"{self.transactional_id}: the transaction is decided, it will be committed", self.producer_id),
+                    TransactionError(
+                        f"{self.transactional_id}: the transaction is decided, it will be committed", self.producer_id
+                    ),
                     "unknown",
                 )
             oscalls.reach_failpoint("transaction.decided")
@@ -263,7 +277,11 @@ class TransactionalId:
             if state.producer_epoch == decided.producer_epoch and not state.is_open:
                 self._take(state)
                 return
-            if state.producer_epoch == decided.next_epoch and not state.is_open and state.status is not TransactionStatus.EMPTY:
+            if (
+                state.producer_epoch == decided.next_epoch
+                and not state.is_open
+                and state.status is not TransactionStatus.EMPTY
+            ):
                 # somebody took it for dead, and has completed it: nobody else was opened, so this instance may go on
                 self._resume(state)
                 return
@@ -310,10 +328,12 @@ class TransactionalId:
                     lease.release()
                 self._leases.clear()
 
-    # --- helpers ---------------------------------------------------------------------------------------------------------
+    # --- helpers ------------------------------------------------------------------------------------------------------
 
     def _log_at(self, partition: TopicPartition) -> PartitionLog:
-        """The partition's log, open for as long as this instance. The first time, what power loss left of its own is aborted."""
+        """The partition's log, open for as long as this instance. The first time, what power loss left of its own is
+        aborted.
+        """
         lease = self._leases.get(partition)
         if lease is None:
             lease = self.directory.lease(partition.topic, partition.partition)
@@ -326,7 +346,9 @@ class TransactionalId:
         return lease.log
 
     def _clear(self, log: PartitionLog) -> None:
-        """An earlier instance cannot have anything open here, unless its state record was lost: it must not become part of this one."""
+        """An earlier instance cannot have anything open here, unless its state record was lost: it must not become part
+        of this one.
+        """
         for found in log.open_transactions():
             if found.producer_id == self.producer_id:
                 log.end_transaction(self.producer_id, max(found.producer_epoch, self.producer_epoch), commit=False)
@@ -362,8 +384,8 @@ class TransactionalId:
     def _fenced_error(self, state: TransactionState | None) -> ProducerFencedError:
         found = "nothing" if state is None else f"producer id {state.producer_id}, epoch {state.producer_epoch}"
         return ProducerFencedError(
-            f"{self.transactional_id}: this instance has producer id {self.producer_id}, epoch {self.producer_epoch}, but "
-            f"{found} counts now: another instance was opened, or the transaction timed out; close this producer",
+            f"{self.transactional_id}: this instance has producer id {self.producer_id}, epoch {self.producer_epoch}, "
+            f"but {found} counts now: another instance was opened, or the transaction timed out; close this producer",
             self.producer_id,
             self.producer_epoch,
             None if state is None else state.producer_epoch,
@@ -372,8 +394,8 @@ class TransactionalId:
     def _require_usable(self) -> None:
         if self._forks != oscalls.forks():
             raise ForkedHandleError(
-                f"the producer with transactional id {self.transactional_id} was opened before a fork and belongs to the parent "
-                f"process: open another one in the child"
+                f"the producer with transactional id {self.transactional_id} was opened before a fork and belongs to "
+                f"the parent process: open another one in the child"
             )
         if self._closed:
             raise ClosedError(f"the producer with transactional id {self.transactional_id} is closed")
@@ -383,7 +405,9 @@ class TransactionalId:
     def _require_open_transaction(self) -> None:
         self._require_usable()
         if not self.in_transaction:
-            raise TransactionError(f"{self.transactional_id}: no transaction is open: begin one first", self.producer_id)
+            raise TransactionError(
+                f"{self.transactional_id}: no transaction is open: begin one first", self.producer_id
+            )
 
 
 def outcome_of(error: _E, outcome: str | None) -> _E:
