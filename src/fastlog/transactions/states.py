@@ -110,8 +110,8 @@ class TransactionState:
         if (self.producer_id, self.producer_epoch) != (producer_id, producer_epoch):
             raise ProducerFencedError(
                 f"producer id {producer_id}, epoch {producer_epoch}: the transactional id now has producer id "
-                f"{self.producer_id}, epoch {self.producer_epoch}: another instance was opened, or the transaction timed "
-                f"out; close this producer",
+                f"{self.producer_id}, epoch {self.producer_epoch}: another instance was opened, or the transaction "
+                f"timed out; close this producer",
                 producer_id,
                 producer_epoch,
                 self.producer_epoch,
