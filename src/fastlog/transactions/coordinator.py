@@ -18,7 +18,6 @@ import threading
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
-from time import sleep
 from typing import TYPE_CHECKING, Any
 
 from fastlog._core import PartitionLog
@@ -26,7 +25,7 @@ from fastlog._native import oscalls
 from fastlog.errors import ClosedError, Error, FencedError, ProducerFencedError, UnknownTopicError
 from fastlog.records import TopicPartition
 from fastlog.transactions.records import STATE_PARTITIONS, STATE_TOPIC, partition_of
-from fastlog.transactions.registry import Registry, Running, name_word
+from fastlog.transactions.registry import Registry, Running, name_word, nap
 from fastlog.transactions.statelog import StateLog
 from fastlog.transactions.states import TransactionState
 
@@ -47,7 +46,7 @@ _coordinators_lock = threading.Lock()
 
 def fresh_producer_id() -> int:
     """A random producer id, from where no broker starts counting."""
-    return _FIRST_ID + int.from_bytes(oscalls.random_bytes(8), "big") % (_LIMIT_ID - _FIRST_ID)
+    return _FIRST_ID + int(oscalls.random_bytes(8).hex(), 16) % (_LIMIT_ID - _FIRST_ID)
 
 
 class Coordinator:
@@ -93,9 +92,9 @@ class Coordinator:
                 return
             directory = self.directory
             directory.internal_topic(STATE_TOPIC)
-            if not self.registry.exists:
+            if not self.registry.is_made:
                 with self.registry.locked():
-                    if not self.registry.exists:
+                    if not self.registry.is_made:
                         self.registry.create(self._recover())
             self._slot = self._liveness.slots.enter()
             self._started = True
@@ -360,7 +359,7 @@ class Coordinator:
                 return True
             if deadline is not None and oscalls.steady_clock() >= deadline:
                 return False
-            sleep(pause)
+            nap(pause)
             pause = min(2 * pause, 0.05)
         return True
 

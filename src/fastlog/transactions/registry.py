@@ -17,17 +17,17 @@ does. Entries are taken and freed under a lock on ``transactions.lock``; an owne
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from time import sleep
 
 from fastlog._core import SharedPage
 from fastlog._native import oscalls
 from fastlog.errors import LockedError, TransactionError
 from fastlog.transactions.records import partition_of
 
-__all__ = ["Entry", "Registry", "Running", "name_word"]
+__all__ = ["Entry", "Registry", "Running", "name_word", "nap"]
 
 _HEADER = 8
 _USED, _RENEWS = 0, 1
@@ -38,9 +38,17 @@ _PARTITION_BITS = 6
 CLAIM_MS = 1000  # how long others leave it to whoever claimed it
 
 
+_never = threading.Event()
+
+
+def nap(seconds: float) -> None:
+    """Let others go on for a moment."""
+    _never.wait(seconds)
+
+
 def name_word(transactional_id: str) -> int:
     """56 bits of a hash of the id, above the number of its state partition; positive, so never that of a free entry."""
-    hashed = int.from_bytes(hashlib.sha256(transactional_id.encode()).digest()[:7], "big")
+    hashed = int(hashlib.sha256(transactional_id.encode()).hexdigest()[:14], 16)
     return hashed << _PARTITION_BITS | partition_of(transactional_id)
 
 
@@ -76,7 +84,7 @@ class Registry:
         self._page: SharedPage | None = None
 
     @property
-    def exists(self) -> bool:
+    def is_made(self) -> bool:
         """Whether somebody has made the page since the store was opened alone."""
         return self._page is not None or oscalls.file_size(self._page_path) is not None
 
@@ -109,7 +117,7 @@ class Registry:
                     raise LockedError(
                         f"{self._lock_path} stays locked by another process: is it stopped? Try again later"
                     )
-                sleep(0.002)
+                nap(0.002)
             yield
         finally:
             oscalls.close_file(fd)
