@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastlog._core import PartitionLog, encode_batch
 from fastlog._native import oscalls
@@ -155,9 +155,7 @@ class TransactionalId:
                 list(values), list(keys), producer_id=self.producer_id, producer_epoch=self.producer_epoch,
                 base_sequence=sequence, transactional=True,
             )  # fmt: skip
-            base: int = self._log_at(partition).append_batch(
-                batch, **cast(Any, {"conditions": conditions} if conditions else {})
-            )
+            base: int = self._log_at(partition).append_batch(batch, conditions=conditions)
             self._sequences[partition] = (sequence + len(keys)) & 0x7FFFFFFF
             return base
 
