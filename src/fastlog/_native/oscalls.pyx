@@ -374,6 +374,8 @@ FAILPOINTS = (
     "store.checkpoints_written", "store.marked", "backup.linked", "backup.copied", "backup.finished",
     "transaction.opened", "transaction.entered", "transaction.synced", "transaction.decided", "transaction.marked",
     "transaction.completed",
+    "group.stripped", "group.seated", "group.published", "group.moving", "group.copied", "group.retired", "group.taken",
+    "group.released",
 )
 FAILPOINT_ACTIONS = ("kill", "stop")
 cdef int failpoint_armed = -1
