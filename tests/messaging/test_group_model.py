@@ -219,4 +219,4 @@ class Group(RuleBasedStateMachine):
 
 
 TestGroup = Group.TestCase
-TestGroup.settings = settings(stateful_step_count=40, max_examples=300)
+TestGroup.settings = settings(stateful_step_count=40, max_examples=2 * settings().max_examples)

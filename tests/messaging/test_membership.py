@@ -113,6 +113,17 @@ def test_a_partition_is_taken_when_its_owner_has_let_go(directory: Directory) ->
         member.leave()
 
 
+def test_closing_the_directory_leaves(folder: Path) -> None:
+    with Directory.open(folder / "store", durability="os") as other:
+        other.create_topic("t", 2)
+        with Directory.open(folder / "store", durability="os") as directory:
+            member = join(directory)
+            member.poll()
+        assert describe(other, "g").members == []
+        with pytest.raises(ClosedError):
+            member.poll()
+
+
 def test_members_beyond_the_partitions_are_idle(directory: Directory) -> None:
     directory.create_topic("t", 2)
     members = [join(directory) for _ in range(4)]

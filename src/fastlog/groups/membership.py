@@ -121,6 +121,7 @@ class Membership:
         except BaseException:
             self._slot.leave()
             raise
+        self._table.leaves[id(self)] = self.leave
         self.bell = self._table.bell
 
     # --- joining and leaving ---------------------------------------------------------------------------------------
@@ -186,6 +187,7 @@ class Membership:
                 logger.warning("group %r: member %s left without a word: %s", self.group, self.member_id, error)
             finally:
                 self._table.wakes.pop(id(self), None)
+                self._table.leaves.pop(id(self), None)
                 self._slot.leave()
                 self._table.release()
 

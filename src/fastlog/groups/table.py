@@ -42,6 +42,7 @@ A page is gone with the last process that has the directory open; so is everythi
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -291,6 +292,7 @@ class GroupTable:
     Attributes:
         directory, group: whose it is.
         bell: the bell that rings when the table has changed or a partition was let go of.
+        wakes, leaves: what to call when the table has changed, and when the directory is closed, by member.
         topics_version: of the directory, when the table last followed its topics; each process has its own.
 
     Every method may be called from any thread.
@@ -307,6 +309,7 @@ class GroupTable:
         self.users = 0
         self.topics_version = -1
         self.wakes: dict[int, Callable[[], object]] = {}
+        self.leaves: dict[int, Callable[[], object]] = {}
         oscalls.make_directory(self.folder)
         self._lock_path = os.path.join(self.folder, "lock")
         self._lock_file: oscalls.Descriptor | None = oscalls.Descriptor(
@@ -325,7 +328,10 @@ class GroupTable:
     def share(cls, directory: Directory, group: str) -> GroupTable:
         """The one of this process; it stays until as many ``release`` were called."""
         with _shared_lock:
-            of_directory = _shared.setdefault(directory, {})
+            of_directory = _shared.get(directory)
+            if of_directory is None:
+                of_directory = _shared[directory] = {}
+                directory.add_closer(functools.partial(close_all, of_directory))
             table = of_directory.get(group)
             if table is None:
                 table = of_directory[group] = cls(directory, group)
@@ -663,6 +669,13 @@ class GroupTable:
         if member.until is not None:
             return now >= member.until
         return now - page.load(member.stamp_word) > member.max_poll_interval_ms
+
+
+def close_all(tables: dict[str, GroupTable]) -> None:
+    """The directory is being closed: whoever is still a member leaves."""
+    for table in list(tables.values()):
+        for leave in list(table.leaves.values()):
+            leave()
 
 
 def is_retired(page: SharedPage) -> bool:
