@@ -1,4 +1,4 @@
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from os import PathLike
 from types import TracebackType
@@ -28,6 +28,8 @@ __all__ = [
     "Record",
     "RecordBatch",
     "RecordBatches",
+    "arrow_schema",
+    "arrow_stream",
     "diagnose",
     "read_batch",
     "scan_index",
@@ -205,6 +207,10 @@ class PartitionLog:
         traceback: TracebackType | None,
     ) -> None: ...
 
+def arrow_schema(columns: tuple[str, ...]) -> object: ...
+def arrow_stream(
+    batches: Iterable[RecordBatch], columns: tuple[str, ...], requested_schema: object | None = None
+) -> object: ...
 def diagnose(path: str | PathLike[str] | None = None) -> dict[str, Any]: ...
 def read_batch(path: str | PathLike[str], position: int, max_decompressed_bytes: int = 67108864) -> RecordBatch: ...
 def scan_index(path: str | PathLike[str]) -> Sequence[IndexEntry] | Sequence[TimeIndexEntry]: ...

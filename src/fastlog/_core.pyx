@@ -15,7 +15,7 @@ from libc.stdlib cimport free
 
 from fastlog._native cimport oscalls as os_c
 from fastlog._native.appending cimport Append, append, begin_change, fenced
-from fastlog._native.arrow cimport export_schema, export_stream
+from fastlog._native.arrow cimport export_schema, export_schema_of, export_stream
 from fastlog._native.batch cimport BinaryColumn, Record, RecordBatch
 from fastlog._native.columns cimport Column, ColumnData, Timestamps, make_column, make_header_column, make_timestamps, span_at
 from fastlog._native.control cimport Control, ring
@@ -58,6 +58,8 @@ __all__ = [
     "Record",
     "RecordBatch",
     "RecordBatches",
+    "arrow_schema",
+    "arrow_stream",
     "diagnose",
     "read_batch",
     "scan_index",
@@ -1008,6 +1010,16 @@ cdef int64_t milliseconds_of(moment) except? -1:
     from datetime import UTC, timedelta
     # rounded up: the first record at or after the moment
     return -((datetime(1970, 1, 1, tzinfo=UTC) - moment) // timedelta(milliseconds=1))
+
+
+def arrow_schema(columns: tuple[str, ...]) -> object:
+    """The Arrow schema of chosen columns, as a PyCapsule: of "offset", "timestamp", "key", "value", "headers", "partition"."""
+    return export_schema_of(tuple(columns))
+
+
+def arrow_stream(batches: object, columns: tuple[str, ...], requested_schema: object = None) -> object:
+    """An Arrow stream of chosen columns over an iterable of RecordBatch, as a PyCapsule; pulled as the consumer asks for more."""
+    return export_stream(batches, requested_schema, tuple(columns))
 
 
 def topic_partition(folder: str) -> tuple:
