@@ -14,7 +14,7 @@ from libc.stdint cimport int64_t
 from libc.stdlib cimport free
 
 from fastlog._native cimport oscalls as os_c
-from fastlog._native.appending cimport Append, append, begin_change, fenced
+from fastlog._native.appending cimport Append, append, begin_change, fenced, open_transactions
 from fastlog._native.arrow cimport export_schema, export_schema_of, export_stream
 from fastlog._native.batch cimport BinaryColumn, Record, RecordBatch
 from fastlog._native.columns cimport Column, ColumnData, Timestamps, make_column, make_header_column, make_timestamps, span_at
@@ -29,6 +29,7 @@ from fastlog._native.published cimport (
     Durable, Published, UNKNOWN_ENTRIES, load_word, publish, publish_durable, read_durable, read_published, store_word,
 )
 from fastlog._native.reading cimport aborted_entries, find_time, out_of_range, read_range, readable_end, wait_for
+from fastlog._native.replaying cimport replay
 from fastlog._native.segment cimport Segment
 from fastlog._native.validator cimport ValidatedBatches
 from fastlog._native.syncing cimport keep_interval, persist, poisoned_error, sync_all, sync_own, sync_until
@@ -37,19 +38,22 @@ from fastlog._native import control as presence
 from fastlog._native import oscalls
 from fastlog._native.checksum import crc32c
 from fastlog._native import batch as batch_room
+from fastlog._native import replaying as replaying_room
 from fastlog._native.checksum import IMPLEMENTATION as CHECKSUM_IMPLEMENTATION
+from fastlog._native.encoder import encode_batch
 from fastlog._native.inspect import read_batch, scan_index, scan_segment
 from fastlog._native.syncing import wake_flusher
 from fastlog._native.transactions import TransactionIndex, end_transaction_marker
 from fastlog._native.validator import validate_batches
 from fastlog.config import DEFAULT_DURABILITY, DURABILITY_LEVELS, ISOLATION_LEVELS, LogConfig, parse_duration_ms
 from fastlog.errors import (
-    ConfigError, InvalidRecordError, LockedError, NotSupportedError, RecordTooLargeError, StorageError, UnsupportedFormatError,
+    ConfigError, InvalidRecordError, LockedError, NotSupportedError, OffsetOutOfRangeError, RecordTooLargeError, StorageError,
+    UnsupportedFormatError,
 )
 from fastlog.partition import files, recovery, snapshots
 from fastlog.partition.repair import repair as repair_folder
 from fastlog.partition.verify import verify as verify_segments
-from fastlog.reports import CODECS, SegmentInfo
+from fastlog.reports import CODECS, OpenTransaction, SegmentInfo
 
 __all__ = [
     "BinaryColumn",
@@ -58,16 +62,22 @@ __all__ = [
     "Record",
     "RecordBatch",
     "RecordBatches",
+    "RecordCursor",
+    "ReplayedBatch",
     "arrow_schema",
     "arrow_stream",
     "diagnose",
+    "encode_batch",
     "read_batch",
     "scan_index",
     "scan_segment",
 ]
 
 # a cimported class is a C name only: this is where Python finds it
-globals().update({name: getattr(batch_room, name) for name in ("BinaryColumn", "HeadersColumn", "Record", "RecordBatch")})
+globals().update(
+    {name: getattr(batch_room, name) for name in ("BinaryColumn", "HeadersColumn", "Record", "RecordBatch", "RecordCursor")}
+)
+ReplayedBatch = replaying_room.ReplayedBatch
 
 logger = logging.getLogger("fastlog.log")
 
@@ -756,13 +766,11 @@ cdef class PartitionLog(Handle):
         """
         cdef ValidatedBatches batches
         self.require_writable()
-        if not isinstance(expected_end_offset, (int, type(None))):
-            raise InvalidRecordError(f"expected_end_offset={expected_end_offset!r}: expected an offset or None")
         batches = validate_batches(
             buffer, self.max_message_bytes, self.segment_bytes, os_c.clock_milliseconds() + self.timestamp_limit, internal=False,
             needs_keys=self.compacts, max_decompressed_bytes=self.max_decompressed_bytes,
         )
-        return self.append_validated(batches, -1 if expected_end_offset is None else expected_end_offset)
+        return self.append_validated(batches, expected_offset(expected_end_offset))
 
     cdef int64_t append_validated(self, ValidatedBatches batches, int64_t expected_end_offset) except -1:
         cdef Append request
@@ -780,18 +788,28 @@ cdef class PartitionLog(Handle):
 
     def end_transaction(
         self, producer_id: int, producer_epoch: int, *, commit: bool, coordinator_epoch: int = 0,
+        expected_end_offset: int | None = None,
     ) -> int:
         """End the open transaction of a producer in this partition: append its marker; return the marker's offset.
 
         ``commit=True`` lets ``read_committed`` readers see its records, False takes them away from them for ever. Readers see
-        neither marker. Guarantee and errors as of ``append_batch``; FencedError for a ``coordinator_epoch`` that is overtaken.
-        Source: KIP-98.
+        neither marker. Guarantee, conditions and errors as of ``append_batch``; FencedError for a ``coordinator_epoch`` that is
+        overtaken. Source: KIP-98.
         """
         self.require_writable()
         marker = end_transaction_marker(producer_id, producer_epoch, coordinator_epoch, commit, os_c.clock_milliseconds())
         return self.append_validated(
-            validate_batches(marker, self.max_message_bytes, self.segment_bytes, None, internal=True), -1
+            validate_batches(marker, self.max_message_bytes, self.segment_bytes, None, internal=True),
+            expected_offset(expected_end_offset),
         )
+
+    def open_transactions(self) -> list:
+        """An ``OpenTransaction`` for each transaction without a marker in this partition, the oldest first.
+
+        As the log stands when it is asked, whatever is durable. One word is looked at when none is open; else the writer lock is
+        taken for a moment. Raises LockedError and StorageError as ``append_batch`` does.
+        """
+        return [OpenTransaction(*found) for found in open_transactions(self)]
 
     def flush(self) -> int:
         """Make every record appended so far survive power loss; return the durable offset.
@@ -806,6 +824,22 @@ cdef class PartitionLog(Handle):
         read_published(self.control.page, &state)
         sync_until(self, state.end_offset)
         return self.durable_offset
+
+    def flush_until(self, offset: int) -> None:
+        """Make every record below ``offset`` survive power loss. Costs nothing when they do already; else it shares the sync of
+        whoever is at it, and leads one when nobody is.
+
+        Raises OffsetOutOfRangeError when ``offset`` lies beyond the end, and as ``flush`` does.
+        """
+        cdef Published state
+        self.require_writable()
+        read_published(self.control.page, &state)
+        if offset > state.end_offset:
+            raise OffsetOutOfRangeError(
+                f"offset {offset} lies beyond the end of {self.path}, {state.end_offset}: what is not there cannot be synced",
+                offset, state.start_offset, state.end_offset,
+            )
+        sync_until(self, offset)
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -844,6 +878,20 @@ cdef class PartitionLog(Handle):
         """Iterate over records from ``start`` (None = log start) up to ``stop`` (exclusive; None = readable end). Never waits."""
         self.require_open()
         return iterate_records(RecordBatches(self, start, stop, 1 << 20))
+
+    def replay(self, start: int | None = None):
+        """Iterate over every batch from ``start`` (None = log start) up to the end offset of this moment, as a ``ReplayedBatch``.
+
+        Everything is there: what is not durable yet, open and aborted transactions, and control batches. This is for state that is
+        kept in a topic; ``batches`` is for consumers. The batch that holds ``start`` comes whole. Each checksum is compared.
+        Others may append, delete and compact meanwhile.
+
+        Raises:
+            OffsetOutOfRangeError: ``start`` lies below the log start or beyond the end; or what comes next was deleted meanwhile.
+            CorruptLogError: a batch does not check out; ``next_offset`` of the error is where a new replay can go on.
+            ClosedError: the log was closed.
+        """
+        return replay(self, start)
 
     def offset_for_time(self, timestamp: int | datetime) -> int | None:
         """The first offset whose timestamp is at or after ``timestamp`` (milliseconds, or an aware datetime); None when there is none.
@@ -938,6 +986,15 @@ cdef class PartitionLog(Handle):
             return repair_folder(folder)
         finally:
             oscalls.close_file(folder_fd)
+
+
+cdef int64_t expected_offset(given) except -2:
+    """What a caller passed as ``expected_end_offset``, -1 for None."""
+    if given is None:
+        return -1
+    if not isinstance(given, int) or given < 0:
+        raise InvalidRecordError(f"expected_end_offset={given!r}: expected an offset or None")
+    return given
 
 
 cdef int require_keys(const ColumnData* keys, int64_t count) except -1:

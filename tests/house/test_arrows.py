@@ -41,7 +41,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("fastlog._native.handle",),
     ("fastlog._native.syncing",),
     ("fastlog._native.appending", "fastlog._native.reading"),
-    ("fastlog._native.maintaining",),
+    ("fastlog._native.maintaining", "fastlog._native.replaying"),
     ("fastlog._core",),
     ("fastlog",),
     ("fastlog.demo",),

@@ -20,3 +20,4 @@ cdef object fenced(Handle log, int64_t found, int64_t expected)
 cdef int begin_change(Handle log, Published* state) except -1
 cdef int finish_compaction(Handle log, Published* state) except -1
 cdef int roll(Handle log, Published* state) except -1
+cdef list open_transactions(Handle log)

@@ -231,6 +231,39 @@ cdef int know_producers(Handle log, ProducerStates known, Published* state) exce
     return 0
 
 
+cdef list open_transactions(Handle log):
+    """(producer id, epoch, first offset) of every transaction that is open in this partition, rising by first offset."""
+    cdef Published state
+    cdef ProducerStates known
+    log.require_open()
+    read_published(log.control.page, &state)
+    if state.first_unstable_offset < 0:
+        return []
+    if log.read_only or load_word(&log.control.page.poisoned):
+        return told_transactions(snapshots.rebuild(
+            log.path, oscalls.list_directory(log.path), log.sizes_at(&state), state.end_offset
+        ).states)
+    known = look_back(log)
+    log.control.lock_writer()
+    try:
+        begin_change(log, &state)
+        know_producers(log, known, &state)
+        return told_transactions(log.producers)
+    finally:
+        log.control.unlock_writer()
+
+
+cdef list told_transactions(ProducerStates states):
+    cdef int64_t i
+    return [
+        (
+            states.open_transactions[i].producer_id, states.find(states.open_transactions[i].producer_id).epoch,
+            states.open_transactions[i].first_offset,
+        )
+        for i in range(states.open_count)
+    ]
+
+
 cdef int64_t index_aborted(Handle log, Published* state) noexcept:
     """Write the entries of transactions that are aborted by what is being appended; a negative result when that fails."""
     try:

@@ -382,6 +382,11 @@ cdef int fork_generation() noexcept nogil:
     return fastlog_forks
 
 
+def forks() -> int:
+    """How many forks lie between this process and the one that imported this: a handle that remembers another number is inherited."""
+    return fastlog_forks
+
+
 fastlog_watch_forks()
 
 
