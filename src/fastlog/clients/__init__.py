@@ -1,0 +1,1 @@
+"""What applications hold: the store, its topics, producers, transactions and consumers."""
