@@ -42,6 +42,7 @@ from fastlog._native import replaying as replaying_room
 from fastlog._native.checksum import IMPLEMENTATION as CHECKSUM_IMPLEMENTATION
 from fastlog._native.encoder import encode_batch
 from fastlog._native.inspect import read_batch, scan_index, scan_segment
+from fastlog._native.shared import Bells, SharedPage, Waiter, bell_of
 from fastlog._native.syncing import wake_flusher
 from fastlog._native.transactions import TransactionIndex, end_transaction_marker
 from fastlog._native.validator import validate_batches
@@ -56,6 +57,7 @@ from fastlog.partition.verify import verify as verify_segments
 from fastlog.reports import CODECS, OpenTransaction, SegmentInfo
 
 __all__ = [
+    "Bells",
     "BinaryColumn",
     "HeadersColumn",
     "PartitionLog",
@@ -64,8 +66,11 @@ __all__ = [
     "RecordBatches",
     "RecordCursor",
     "ReplayedBatch",
+    "SharedPage",
+    "Waiter",
     "arrow_schema",
     "arrow_stream",
+    "bell_of",
     "diagnose",
     "encode_batch",
     "read_batch",

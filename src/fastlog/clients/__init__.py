@@ -1,1 +1,1 @@
-"""What applications hold: the store, its topics, producers, transactions and consumers."""
+"""What applications hold: stores, producers, consumers, transactions."""
