@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 
 import numpy
@@ -44,6 +44,11 @@ class Bounds:
                 stop = 0
             self._stops[found.name] = stop
         return stop
+
+    def look(self, partitions: Iterable[Assigned]) -> None:
+        """Note the ends of partitions that are seen for the first time: all as they are now."""
+        for found in partitions:
+            self._stop_of(found)
 
     def is_reached(self, found: Assigned) -> bool:
         """Whether nothing of this partition is left to hand out."""

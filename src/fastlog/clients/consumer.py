@@ -33,6 +33,7 @@ from .fetching import Assigned, Fetcher, checked_out_of_range
 from .progress import Pulse, retention_warnings
 from .starting import Start, aware, offset_at, readable_end, start_of
 from .subscriptions import Subscription
+from .waiting import waiter_of
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -160,7 +161,7 @@ class Consumer(Generic[K, V]):
             directory, isolation, start_of(start), checked_out_of_range(out_of_range), parse_size(fetch_bytes, "fetch_bytes")
         )
         self._subscription = Subscription(directory, topics, partitions)
-        self._waiter = directory.bells.waiter()
+        self._waiter = waiter_of(directory)
         if group is None:
             self._follow_topics()
         else:
@@ -260,6 +261,14 @@ class Consumer(Generic[K, V]):
     @contextmanager
     def _entered(self) -> Iterator[None]:
         """One thread at a time, and only while the consumer is open."""
+        with self._entered_unless_closed() as is_open:
+            if not is_open:
+                raise ClosedError("the consumer is closed: open a new one with store.consumer(…)")
+            yield
+
+    @contextmanager
+    def _entered_unless_closed(self) -> Iterator[bool]:
+        """One thread at a time; whether the consumer is open still: ``close`` ends an iteration without an error."""
         if not self._gate.acquire(blocking=False):
             raise LockedError(
                 "another thread is using this consumer: a consumer is used by one thread at a time, only close() may be "
@@ -267,10 +276,11 @@ class Consumer(Generic[K, V]):
             )
         try:
             with self._state:
-                self._require_open()
+                if not self._closed:
+                    self._require_open()
                 self._depth += 1
                 try:
-                    yield
+                    yield not self._closed
                 finally:
                     self._depth -= 1
                     if self._closing and self._depth == 0:
@@ -353,6 +363,8 @@ class Consumer(Generic[K, V]):
             self._housekeep()
             if self._closing:
                 return None
+            if bounds is not None:
+                bounds.look(self._fetcher)
             found = self._fetcher.next_batch(bounds)
             if found is not None:
                 self._counts["batches"] += 1
@@ -395,7 +407,9 @@ class Consumer(Generic[K, V]):
     def _cursors(self) -> Iterator[Iterable[Record[K, V]]]:
         """For iteration: one cursor after the other. Between two of them everything else is seen to."""
         while True:
-            with self._entered():
+            with self._entered_unless_closed() as is_open:
+                if not is_open:
+                    return
                 self._ask()
                 cursor = self._rest_after_upkeep()
                 if cursor is None:
@@ -476,8 +490,14 @@ class Consumer(Generic[K, V]):
 
         A batch is finished when the next one is asked for, or by ``commit()``. Deserializers are not called.
         """
+        self._require_open()
+        return self._batches(timeout)
+
+    def _batches(self, timeout: Duration | None) -> Iterator[RecordBatch]:
         while True:
-            with self._entered():
+            with self._entered_unless_closed() as is_open:
+                if not is_open:
+                    return
                 self._ask()
                 self._drop_cursor()
                 found = self._wait_for_batch(self._deadline(timeout))
@@ -507,7 +527,9 @@ class Consumer(Generic[K, V]):
 
     def _bounded_cursors(self, bounds: Bounds | None, idle_timeout: Duration | None) -> Iterator[Iterable[Record[K, V]]]:
         while True:
-            with self._entered():
+            with self._entered_unless_closed() as is_open:
+                if not is_open:
+                    return
                 self._ask()
                 self._drop_cursor()
                 found = self._wait_for_batch(self._deadline(idle_timeout), bounds)
