@@ -72,7 +72,7 @@ from fastlog.reports import (
 if _typing.TYPE_CHECKING:
     from fastlog.clients.consumer import Consumer, ConsumerStats, Lag
     from fastlog.clients.store import Store
-    from fastlog.clients.store import open_store as open  # noqa: A004
+    from fastlog.clients.store import open_store as open
     from fastlog.clients.topic import Topic, TopicRead
 
 __version__ = "0.1.0"

@@ -280,6 +280,7 @@ def arrow_schema(columns: tuple[str, ...]) -> object: ...
 def arrow_stream(
     batches: Iterable[RecordBatch], columns: tuple[str, ...], requested_schema: object | None = None
 ) -> object: ...
+
 class SharedPage:
     path: str
     writable: bool

@@ -107,7 +107,9 @@ def test_a_record_that_cannot_be_decoded_is_named_and_can_be_passed(store: fastl
     store.create_topic("orders").partition(0).append([b"0", b"1", b"x", b"3"])
     with store.consumer("orders", start="earliest", value_deserializer=int) as consumer:
         got: list[int] = []
-        with pytest.raises(fastlog.InvalidRecordError, match=r"orders-0 at offset 2 .*seek\('orders', 0, offset=3\)") as error:
+        with pytest.raises(
+            fastlog.InvalidRecordError, match=r"orders-0 at offset 2 .*seek\('orders', 0, offset=3\)"
+        ) as error:
             while True:
                 if way == "poll":
                     got += [record.value for record in consumer.poll(timeout=0)]
@@ -308,7 +310,12 @@ def test_seek_is_checked(store: fastlog.Store) -> None:
     with store.consumer("orders", start="earliest", out_of_range="earliest") as consumer:
         with pytest.raises(fastlog.UnknownTopicError, match="orders-1 is not assigned"):
             consumer.seek("orders", 1, offset=0)
-        for wrong in ({}, {"offset": 1, "timestamp": datetime.now(UTC)}, {"offset": -1}, {"timestamp": datetime(2024, 1, 1)}):
+        for wrong in (
+            {},
+            {"offset": 1, "timestamp": datetime.now(UTC)},
+            {"offset": -1},
+            {"timestamp": datetime(2024, 1, 1)},
+        ):
             with pytest.raises(fastlog.ConfigError):
                 consumer.seek("orders", 0, **wrong)  # type: ignore[arg-type]
         consumer.seek("orders", 0, offset=4)  # seen when it is fetched
@@ -353,8 +360,14 @@ def test_lag(store: fastlog.Store) -> None:
 
 @pytest.mark.parametrize(
     ("out_of_range", "start", "expected"),
-    [("start", "earliest", 5), ("start", "latest", 8), ("earliest", "latest", 5), ("latest", "earliest", 8), ("raise", "earliest", None)],
-)  # fmt: skip
+    [
+        ("start", "earliest", 5),
+        ("start", "latest", 8),
+        ("earliest", "latest", 5),
+        ("latest", "earliest", 8),
+        ("raise", "earliest", None),
+    ],
+)
 def test_retention_overtakes(
     store: fastlog.Store, caplog: pytest.LogCaptureFixture, out_of_range: str, start: str, expected: int | None
 ) -> None:
@@ -376,9 +389,8 @@ def test_retention_overtakes(
 
 def test_an_offset_beyond_the_end_is_no_silent_reset(store: fastlog.Store) -> None:
     fill(store, "orders", [3])
-    with store.consumer("orders", start=lambda _: 100) as consumer:
-        with pytest.raises(fastlog.OffsetOutOfRangeError):
-            consumer.poll(timeout=0)
+    with store.consumer("orders", start=lambda _: 100) as consumer, pytest.raises(fastlog.OffsetOutOfRangeError):
+        consumer.poll(timeout=0)
     with store.consumer("orders", start=lambda _: 100, out_of_range="latest") as consumer:
         assert consumer.poll(timeout=0) == []
         assert consumer.position("orders", 0) == 3

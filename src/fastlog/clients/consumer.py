@@ -82,14 +82,14 @@ class ConsumerStats(NamedTuple):
 class Consumer(Generic[K, V]):
     """Reads topics: alone, or as a member of a group that shares their partitions and remembers how far it is.
 
-    Opened by ``Store.consumer``. Iterate over it, or call ``poll``, ``batches`` or ``records``: all go on where the last
-    one ended. A record, list or batch is *finished* when the next is asked for, or by ``commit()``; an iterated record
-    also when the ``with`` block ends without an exception. What is finished is committed every ``auto_commit_interval``,
-    when partitions go to another member, and at the end: whatever dies, nothing is skipped, and what was in hand comes
-    again.
+    Opened by ``Store.consumer``. Iterate over it, or call ``poll``, ``batches`` or ``records``: all go on where the
+    last one ended. A record, list or batch is *finished* when the next is asked for, or by ``commit()``; an iterated
+    record also when the ``with`` block ends without an exception. What is finished is committed every
+    ``auto_commit_interval``, when partitions go to another member, and at the end: whatever dies, nothing is skipped,
+    and what was in hand comes again.
 
-    One thread at a time; another one meanwhile gets a LockedError. Only ``close`` may be called from any thread: it ends
-    the iteration.
+    One thread at a time; another one meanwhile gets a LockedError. Only ``close`` may be called from any thread: it
+    ends the iteration.
     """
 
     def __init__(
@@ -124,7 +124,8 @@ class Consumer(Generic[K, V]):
             raise ConfigError(f"instance_id={instance_id!r} without a group: name the group, or leave it out")
         if group is not None and partitions is not None:
             raise ConfigError(
-                f"partitions= together with group={group!r}: a group shares out the partitions itself. Leave one of them out"
+                f"partitions= together with group={group!r}: a group shares out the partitions itself. Leave one of "
+                "them out"
             )
         self._directory = directory
         self._group = group
@@ -148,7 +149,7 @@ class Consumer(Generic[K, V]):
         self._iterating = False
         self._attention = False
         self._touched: list[Assigned] = []
-        self._counts = {name: 0 for name in ConsumerStats._fields}
+        self._counts = dict.fromkeys(ConsumerStats._fields, 0)
         self._counted = 0
         self._enlisted = False
         self._group_bell = 0
@@ -158,14 +159,20 @@ class Consumer(Generic[K, V]):
         self._offsets: OffsetStore | None = None
         self._pulse: Pulse | None = None
         self._fetcher = Fetcher(
-            directory, isolation, start_of(start), checked_out_of_range(out_of_range), parse_size(fetch_bytes, "fetch_bytes")
+            directory,
+            isolation,
+            start_of(start),
+            checked_out_of_range(out_of_range),
+            parse_size(fetch_bytes, "fetch_bytes"),
         )
         self._subscription = Subscription(directory, topics, partitions)
         self._waiter = waiter_of(directory)
         if group is None:
             self._follow_topics()
         else:
-            self._join(group, topics, instance_id, assignor, parse_duration_ms(session_timeout, "session_timeout"), client_id)
+            self._join(
+                group, topics, instance_id, assignor, parse_duration_ms(session_timeout, "session_timeout"), client_id
+            )
         directory.add_closer(self.close)
 
     # --- opening and closing -----------------------------------------------------------------------------------------
@@ -271,8 +278,8 @@ class Consumer(Generic[K, V]):
         """One thread at a time; whether the consumer is open still: ``close`` ends an iteration without an error."""
         if not self._gate.acquire(blocking=False):
             raise LockedError(
-                "another thread is using this consumer: a consumer is used by one thread at a time, only close() may be "
-                "called from others. Open one consumer for each thread"
+                "another thread is using this consumer: a consumer is used by one thread at a time, only close() may "
+                "be called from others. Open one consumer for each thread"
             )
         try:
             with self._state:
@@ -353,8 +360,10 @@ class Consumer(Generic[K, V]):
 
     # --- fetching ----------------------------------------------------------------------------------------------------
 
-    def _wait_for_batch(self, deadline: int | None, bounds: Bounds | None = None) -> tuple[Assigned, RecordBatch] | None:
-        """The next batch of any partition; None when the deadline (steady ms) passes, at the bounds, or when closing."""
+    def _wait_for_batch(
+        self, deadline: int | None, bounds: Bounds | None = None
+    ) -> tuple[Assigned, RecordBatch] | None:
+        """The next batch of any partition; None at the deadline (steady ms), at the bounds, or when closing."""
         heard = -1
         while True:
             self._attention = False
@@ -428,7 +437,7 @@ class Consumer(Generic[K, V]):
         return chain.from_iterable(self._cursors())
 
     def poll(self, max_records: int = 500, timeout: Duration | None = None) -> list[Record[K, V]]:
-        """Up to ``max_records`` records, as soon as there are any; an empty list when ``timeout`` passes (None: wait on).
+        """Up to ``max_records`` records, as soon as there are any; an empty list when ``timeout`` passes (None: never).
 
         All of the list is finished when the next call asks for more, or by ``commit()``.
 
@@ -486,9 +495,10 @@ class Consumer(Generic[K, V]):
         return records
 
     def batches(self, timeout: Duration | None = None) -> Iterator[RecordBatch]:
-        """Record batches as columns, one partition after the other; ends when nothing comes for ``timeout`` (None: never).
+        """Record batches as columns, one partition after the other; ends when nothing comes for ``timeout``.
 
-        A batch is finished when the next one is asked for, or by ``commit()``. Deserializers are not called.
+        A batch is finished when the next one is asked for, or by ``commit()``. Deserializers are not called. Without a
+        ``timeout`` it waits for ever.
         """
         self._require_open()
         return self._batches(timeout)
@@ -517,15 +527,18 @@ class Consumer(Generic[K, V]):
         """Records up to an end, one after the other, then stop.
 
         Args:
-            until: ``"end"``: what is there when the iteration begins; an aware datetime: records before that time, waiting
-                for it when it lies ahead; offsets by partition (exclusive): only these partitions; None: no end.
+            until: ``"end"``: what is there when the iteration begins; an aware datetime: records before that time,
+                waiting for it when it lies ahead; offsets by partition (exclusive): only these partitions; None: no
+                end.
             idle_timeout: stop as well when nothing comes for so long.
         """
         self._require_open()
         bounds = None if until is None else Bounds(until)
         return chain.from_iterable(self._bounded_cursors(bounds, idle_timeout))
 
-    def _bounded_cursors(self, bounds: Bounds | None, idle_timeout: Duration | None) -> Iterator[Iterable[Record[K, V]]]:
+    def _bounded_cursors(
+        self, bounds: Bounds | None, idle_timeout: Duration | None
+    ) -> Iterator[Iterable[Record[K, V]]]:
         while True:
             with self._entered_unless_closed() as is_open:
                 if not is_open:
@@ -636,8 +649,9 @@ class Consumer(Generic[K, V]):
         """Remember for the group how far it is; durable when it returns, as the store's level says.
 
         Args:
-            what: None: everything that was handed out, which is finished then; a Record: its partition up to and including
-                it; a RecordBatch: its partition up to its end; offsets by partition: the next offset to read of each.
+            what: None: everything that was handed out, which is finished then; a Record: its partition up to and
+                including it; a RecordBatch: its partition up to its end; offsets by partition: the next offset to read
+                of each.
 
         Raises:
             CommitFailedError: a partition belongs to another member by now; nothing was committed.
@@ -664,7 +678,8 @@ class Consumer(Generic[K, V]):
             return {TopicPartition(what.topic, what.partition): OffsetAndMetadata(what.next_offset)}
         if not isinstance(what, Mapping):
             raise ConfigError(
-                f"commit({type(what).__name__}): expected a Record, a RecordBatch, {{TopicPartition: offset}} or nothing"
+                f"commit({type(what).__name__}): expected a Record, a RecordBatch, {{TopicPartition: offset}} or "
+                "nothing"
             )
         found = {}
         for name, offset in what.items():
@@ -758,8 +773,8 @@ class Consumer(Generic[K, V]):
     ) -> None:
         """Go on elsewhere: at an offset of one partition, or in one or all of them at the first record from a time on.
 
-        What is in hand of these partitions counts no more; the next commit writes the new position. Whether the offset is
-        in the log is seen when it is fetched: OffsetOutOfRangeError. A time after the last record means the end.
+        What is in hand of these partitions counts no more; the next commit writes the new position. Whether the offset
+        is in the log is seen when it is fetched: OffsetOutOfRangeError. A time after the last record means the end.
 
         Raises:
             ConfigError: neither or both of ``offset`` and ``timestamp``, or an offset without a partition.
@@ -802,7 +817,7 @@ class Consumer(Generic[K, V]):
         found.move(offset)
 
     def pause(self, *partitions: TopicPartition) -> None:
-        """Hand out nothing of these partitions, of all of them when none is named, until ``resume``. They stay assigned."""
+        """Hand out nothing of these partitions, of all when none is named, until ``resume``. They stay assigned."""
         with self._entered():
             self._settle()
             for found in self._named(partitions):
@@ -871,7 +886,9 @@ class Consumer(Generic[K, V]):
         return [TopicPartition(*name) for name in partitions]
 
     def _named(self, partitions: Sequence[TopicPartition]) -> list[Assigned]:
-        return [self._assigned(TopicPartition(*name), None) for name in partitions] if partitions else list(self._fetcher)
+        if not partitions:
+            return list(self._fetcher)
+        return [self._assigned(TopicPartition(*name), None) for name in partitions]
 
     def _targets(self, topic: str | TopicPartition | None, partition: int | None) -> list[Assigned]:
         if topic is None:
@@ -886,7 +903,9 @@ class Consumer(Generic[K, V]):
         elif isinstance(topic, str) and isinstance(partition, int):
             name = TopicPartition(topic, partition)
         else:
-            raise ConfigError(f"{topic!r}, {partition!r}: expected a topic and a partition's number, or a TopicPartition")
+            raise ConfigError(
+                f"{topic!r}, {partition!r}: expected a topic and a partition's number, or a TopicPartition"
+            )
         return self._fetcher.get(name) or self._unassigned(f"{name.topic}-{name.partition}")
 
     def _unassigned(self, what: str) -> NoReturn:
@@ -900,7 +919,9 @@ class Consumer(Generic[K, V]):
         if deserializer is None:
             return None
         if not callable(deserializer):
-            raise ConfigError(f"{what}_deserializer is a {type(deserializer).__name__}: expected a callable that takes bytes")
+            raise ConfigError(
+                f"{what}_deserializer is a {type(deserializer).__name__}: expected a callable that takes bytes"
+            )
         return lambda data: self._decode(deserializer, what, data)
 
     def _decode(self, deserializer: Callable[[bytes], Any], what: str, data: bytes) -> Any:
@@ -935,7 +956,9 @@ class Consumer(Generic[K, V]):
         """Commits belong to transactions from now on: automatic ones end, for the life of this consumer."""
         with self._entered():
             if self._membership is None:
-                raise GroupError("a consumer without a group has no offsets to commit in a transaction: open it with group=…")
+                raise GroupError(
+                    "a consumer without a group has no offsets to commit in a transaction: open it with group=…"
+                )
             if not self._enlisted:
                 self._note_progress()
                 self._commit_quietly()
@@ -954,7 +977,9 @@ class Consumer(Generic[K, V]):
         with self._entered():
             self._note_progress()
             return {
-                found.name: OffsetAndMetadata(found.position) for found in self._fetcher if found.position != found.written
+                found.name: OffsetAndMetadata(found.position)
+                for found in self._fetcher
+                if found.position != found.written
             }
 
     def rewind(self) -> None:

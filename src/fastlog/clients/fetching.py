@@ -83,7 +83,9 @@ class Fetcher:
         resets: how often a position was not in the log any more, and another was taken.
     """
 
-    def __init__(self, directory: Directory, isolation: str, start: Starting, out_of_range: str, fetch_bytes: int) -> None:
+    def __init__(
+        self, directory: Directory, isolation: str, start: Starting, out_of_range: str, fetch_bytes: int
+    ) -> None:
         self._directory = directory
         self.isolation = isolation
         self._start = start
@@ -98,7 +100,7 @@ class Fetcher:
     # --- which partitions --------------------------------------------------------------------------------------------
 
     def add(self, name: TopicPartition, position: int | None, *, is_new: bool = False) -> Assigned:
-        """Begin to read a partition at ``position``; None: where ``start`` says. Nothing of a new one is passed over."""
+        """Read a partition from ``position`` on; None: where ``start`` says. Nothing of a new one is passed over."""
         lease = self._directory.lease(name.topic, name.partition, self.isolation)
         try:
             if position is None:
@@ -195,8 +197,8 @@ class Fetcher:
     def _told(self, found: Assigned, error: OffsetOutOfRangeError) -> OffsetOutOfRangeError:
         reason = "it was sought" if found.is_sought else f"out_of_range={self._out_of_range!r}"
         return OffsetOutOfRangeError(
-            f"{found.name.topic}-{found.name.partition}: {error} ({reason}). Seek to an offset that is there, or open the "
-            f'consumer with out_of_range="earliest" or "latest"',
+            f"{found.name.topic}-{found.name.partition}: {error} ({reason}). Seek to an offset that is there, or "
+            f'open the consumer with out_of_range="earliest" or "latest"',
             error.offset, error.start_offset, error.end_offset,
         )  # fmt: skip
 

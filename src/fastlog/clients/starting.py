@@ -12,7 +12,7 @@ from fastlog.config import parse_duration_ms
 from fastlog.errors import ConfigError
 from fastlog.records import TopicPartition
 
-__all__ = ["OUT_OF_RANGE", "Start", "Starting", "aware", "offset_at", "readable_end", "start_offset", "start_of"]
+__all__ = ["OUT_OF_RANGE", "Start", "Starting", "aware", "offset_at", "readable_end", "start_of", "start_offset"]
 
 Start: TypeAlias = "str | datetime | Callable[[TopicPartition], int | str | datetime]"
 Starting: TypeAlias = "str | int | datetime | Callable[[TopicPartition], int | str | datetime]"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -157,8 +156,8 @@ class Store:
         self._directory.alter_topic(name, config)
 
     def add_partitions(self, name: str, total: int) -> None:
-        """Let a topic have ``total`` partitions, more than before. The order of a key's records ends there, as in Kafka:
-        it may go to another partition from then on. Raises InvalidTopicError, UnknownTopicError."""
+        """Let a topic have ``total`` partitions, more than before. The order of a key's records ends there, as in
+        Kafka: it may go to another partition from then on. Raises InvalidTopicError, UnknownTopicError."""
         self._directory.add_partitions(name, total)
 
     def delete_topic(self, name: str) -> None:
@@ -207,13 +206,13 @@ class Store:
         """Open a consumer: alone, or as a member of a group.
 
         Args:
-            topics: a name, names, or a compiled pattern that has to match whole names; it follows topics that come and go.
+            topics: a name, names, or a compiled pattern that has to match whole names, and follows new topics.
             group: members of a group share the partitions, and what they finished is remembered for it. None: all
                 partitions, or the given ones, and nothing is remembered.
-            start: where nothing was committed: ``"latest"``, ``"earliest"``, an aware datetime, a span before now such as
-                ``"-10m"``, or a callable that is given a TopicPartition and returns an offset or any of these.
-            auto_commit: commit what is finished every ``auto_commit_interval``, when partitions go to another member, and
-                at the end: everything is handled at least once. False: only ``commit()`` does.
+            start: where nothing was committed: ``"latest"``, ``"earliest"``, an aware datetime, a span before now such
+                as ``"-10m"``, or a callable that is given a TopicPartition and returns an offset or any of these.
+            auto_commit: commit what is finished every ``auto_commit_interval``, when partitions go to another member,
+                and at the end: everything is handled at least once. False: only ``commit()`` does.
             isolation: ``"read_committed"`` hands out records of transactions once they are committed;
                 ``"read_uncommitted"`` everything.
             max_poll_interval: a member that asks for nothing for so long loses its partitions to others.
@@ -221,12 +220,13 @@ class Store:
             instance_id: a name of this member that outlives it: when it comes back in time, nothing moves.
             assignor: how the group shares out partitions: ``"cooperative-sticky"``, ``"range"`` or ``"round-robin"``.
             key_deserializer, value_deserializer: callables that are given bytes; null stays None.
-            on_assigned, on_revoked, on_lost: called with a list of TopicPartition, inside of ``poll`` and iteration: after
-                partitions came; before they go, when commits still count; after they are gone, when no commit counts.
+            on_assigned, on_revoked, on_lost: called with a list of TopicPartition, inside of ``poll`` and iteration:
+                after partitions came; before they go, when commits still count; after they are gone, when no commit
+                counts.
             partitions: without a group, only these: TopicPartitions, or numbers with a single topic.
-            out_of_range: what to do when the offset to go on at is not in the log any more: ``"start"`` (default) begins
-                where ``start`` says when retention took it away, and raises when it lies beyond the end; ``"earliest"``,
-                ``"latest"``, or ``"raise"``. Any reset is logged.
+            out_of_range: what to do when the offset to go on at is not in the log any more: ``"start"`` (default)
+                begins where ``start`` says when retention took it away, and raises when it lies beyond the end;
+                ``"earliest"``, ``"latest"``, or ``"raise"``. Any reset is logged.
             fetch_bytes: how much is read at a time.
             client_id: a name for descriptions of the group.
 

@@ -46,7 +46,8 @@ class Subscription:
             if isinstance(given, int):
                 if len(self._named) != 1:
                     raise ConfigError(
-                        f"partitions=[{given}, …] with {len(self._named)} topics: say which one, by TopicPartition(topic, number)"
+                        f"partitions=[{given}, …] with {len(self._named)} topics: say which one, by "
+                        "TopicPartition(topic, number)"
                     )
                 given = (self._named[0], given)
             name = TopicPartition(*given)

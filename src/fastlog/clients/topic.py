@@ -66,8 +66,8 @@ class Topic:
         """Records as a table, read when somebody asks for it: by pyarrow, Polars, DuckDB and pandas, or batch by batch.
 
         Args:
-            start: an offset, which holds for every partition; an aware datetime, or a span before now such as ``"-1h"``:
-                the first record from then on; None: the first record.
+            start: an offset, which holds for every partition; an aware datetime, or a span before now such as
+                ``"-1h"``: the first record from then on; None: the first record.
             stop: the same, exclusive; None: what is readable when reading begins.
             columns: which, in order: of ``"partition"``, ``"offset"``, ``"timestamp"``, ``"key"``, ``"value"``,
                 ``"headers"``. By default all; the partition only for topics with several.
@@ -98,8 +98,8 @@ class Topic:
 class TopicRead:
     """Records of a topic, from ``Topic.read``: an Arrow stream, and an iterable of RecordBatch. Nothing is read before.
 
-    Each use reads anew: iterating twice, or two Arrow consumers, see what is there at their time. The places are looked up
-    in each partition when its turn comes; partitions follow each other.
+    Each use reads anew: iterating twice, or two Arrow consumers, see what is there at their time. The places are looked
+    up in each partition when its turn comes; partitions follow each other.
     """
 
     def __init__(
