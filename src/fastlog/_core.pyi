@@ -203,6 +203,8 @@ class PartitionLog:
         exclusive: bool = False,
         config: LogConfig | None = None,
         isolation: str = "read_committed",
+        bells: Bells | None = None,
+        bell: int = 0,
     ) -> PartitionLog: ...
     @property
     def path(self) -> str: ...
@@ -241,8 +243,14 @@ class PartitionLog:
         headers: Any = None,
         compression: str | None = None,
         expected_end_offset: int | None = None,
+        conditions: Sequence[tuple[SharedPage, int, int]] = (),
     ) -> int: ...
-    def append_batch(self, buffer: Any, expected_end_offset: int | None = None) -> int: ...
+    def append_batch(
+        self,
+        buffer: Any,
+        expected_end_offset: int | None = None,
+        conditions: Sequence[tuple[SharedPage, int, int]] = (),
+    ) -> int: ...
     def end_transaction(
         self,
         producer_id: int,
@@ -251,7 +259,13 @@ class PartitionLog:
         commit: bool,
         coordinator_epoch: int = 0,
         expected_end_offset: int | None = None,
+        conditions: Sequence[tuple[SharedPage, int, int]] = (),
     ) -> int: ...
+    def exchange(
+        self,
+        conditions: Sequence[tuple[SharedPage, int, int]],
+        stores: Sequence[tuple[SharedPage, int, int]],
+    ) -> None: ...
     def open_transactions(self) -> list[OpenTransaction]: ...
     def read(self, offset: int, max_bytes: int = 1048576) -> RecordBatch: ...
     def get(self, offset: int) -> Record | None: ...

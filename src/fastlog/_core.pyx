@@ -14,16 +14,18 @@ from libc.stdint cimport int64_t
 from libc.stdlib cimport free
 
 from fastlog._native cimport oscalls as os_c
-from fastlog._native.appending cimport Append, append, begin_change, fenced, open_transactions
+from fastlog._native.appending cimport (
+    Append, Conditions, append_if, begin_change, exchange, fenced, make_conditions, open_transactions,
+)
 from fastlog._native.arrow cimport export_schema, export_schema_of, export_stream
 from fastlog._native.batch cimport BinaryColumn, Record, RecordBatch
 from fastlog._native.columns cimport Column, ColumnData, Timestamps, make_column, make_header_column, make_timestamps, span_at
-from fastlog._native.control cimport Control, ring
+from fastlog._native.control cimport Control
 from fastlog._native.encoder cimport (
     BatchShape, EncodedBatches, Encoder, OUT_OF_MEMORY, RecordSource, encode_compressed, plan_batches,
 )
 from fastlog._native.layout cimport TRANSACTION_ENTRY_SIZE
-from fastlog._native.handle cimport AT_BATCH, AT_GROUP, AT_INTERVAL, AT_OS, Handle, Level, SegmentList
+from fastlog._native.handle cimport AT_BATCH, AT_GROUP, AT_INTERVAL, AT_OS, Handle, Level, SegmentList, wake_readers
 from fastlog._native.maintaining cimport delete_until, maintain
 from fastlog._native.published cimport (
     Durable, Published, UNKNOWN_ENTRIES, load_word, publish, publish_durable, read_durable, read_published, store_word,
@@ -31,6 +33,7 @@ from fastlog._native.published cimport (
 from fastlog._native.reading cimport aborted_entries, find_time, out_of_range, read_range, readable_end, wait_for
 from fastlog._native.replaying cimport replay
 from fastlog._native.segment cimport Segment
+from fastlog._native.shared cimport BELL_COUNT, Bells
 from fastlog._native.validator cimport ValidatedBatches
 from fastlog._native.syncing cimport keep_interval, persist, poisoned_error, sync_all, sync_own, sync_until
 
@@ -39,10 +42,11 @@ from fastlog._native import oscalls
 from fastlog._native.checksum import crc32c
 from fastlog._native import batch as batch_room
 from fastlog._native import replaying as replaying_room
+from fastlog._native import shared as shared_room
 from fastlog._native.checksum import IMPLEMENTATION as CHECKSUM_IMPLEMENTATION
 from fastlog._native.encoder import encode_batch
 from fastlog._native.inspect import read_batch, scan_index, scan_segment
-from fastlog._native.shared import Bells, SharedPage, Waiter, bell_of
+from fastlog._native.shared import SharedPage, Waiter, bell_of
 from fastlog._native.syncing import wake_flusher
 from fastlog._native.transactions import TransactionIndex, end_transaction_marker
 from fastlog._native.validator import validate_batches
@@ -82,6 +86,7 @@ __all__ = [
 globals().update(
     {name: getattr(batch_room, name) for name in ("BinaryColumn", "HeadersColumn", "Record", "RecordBatch", "RecordCursor")}
 )
+globals().update(Bells=shared_room.Bells)
 ReplayedBatch = replaying_room.ReplayedBatch
 
 logger = logging.getLogger("fastlog.log")
@@ -121,7 +126,7 @@ cdef class PartitionLog(Handle):
     @staticmethod
     def open(
         path: str | os.PathLike[str], *, durability: str = DEFAULT_DURABILITY, read_only: bool = False, exclusive: bool = False,
-        config: LogConfig | None = None, isolation: str = "read_committed",
+        config: LogConfig | None = None, isolation: str = "read_committed", bells: object = None, bell: int = 0,
     ) -> PartitionLog:
         """Open the partition in the folder ``path``; a writer creates it when it is not there.
 
@@ -137,6 +142,8 @@ cdef class PartitionLog(Handle):
             config: options; None = as stored, or the defaults.
             isolation: ``"read_committed"`` (default) shows records of a transaction once it is committed, and nothing behind
                 an open one; ``"read_uncommitted"`` shows everything.
+            bells, bell: of a store: this bell is rung as well, whenever more can be read. Only handles that were opened with it
+                ring it.
 
         Raises:
             LockedError: somebody has it open exclusively, or exclusive was asked for while it is open; names the process id.
@@ -155,6 +162,10 @@ cdef class PartitionLog(Handle):
             raise ConfigError(f"config is a {type(config).__name__}: expected a fastlog.LogConfig")
         if read_only and exclusive:
             raise ConfigError("exclusive=True with read_only=True: a reader keeps nobody out; leave one of them away")
+        if bells is not None and not isinstance(bells, Bells):
+            raise ConfigError(f"bells is a {type(bells).__name__}: expected the Bells of a store, or None")
+        if not 0 <= bell < BELL_COUNT:
+            raise ConfigError(f"bell={bell!r}: expected 0 to {BELL_COUNT - 1}")
         config = config or LogConfig()
         resolved = config.resolve()
         folder = os.path.abspath(os.fsdecode(path))
@@ -171,6 +182,7 @@ cdef class PartitionLog(Handle):
         log.reads_committed = isolation == "read_committed"
         log.read_only = read_only
         log.options = config
+        log.bells, log.bell = bells, bell
         log.join(config, exclusive, resolved.lock_timeout)
         log.fork_generation = os_c.fork_generation()
         log.is_closed = False
@@ -357,7 +369,7 @@ cdef class PartitionLog(Handle):
         cdef int64_t wanted = self.config.flush_interval, current = load_word(&self.control.page.flush_interval)
         if current == 0 or wanted < current:
             store_word(&self.control.page.flush_interval, wanted)
-        ring(&self.control.page.append_bell)
+        wake_readers(self, self.control)
         keep_interval(self)
         return 0
 
@@ -612,7 +624,7 @@ cdef class PartitionLog(Handle):
 
     def append(
         self, values: object, keys: object = None, timestamps: object = None, headers: object = None,
-        compression: str | None = None, expected_end_offset: int | None = None,
+        compression: str | None = None, expected_end_offset: int | None = None, conditions: object = (),
     ) -> int:
         """Append records and return the offset of the first one; the others follow without gaps.
 
@@ -626,6 +638,8 @@ cdef class PartitionLog(Handle):
             compression: ``"gzip"``, ``"snappy"``, ``"lz4"``, ``"zstd"``, or None. Batches hold up to ``max_message_bytes`` before
                 compression. Codecs hold the GIL while they work.
             expected_end_offset: append only if this is the end offset; compared under the writer lock.
+            conditions: (SharedPage, word index, value) triples: append only if each of these words has this value; compared
+                under the writer lock, under which alone ``exchange`` changes them. A word of a page that was retired equals nothing.
 
         Guarantee: when this returns, all records are there. ``"group"`` and ``"batch"``: they survive power loss. ``"interval"``:
         they do once ``flush_interval`` is over. ``"os"``: they survive the death of this process, but not of the machine until
@@ -635,7 +649,7 @@ cdef class PartitionLog(Handle):
         Raises:
             InvalidRecordError: something is no record, lengths differ, or a timestamp is over an hour ahead.
             RecordTooLargeError: a record exceeds ``max_message_bytes``, or all of them ``segment_bytes``.
-            FencedError: the end offset is another one; nothing was written.
+            FencedError: the end offset is another one, or a condition does not hold (``condition`` says which); nothing was written.
             LockedError: another process holds the writer lock for longer than ``lock_timeout``; or the sync owner's, and then
                 the records are there.
             StorageFullError, StorageError: the operating system refused; the log is as it was. A failed sync poisons it: see
@@ -651,6 +665,7 @@ cdef class PartitionLog(Handle):
         cdef int64_t encoded, total, batches = 1, failed = 0, base_offset, largest, count, end_offset = 0
         cdef int64_t limit = self.max_message_bytes
         cdef EncodedBatches compressed = None
+        cdef Conditions required = make_conditions(conditions, False) if conditions else None
         cdef int codec = 0
         self.require_writable()
         if compression is not None:
@@ -687,6 +702,8 @@ cdef class PartitionLog(Handle):
             source.timestamp = stamps.constant
             largest = stamps.largest
         if count == 0:
+            if required is not None:
+                exchange(self, required, None)
             end_offset = self.end_offset
             if expected_end_offset is not None and expected_end_offset != end_offset:
                 raise fenced(self, end_offset, expected_end_offset)
@@ -722,8 +739,8 @@ cdef class PartitionLog(Handle):
             request.offsets = count
             request.size = total
             request.largest_timestamp = largest
-            request.expected_end_offset = -1 if expected_end_offset is None else expected_end_offset
-            base_offset = append(self, &request, encoder, compressed, &end_offset)
+            request.expected_end_offset = expected_offset(expected_end_offset)
+            base_offset = append_if(self, &request, encoder, compressed, required, &end_offset)
         finally:
             free(shapes)
             if len(self.encoders) < MOST_ENCODERS:
@@ -748,14 +765,14 @@ cdef class PartitionLog(Handle):
             raise
         return 0
 
-    def append_batch(self, buffer: object, expected_end_offset: int | None = None) -> int:
+    def append_batch(self, buffer: object, expected_end_offset: int | None = None, conditions: object = ()) -> int:
         """Append record batches that are encoded already; return the offset of the first record.
 
         Args:
             buffer: one or several whole record batches, version 2, in any object with a buffer. They are checked as a Kafka
                 leader checks its clients': lengths, CRC, every record, timestamps; then stamped with offset and leader epoch,
                 and written as they are, compressed ones too. All of them are appended, or none.
-            expected_end_offset: append only if this is the end offset; compared under the writer lock.
+            expected_end_offset, conditions: as of ``append``. They are compared before repetitions are looked for.
 
         Batches with a producer id are idempotent: an exact repetition of one of the producer's last five batches is not
         written again, its first offset is returned. Batches that are marked transactional become readable for
@@ -770,14 +787,15 @@ cdef class PartitionLog(Handle):
             TransactionError: a batch outside of a transaction while its producer has one open.
         """
         cdef ValidatedBatches batches
+        cdef Conditions required = make_conditions(conditions, False) if conditions else None
         self.require_writable()
         batches = validate_batches(
             buffer, self.max_message_bytes, self.segment_bytes, os_c.clock_milliseconds() + self.timestamp_limit, internal=False,
             needs_keys=self.compacts, max_decompressed_bytes=self.max_decompressed_bytes,
         )
-        return self.append_validated(batches, expected_offset(expected_end_offset))
+        return self.append_validated(batches, expected_offset(expected_end_offset), required)
 
-    cdef int64_t append_validated(self, ValidatedBatches batches, int64_t expected_end_offset) except -1:
+    cdef int64_t append_validated(self, ValidatedBatches batches, int64_t expected_end_offset, Conditions required) except -1:
         cdef Append request
         cdef int64_t end_offset = 0, base_offset
         request.source = NULL
@@ -787,13 +805,13 @@ cdef class PartitionLog(Handle):
         request.size = batches.size
         request.largest_timestamp = batches.max_timestamp
         request.expected_end_offset = expected_end_offset
-        base_offset = append(self, &request, None, batches, &end_offset)
+        base_offset = append_if(self, &request, None, batches, required, &end_offset)
         self.reach_level(end_offset)
         return base_offset
 
     def end_transaction(
         self, producer_id: int, producer_epoch: int, *, commit: bool, coordinator_epoch: int = 0,
-        expected_end_offset: int | None = None,
+        expected_end_offset: int | None = None, conditions: object = (),
     ) -> int:
         """End the open transaction of a producer in this partition: append its marker; return the marker's offset.
 
@@ -802,11 +820,28 @@ cdef class PartitionLog(Handle):
         overtaken. Source: KIP-98.
         """
         self.require_writable()
+        required = make_conditions(conditions, False) if conditions else None
         marker = end_transaction_marker(producer_id, producer_epoch, coordinator_epoch, commit, os_c.clock_milliseconds())
         return self.append_validated(
             validate_batches(marker, self.max_message_bytes, self.segment_bytes, None, internal=True),
-            expected_offset(expected_end_offset),
+            expected_offset(expected_end_offset), required,
         )
+
+    def exchange(self, conditions: object, stores: object) -> None:
+        """Compare shared words and set shared words, under the writer lock: no append with ``conditions`` is under way meanwhile.
+
+        Args:
+            conditions: (SharedPage, word index, value) triples, as of ``append``.
+            stores: likewise: each of these words gets this value, if every condition holds.
+
+        Whatever an append wrote whose conditions held before is in the log when this returns; none of later date is. The log
+        itself is not changed. Each word is set whole, one after the other: a death in between leaves the first ones set. Whoever
+        retires one of the pages keeps this from being called meanwhile.
+
+        Raises FencedError when a condition does not hold, or a page of ``stores`` was retired: nothing was set. LockedError as
+        ``append`` does.
+        """
+        exchange(self, make_conditions(conditions, False), make_conditions(stores, True))
 
     def open_transactions(self) -> list:
         """An ``OpenTransaction`` for each transaction without a marker in this partition, the oldest first.

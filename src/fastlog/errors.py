@@ -220,12 +220,20 @@ class FencedError(Error):
     Attributes:
         expected_end_offset: the end offset that the caller expected, or None when that was not the condition.
         end_offset: the end offset of the log at that moment, or None.
+        condition: which one of the ``conditions`` that were passed does not hold, counted from 0, or None.
     """
 
-    def __init__(self, message: str, expected_end_offset: int | None = None, end_offset: int | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        expected_end_offset: int | None = None,
+        end_offset: int | None = None,
+        condition: int | None = None,
+    ) -> None:
         super().__init__(message)
         self.expected_end_offset = expected_end_offset
         self.end_offset = end_offset
+        self.condition = condition
 
 
 class ProducerFencedError(Error):

@@ -16,8 +16,8 @@ import weakref
 from libc.stdint cimport int64_t, uint32_t
 
 from fastlog._native cimport oscalls as os_c
-from fastlog._native.control cimport Control, listen, ring, sleep_on
-from fastlog._native.handle cimport AT_INTERVAL, Handle, SegmentList
+from fastlog._native.control cimport Control, listen, sleep_on
+from fastlog._native.handle cimport AT_INTERVAL, Handle, SegmentList, wake_readers
 from fastlog._native.published cimport (
     Durable, Published, load_word, publish_durable, read_durable, read_published, store_word,
 )
@@ -183,7 +183,7 @@ cdef int sync_all(Handle log, const Published* state) except -1:
     store_word(&control.page.syncs, control.page.syncs + 1)
     os_c.reach(os_c.SYNC_PUBLISHED)
     # readers that read durably wait at the same bell as all others
-    ring(&control.page.append_bell)
+    wake_readers(log, control)
     return 0
 
 
@@ -215,7 +215,7 @@ cdef int poison(Handle log, error) except -1:
     """A sync failed: from here on nobody, in any process, takes the page cache for the disk."""
     store_word(&log.control.page.poisoned, 1)
     logger.error("a sync of %s failed: %s; the log stops here until it is opened again", log.path, error)
-    ring(&log.control.page.append_bell)
+    wake_readers(log, log.control)
     if log.read_only:
         return 0
     try:

@@ -8,9 +8,10 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from importlib import import_module
 from itertools import chain, islice
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, Self, TypeVar
 
 from fastlog._core import Record, RecordBatch, RecordCursor
 from fastlog._native import oscalls
@@ -36,19 +37,15 @@ from .subscriptions import Subscription
 from .waiting import waiter_of
 
 if TYPE_CHECKING:
-    from typing_extensions import TypeVar
-
-    from fastlog.groups.membership import Membership
-    from fastlog.groups.offsets import OffsetAndMetadata, OffsetStore
     from fastlog.store.directory import Directory
 
-    K = TypeVar("K", default=bytes | None)
-    V = TypeVar("V", default=bytes | None)
-else:
-    from typing import TypeVar
+    # until groups are there
+    Membership = Any
+    OffsetAndMetadata = Any
+    OffsetStore = Any
 
-    K = TypeVar("K")
-    V = TypeVar("V")
+K = TypeVar("K")
+V = TypeVar("V")
 
 __all__ = ["Consumer", "ConsumerStats", "Lag"]
 
@@ -186,11 +183,8 @@ class Consumer(Generic[K, V]):
         session_timeout_ms: int,
         client_id: str,
     ) -> None:
-        from fastlog.groups.membership import Membership
-        from fastlog.groups.offsets import OffsetStore
-
-        self._offsets = OffsetStore(self._directory)
-        self._membership = Membership(
+        self._offsets = import_module("fastlog.groups.offsets").OffsetStore(self._directory)
+        self._membership = import_module("fastlog.groups.membership").Membership(
             self._directory,
             group,
             topics=topics if isinstance(topics, re.Pattern) else self._subscription.topics,
@@ -670,12 +664,12 @@ class Consumer(Generic[K, V]):
                 self._commit_given(self._offsets_of(what))
 
     def _offsets_of(self, what: object) -> dict[TopicPartition, OffsetAndMetadata]:
-        from fastlog.groups.offsets import OffsetAndMetadata
+        entry_of: Any = import_module("fastlog.groups.offsets").OffsetAndMetadata
 
         if isinstance(what, Record):
-            return {TopicPartition(what.topic, what.partition): OffsetAndMetadata(what.offset + 1)}
+            return {TopicPartition(what.topic, what.partition): entry_of(what.offset + 1)}
         if isinstance(what, RecordBatch):
-            return {TopicPartition(what.topic, what.partition): OffsetAndMetadata(what.next_offset)}
+            return {TopicPartition(what.topic, what.partition): entry_of(what.next_offset)}
         if not isinstance(what, Mapping):
             raise ConfigError(
                 f"commit({type(what).__name__}): expected a Record, a RecordBatch, {{TopicPartition: offset}} or "
@@ -683,7 +677,7 @@ class Consumer(Generic[K, V]):
             )
         found = {}
         for name, offset in what.items():
-            entry = offset if isinstance(offset, OffsetAndMetadata) else OffsetAndMetadata(offset)
+            entry = offset if isinstance(offset, entry_of) else entry_of(offset)
             if isinstance(entry.offset, bool) or not isinstance(entry.offset, int) or entry.offset < 0:
                 raise ConfigError(f"{name}: {entry.offset!r} is no offset to commit: expected an integer from 0")
             found[TopicPartition(*name)] = entry
@@ -709,11 +703,11 @@ class Consumer(Generic[K, V]):
 
     def _commit_finished(self) -> None:
         """Write what is finished and was not written yet."""
-        from fastlog.groups.offsets import OffsetAndMetadata
+        entry_of: Any = import_module("fastlog.groups.offsets").OffsetAndMetadata
 
         self._committed_at = oscalls.steady_clock()
         due = [found for found in self._fetcher if found.finished != found.written]
-        self._write({found.name: OffsetAndMetadata(found.finished) for found in due})
+        self._write({found.name: entry_of(found.finished) for found in due})
         for found in due:
             found.written = found.finished
 
@@ -746,7 +740,8 @@ class Consumer(Generic[K, V]):
         if self._offsets is None or self._group is None:
             raise GroupError("this consumer has no group, so nothing is committed: open it with group=…")
         resolve_pending(self._directory, self._group, names)
-        return self._offsets.committed(self._group, names)
+        known: dict[TopicPartition, OffsetAndMetadata | None] = self._offsets.committed(self._group, names)
+        return known
 
     # --- where it is -------------------------------------------------------------------------------------------------
 
@@ -972,15 +967,11 @@ class Consumer(Generic[K, V]):
 
     def offsets_in_hand(self) -> dict[TopicPartition, OffsetAndMetadata]:
         """The next offset of each partition that records were handed out of: what a transaction commits."""
-        from fastlog.groups.offsets import OffsetAndMetadata
+        entry_of: Any = import_module("fastlog.groups.offsets").OffsetAndMetadata
 
         with self._entered():
             self._note_progress()
-            return {
-                found.name: OffsetAndMetadata(found.position)
-                for found in self._fetcher
-                if found.position != found.written
-            }
+            return {found.name: entry_of(found.position) for found in self._fetcher if found.position != found.written}
 
     def rewind(self) -> None:
         """Go back to what is committed, and drop what was fetched: a transaction was aborted."""
@@ -1011,8 +1002,6 @@ def lag_of(found: Assigned, now: int) -> Lag:
 
 def resolve_pending(directory: Directory, group: str, names: list[TopicPartition]) -> None:
     """Settle offsets that a transaction left undecided, before they are relied upon."""
-    try:
-        from fastlog.transactions import resolve_pending as resolve
-    except ImportError:
-        return
-    resolve(directory, group, names)
+    resolve = getattr(import_module("fastlog.transactions"), "resolve_pending", None)
+    if resolve is not None:
+        resolve(directory, group, names)

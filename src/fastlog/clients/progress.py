@@ -68,7 +68,7 @@ def danger(found: Assigned, now: int) -> str | None:
             return f"the next one is {age:.0f} s old, and retention.ms is {retention_ms / 1000:.0f} s"
     if retention_bytes >= 0:
         segments = log.segments()
-        ahead = sum(segment.size for segment in segments if segment.next_offset > found.position)
+        ahead = sum(segment.size for segment in segments if segment.end_offset > found.position)
         if len(segments) > 1 and ahead > ALARMING_PART * retention_bytes:
             return f"{ahead} bytes are still to be read, and retention.bytes is {retention_bytes}"
     return None

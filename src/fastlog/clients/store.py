@@ -5,24 +5,18 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import import_module
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, Self
 
 from fastlog.records import TopicPartition
-from fastlog.reports import MaintenanceReport
 from fastlog.store.directory import Directory
 
 from .consumer import Callback, Consumer, Duration
 from .starting import Start
 from .topic import Topic
 
-if TYPE_CHECKING:
-    from .producer import Producer
-
 __all__ = ["Store", "open_store"]
-
-K = TypeVar("K")
-V = TypeVar("V")
 
 
 def open_store(
@@ -174,11 +168,9 @@ class Store:
 
     # --- producers and consumers -------------------------------------------------------------------------------------
 
-    def producer(self, **options: Any) -> Producer:
+    def producer(self, **options: Any) -> Any:
         """Open a producer; see ``Producer`` for its options."""
-        from .producer import Producer
-
-        return Producer(self._directory, **options)
+        return import_module("fastlog.clients.producer").Producer(self._directory, **options)
 
     def consumer(
         self,
@@ -257,17 +249,6 @@ class Store:
             fetch_bytes=fetch_bytes,
             client_id=client_id,
         )
-
-    # --- upkeep ------------------------------------------------------------------------------------------------------
-
-    def maintain(self, topics: Iterable[str] | None = None) -> dict[TopicPartition, MaintenanceReport]:
-        """Delete what retention no longer wants, and compact, now; by default in all topics. One process at a time does
-        it; it also happens by itself every few minutes. Raises StorageError."""
-        return self._directory.maintain(None if topics is None else list(topics))
-
-    def backup(self, target: str | os.PathLike[str]) -> Any:
-        """Copy the store into the empty folder ``target`` while others write; the copy opens like the store itself."""
-        return self._directory.backup(target)
 
     def __repr__(self) -> str:
         return f"<Store {self.path!r}{', closed' if self.closed else ''}>"

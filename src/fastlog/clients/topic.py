@@ -83,9 +83,8 @@ class Topic:
         for number in chosen:
             if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < count:
                 raise UnknownTopicError(f"the topic {self.name!r} has no partition {number!r}: it has {count}, from 0")
-        if columns is None:
-            names = COLUMNS if count > 1 else COLUMNS[1:]
-        else:
+        names: tuple[str, ...] = COLUMNS if count > 1 else COLUMNS[1:]
+        if columns is not None:
             names = checked_columns(columns)
         return TopicRead(
             self._directory, self.name, chosen, place_of(start, "start"), place_of(stop, "stop"), names, isolation
