@@ -77,6 +77,7 @@ __all__ = [
     "bell_of",
     "diagnose",
     "encode_batch",
+    "mark_deleted",
     "read_batch",
     "scan_index",
     "scan_segment",
@@ -275,9 +276,15 @@ cdef class PartitionLog(Handle):
         return 0
 
     cdef int use_meta(self, meta, resolved) except -1:
-        self.config = resolved
         self.meta = meta
         self.epoch = meta.epoch
+        self.use_config(resolved)
+        self.encoders = []
+        self.forget_cursor()
+        return 0
+
+    cdef int use_config(self, resolved) except -1:
+        self.config = resolved
         self.max_message_bytes = resolved.max_message_bytes
         self.max_decompressed_bytes = resolved.max_decompressed_bytes
         self.segment_bytes = resolved.segment_bytes
@@ -286,9 +293,18 @@ cdef class PartitionLog(Handle):
         if self.compacts:
             self.segment_ms = min(self.segment_ms, <int64_t>resolved.max_compaction_lag_ms)
         self.timestamp_limit = resolved.message_timestamp_after_max_ms
-        self.encoders = []
-        self.forget_cursor()
         return 0
+
+    def reconfigure(self, config: LogConfig) -> None:
+        """Go on with other options. Those that shape the files must be left out, or be as stored; ``flush_interval`` stays.
+
+        Appends that are under way in other threads finish with the options that they began with. Raises ConfigError.
+        """
+        self.require_open()
+        resolved = config.resolve(self.meta.layout)
+        self.options = config
+        self.use_config(resolved)
+        self.control.lock_timeout = resolved.lock_timeout
 
     cdef int publish_opened(self, opened) except -1:
         """Fill a page that nobody else sees yet with what a recovery found."""
@@ -341,6 +357,8 @@ cdef class PartitionLog(Handle):
         if now - self.looked_at < COMPANY_INTERVAL:
             return 0
         self.looked_at = now
+        if oscalls.entry_kind(self.path) is None:
+            raise self.deleted_error()
         change = (oscalls.change_time(self.path), presence.describe(self.path) is not None, self.sizes())
         if change == self.last_change:
             return 0
@@ -1147,6 +1165,15 @@ def require_local(folder: str) -> None:
             f"{folder} lies on a file system ({name}, number {magic:#x}) whose locks are not known to work between processes: use a "
             f"local one ({', '.join(oscalls.LOCAL_FILE_SYSTEMS.values())}), or open it with exclusive=True"
         )
+
+
+def mark_deleted(path: str, lock_timeout_ms: int) -> bool:
+    """Let every process that has the partition in the folder ``path`` open know that it is deleted: from then on appends, reads and
+    waits raise UnknownTopicError, and closing does nothing to files. Whether anybody may have it open.
+
+    Raises LockedError when a writer does not let go of the log within the timeout.
+    """
+    return presence.retire(path, lock_timeout_ms)
 
 
 def diagnose(path: str | os.PathLike[str] | None = None) -> dict:

@@ -19,7 +19,7 @@ from fastlog._native cimport oscalls as os_c
 from fastlog._native.control cimport Control, listen, sleep_on
 from fastlog._native.handle cimport AT_INTERVAL, Handle, SegmentList, wake_readers
 from fastlog._native.published cimport (
-    Durable, Published, load_word, publish_durable, read_durable, read_published, store_word,
+    DELETED, Durable, Published, SYNC_FAILED, load_word, publish_durable, read_durable, read_published, store_word,
 )
 from fastlog._native.segment cimport Segment
 
@@ -36,6 +36,8 @@ cdef enum:
 
 
 cdef object poisoned_error(Handle log):
+    if load_word(&log.control.page.poisoned) == DELETED:
+        return log.deleted_error()
     return StorageError(
         f"a sync of {log.path} failed before: what was not durable then may be lost. Close it everywhere and open it again: that "
         f"reads it back from disk"
@@ -213,7 +215,9 @@ cdef int write_again(Handle log, const Durable* durable, const Published* state)
 
 cdef int poison(Handle log, error) except -1:
     """A sync failed: from here on nobody, in any process, takes the page cache for the disk."""
-    store_word(&log.control.page.poisoned, 1)
+    if load_word(&log.control.page.poisoned) == DELETED:
+        return 0
+    store_word(&log.control.page.poisoned, SYNC_FAILED)
     logger.error("a sync of %s failed: %s; the log stops here until it is opened again", log.path, error)
     wake_readers(log, log.control)
     if log.read_only:
