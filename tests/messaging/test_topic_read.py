@@ -61,7 +61,8 @@ def test_a_single_partition_needs_no_number(store: fastlog.Store) -> None:
 
 
 @pytest.mark.parametrize(
-    "columns", [["value"], ["headers", "offset"], ["key", "value", "partition"], ["timestamp"], ["offset", "key", "value"]]
+    "columns",
+    [["value"], ["headers", "offset"], ["key", "value", "partition"], ["timestamp"], ["offset", "key", "value"]],
 )
 def test_chosen_columns_in_order(orders: fastlog.Topic, columns: list[str]) -> None:
     found, everything = table(orders.read(columns=columns)), table(orders.read())
@@ -138,10 +139,8 @@ def test_an_empty_topic_is_an_empty_table(store: fastlog.Store) -> None:
 def test_duckdb_and_polars(orders: fastlog.Topic) -> None:
     duckdb, polars = pytest.importorskip("duckdb"), pytest.importorskip("polars")
     read = orders.read(columns=["partition", "offset", "value"])
-    reader = pyarrow.RecordBatchReader.from_stream(read)
-    assert duckdb.sql("select partition, count(*) from reader group by 1 order by 1").fetchall() == [
-        (0, 10),
-        (1, 10),
-        (2, 10),
-    ]
+    database = duckdb.connect()
+    database.register("orders", pyarrow.RecordBatchReader.from_stream(read))
+    counted = database.sql("select partition, count(*) from orders group by 1 order by 1").fetchall()
+    assert counted == [(0, 10), (1, 10), (2, 10)]
     assert polars.DataFrame(read).height == 30

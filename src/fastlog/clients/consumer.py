@@ -27,6 +27,7 @@ from fastlog.errors import (
     LockedError,
     UnknownTopicError,
 )
+from fastlog.groups.offsets import OffsetAndMetadata, OffsetStore
 from fastlog.records import TopicPartition
 
 from .bounds import Bounds
@@ -39,10 +40,7 @@ from .waiting import waiter_of
 if TYPE_CHECKING:
     from fastlog.store.directory import Directory
 
-    # until groups are there
-    Membership = Any
-    OffsetAndMetadata = Any
-    OffsetStore = Any
+    Membership = Any  # until it is there
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -183,7 +181,7 @@ class Consumer(Generic[K, V]):
         session_timeout_ms: int,
         client_id: str,
     ) -> None:
-        self._offsets = import_module("fastlog.groups.offsets").OffsetStore(self._directory)
+        self._offsets = OffsetStore(self._directory)
         self._membership = import_module("fastlog.groups.membership").Membership(
             self._directory,
             group,
@@ -664,12 +662,10 @@ class Consumer(Generic[K, V]):
                 self._commit_given(self._offsets_of(what))
 
     def _offsets_of(self, what: object) -> dict[TopicPartition, OffsetAndMetadata]:
-        entry_of: Any = import_module("fastlog.groups.offsets").OffsetAndMetadata
-
         if isinstance(what, Record):
-            return {TopicPartition(what.topic, what.partition): entry_of(what.offset + 1)}
+            return {TopicPartition(what.topic, what.partition): OffsetAndMetadata(what.offset + 1)}
         if isinstance(what, RecordBatch):
-            return {TopicPartition(what.topic, what.partition): entry_of(what.next_offset)}
+            return {TopicPartition(what.topic, what.partition): OffsetAndMetadata(what.next_offset)}
         if not isinstance(what, Mapping):
             raise ConfigError(
                 f"commit({type(what).__name__}): expected a Record, a RecordBatch, {{TopicPartition: offset}} or "
@@ -677,7 +673,7 @@ class Consumer(Generic[K, V]):
             )
         found = {}
         for name, offset in what.items():
-            entry = offset if isinstance(offset, entry_of) else entry_of(offset)
+            entry = offset if isinstance(offset, OffsetAndMetadata) else OffsetAndMetadata(offset)
             if isinstance(entry.offset, bool) or not isinstance(entry.offset, int) or entry.offset < 0:
                 raise ConfigError(f"{name}: {entry.offset!r} is no offset to commit: expected an integer from 0")
             found[TopicPartition(*name)] = entry
@@ -703,11 +699,9 @@ class Consumer(Generic[K, V]):
 
     def _commit_finished(self) -> None:
         """Write what is finished and was not written yet."""
-        entry_of: Any = import_module("fastlog.groups.offsets").OffsetAndMetadata
-
         self._committed_at = oscalls.steady_clock()
         due = [found for found in self._fetcher if found.finished != found.written]
-        self._write({found.name: entry_of(found.finished) for found in due})
+        self._write({found.name: OffsetAndMetadata(found.finished) for found in due})
         for found in due:
             found.written = found.finished
 
@@ -740,8 +734,7 @@ class Consumer(Generic[K, V]):
         if self._offsets is None or self._group is None:
             raise GroupError("this consumer has no group, so nothing is committed: open it with group=…")
         resolve_pending(self._directory, self._group, names)
-        known: dict[TopicPartition, OffsetAndMetadata | None] = self._offsets.committed(self._group, names)
-        return known
+        return self._offsets.committed(self._group, names)
 
     # --- where it is -------------------------------------------------------------------------------------------------
 
@@ -967,11 +960,13 @@ class Consumer(Generic[K, V]):
 
     def offsets_in_hand(self) -> dict[TopicPartition, OffsetAndMetadata]:
         """The next offset of each partition that records were handed out of: what a transaction commits."""
-        entry_of: Any = import_module("fastlog.groups.offsets").OffsetAndMetadata
-
         with self._entered():
             self._note_progress()
-            return {found.name: entry_of(found.position) for found in self._fetcher if found.position != found.written}
+            return {
+                found.name: OffsetAndMetadata(found.position)
+                for found in self._fetcher
+                if found.position != found.written
+            }
 
     def rewind(self) -> None:
         """Go back to what is committed, and drop what was fetched: a transaction was aborted."""

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from fastlog.records import TopicPartition
+from fastlog.reports import MaintenanceReport
 from fastlog.store.directory import Directory
 
 from .consumer import Callback, Consumer, Duration
@@ -249,6 +250,13 @@ class Store:
             fetch_bytes=fetch_bytes,
             client_id=client_id,
         )
+
+    # --- upkeep ------------------------------------------------------------------------------------------------------
+
+    def maintain(self, topics: Iterable[str] | None = None) -> dict[TopicPartition, MaintenanceReport]:
+        """Delete what retention no longer wants, and compact, now; by default in all topics. One process at a time does
+        it; it also happens by itself every few minutes. Raises StorageError."""
+        return self._directory.maintain(topics)
 
     def __repr__(self) -> str:
         return f"<Store {self.path!r}{', closed' if self.closed else ''}>"

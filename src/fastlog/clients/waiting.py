@@ -48,5 +48,4 @@ class Napper:
 
 def waiter_of(directory: Directory) -> Sleeper:
     """A waiter of the store's bells, or one that naps."""
-    bells = getattr(directory, "bells", None)
-    return Napper() if bells is None else bells.waiter()
+    return Napper() if directory.read_only else directory.bells.waiter()
