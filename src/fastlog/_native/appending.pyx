@@ -67,9 +67,11 @@ cdef int64_t append(Handle log, Append* request, Encoder encoder, EncodedBatches
         begin_change(log, &state)
         if request.expected_end_offset >= 0 and request.expected_end_offset != state.end_offset:
             raise fenced(log, state.end_offset, request.expected_end_offset)
+        if ready is not None:
+            # rolling moves no offset
+            ready.stamp(state.end_offset, log.epoch)
         if given is not None:
             know_producers(log, known, &state)
-            given.stamp(state.end_offset, log.epoch)
             with nogil:
                 verdict = log.producers.check(given.data, given.size, True, &duplicate, &rejection)
             if verdict == DUPLICATE:
@@ -107,7 +109,7 @@ cdef object fenced(Handle log, int64_t found, int64_t expected):
 
 
 cdef int64_t write_batches(Handle log, Append* request, Encoder encoder, EncodedBatches ready, ValidatedBatches given, Published* state) noexcept nogil:
-    """Write every batch behind the published end, then publish. A negative result: the files are as they were."""
+    """Write every batch behind the published end, then publish; `ready` ones are stamped. A negative result: the files are as they were."""
     cdef ControlPage* page = log.control.page
     cdef int fd = log.active.fd
     cdef BatchShape* shapes = request.shapes
@@ -118,7 +120,6 @@ cdef int64_t write_batches(Handle log, Append* request, Encoder encoder, Encoded
     if position + request.size > page.allocated and position >= ALLOCATE_FROM:
         allocate(log, position, request.size)
     if ready is not None:
-        ready.stamp(offset, log.epoch)
         result = os_c.os_pwrite(fd, ready.data, ready.size, position)
         position += ready.size
         offset += ready.offsets
