@@ -166,19 +166,20 @@ def recover_producers(opened: OpenedPartition, *, read_only: bool) -> None:
 
 def open_segments(folder: str, config: LogConfig, *, read_only: bool) -> OpenedPartition:
     """Find the segments of a locked folder and where the log ends."""
+    names = oscalls.list_directory(folder)
     replaced: list[tuple[int, int]] = []
-    if not read_only and has_unfinished_compaction(oscalls.list_directory(folder)):
+    paths: dict[int, str] = {}
+    is_between = False
+    if has_unfinished_compaction(names):
         from fastlog.partition import compaction  # which few logs ever need
 
-        replaced = compaction.finish_swaps(folder)
-    names = oscalls.list_directory(folder)
-    # nobody finishes a swap for a reader: it goes by what the files say
-    is_between = read_only and has_unfinished_compaction(names)
-    paths = {}
-    if is_between:
-        from fastlog.partition import compaction
-
-        paths = compaction.current_segments(folder)
+        if read_only:
+            # nobody finishes a swap for a reader: it goes by what the files say
+            is_between = True
+            paths = compaction.current_segments(folder)
+        else:
+            replaced = compaction.finish_swaps(folder)
+            names = oscalls.list_directory(folder)
     bases = list(paths) if is_between else files.segment_bases(names)
     marker = None if is_between else files.read_clean_marker(folder)
     try:
