@@ -453,9 +453,7 @@ cdef class PartitionLog(Handle):
                     # nobody vouches for indexes that had to leave something out
                     continue
                 segment.index_checksums = segment.compute_checksums()
-            checksums[segment.base_offset] = files.checksum_entry(
-                (*segment.index_checksums[:2], segment.transaction_checksum), segment.size
-            )
+            checksums[segment.base_offset] = files.checksum_entry(segment)
         oscalls.sync_directory(self.path)
         durable.base = state.active_base
         durable.position = state.end_position
@@ -490,13 +488,7 @@ cdef class PartitionLog(Handle):
         for name in names:
             if name.endswith(".txnindex"):
                 oscalls.sync_file(f"{self.path}/{name}")
-        if f"{state.end_offset:020d}.snapshot" not in names:
-            sizes = self.sizes_at(state)
-            states = snapshots.rebuild(self.path, names, sizes, state.end_offset).states
-            snapshots.forget_idle(self.path, states, sizes, os_c.clock_milliseconds())
-            snapshots.write_snapshot(self.path, states)
-        offsets = [*snapshots.snapshot_offsets(names), state.end_offset]
-        snapshots.remove_snapshots(self.path, snapshots.stale_snapshots(offsets, list_.bases, state.end_offset))
+        snapshots.renew(self.path, names, self.sizes_at(state), state.end_offset, state.end_offset)
         return 0
 
     cdef int forget_files(self) except -1:

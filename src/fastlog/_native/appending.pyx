@@ -343,7 +343,7 @@ cdef int take_over(Handle log) except -1:
         path = files.segment_path(log.path, base)
         if oscalls.file_size(path):
             oscalls.rename(path, recovery.side_file(path, 0))
-        for name in (path, *files.index_paths(path), files.transaction_index_path(path)):
+        for name in files.segment_files(path):
             oscalls.remove(name)
     path = files.segment_path(log.path, state.active_base)
     cut_log(log, path, state.end_position)
