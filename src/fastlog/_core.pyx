@@ -528,21 +528,21 @@ cdef class PartitionLog(Handle):
 
     # --- offsets -----------------------------------------------------------------------------------------------------
 
+    cdef Published published(self) except *:
+        cdef Published state
+        self.require_open()
+        read_published(self.control.page, &state)
+        return state
+
     @property
     def start_offset(self) -> int:
         """Log start offset: the first offset that can be read."""
-        self.require_open()
-        cdef Published state
-        read_published(self.control.page, &state)
-        return state.start_offset
+        return self.published().start_offset
 
     @property
     def end_offset(self) -> int:
         """Log end offset: the offset that the next record will get."""
-        self.require_open()
-        cdef Published state
-        read_published(self.control.page, &state)
-        return state.end_offset
+        return self.published().end_offset
 
     @property
     def durable_offset(self) -> int:
@@ -555,9 +555,7 @@ cdef class PartitionLog(Handle):
     @property
     def last_stable_offset(self) -> int:
         """Offset of the first record of the oldest open transaction; the end offset when none is open."""
-        self.require_open()
-        cdef Published state
-        read_published(self.control.page, &state)
+        cdef Published state = self.published()
         return state.end_offset if state.first_unstable_offset < 0 else max(state.first_unstable_offset, state.start_offset)
 
     @property
