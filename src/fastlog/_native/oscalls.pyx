@@ -991,14 +991,3 @@ def replace_file(path: str, data: bytes) -> None:
 def process_id() -> int:
     """Id of the calling process."""
     return os.getpid()
-
-
-def process_is_alive(pid: int) -> bool:
-    """Whether a process with this id exists. For messages only: ids are reused."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
