@@ -16,10 +16,15 @@
     ├── InvalidRecordError          what was passed to append cannot become records          kafka 87
     ├── RecordTooLargeError         a record, an append or a content exceeds its limit       kafka 10
     ├── OffsetOutOfRangeError       the offset is below the start or beyond the end          kafka 1
+    ├── UnknownTopicError           there is no topic, or no partition, of that name         kafka 3
+    ├── TopicExistsError            a topic of that name is there already                    kafka 36
+    ├── InvalidTopicError           the name, or the number of partitions, is not allowed    kafka 17
     ├── FencedError                 somebody else was there first: a condition of the append does not hold
     ├── ProducerFencedError         a newer epoch of the same producer id has written        kafka 47
     ├── OutOfOrderSequenceError     a batch of an idempotent producer is missing or too old  kafka 45
-    └── TransactionError            the state of the transaction does not allow this         kafka 48
+    ├── TransactionError            the state of the transaction does not allow this         kafka 48
+    ├── CommitFailedError           the partitions belong to somebody else by now            kafka 22
+    └── GroupError                  the member cannot go on in its consumer group
 
 ``retriable`` says whether the same call may succeed later without a change by the caller;
 ``kafka_code`` is the error code of the Kafka protocol, where Kafka has one.
@@ -31,13 +36,16 @@ from typing import ClassVar
 
 __all__ = [
     "ClosedError",
+    "CommitFailedError",
     "ConfigError",
     "CorruptLogError",
     "CorruptRecordError",
     "Error",
     "FencedError",
     "ForkedHandleError",
+    "GroupError",
     "InvalidRecordError",
+    "InvalidTopicError",
     "LockedError",
     "NotSupportedError",
     "OffsetOutOfRangeError",
@@ -46,7 +54,9 @@ __all__ = [
     "RecordTooLargeError",
     "StorageError",
     "StorageFullError",
+    "TopicExistsError",
     "TransactionError",
+    "UnknownTopicError",
     "UnsupportedFormatError",
 ]
 
@@ -196,12 +206,20 @@ class FencedError(Error):
     Attributes:
         expected_end_offset: the end offset that the caller expected, or None when that was not the condition.
         end_offset: the end offset of the log at that moment, or None.
+        condition: which one of the ``conditions`` that were passed does not hold, counted from 0, or None.
     """
 
-    def __init__(self, message: str, expected_end_offset: int | None = None, end_offset: int | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        expected_end_offset: int | None = None,
+        end_offset: int | None = None,
+        condition: int | None = None,
+    ) -> None:
         super().__init__(message)
         self.expected_end_offset = expected_end_offset
         self.end_offset = end_offset
+        self.condition = condition
 
 
 class ProducerFencedError(Error):
@@ -258,14 +276,59 @@ class OutOfOrderSequenceError(Error):
 
 
 class TransactionError(Error):
-    """The state of the producer's transaction does not allow this batch. Nothing was written.
+    """The state of the producer's transaction does not allow this; when appending: nothing was written.
 
     Attributes:
-        producer_id: the producer.
+        producer_id: the producer, or None.
+        outcome: what is known of the transaction: ``"aborted"``, or ``"unknown"`` (then the commit may be repeated);
+        None
+            when the error does not speak of a whole transaction.
     """
 
     kafka_code = 48
 
-    def __init__(self, message: str, producer_id: int | None = None) -> None:
+    def __init__(self, message: str, producer_id: int | None = None, outcome: str | None = None) -> None:
         super().__init__(message)
         self.producer_id = producer_id
+        self.outcome = outcome
+
+
+class UnknownTopicError(Error):
+    """There is no such topic, or it has no such partition; it may have been deleted while it was open.
+
+    Attributes:
+        topic: the name that was asked for.
+        partition: the partition that was asked for, or None.
+    """
+
+    kafka_code = 3
+
+    def __init__(self, message: str, topic: str | None = None, partition: int | None = None) -> None:
+        super().__init__(message)
+        self.topic = topic
+        self.partition = partition
+
+
+class TopicExistsError(Error):
+    """A topic of that name is there already. Nothing was changed."""
+
+    kafka_code = 36
+
+
+class InvalidTopicError(Error):
+    """A topic cannot have that name or that number of partitions. Nothing was changed."""
+
+    kafka_code = 17
+
+
+class CommitFailedError(Error):
+    """The offsets were not committed: the partitions were given to another member of the group meanwhile.
+
+    What was handled since the last commit will be handled again, by that member.
+    """
+
+    kafka_code = 22
+
+
+class GroupError(Error):
+    """This member cannot go on in its consumer group: it was replaced or removed. Close it, and open another one."""

@@ -6,6 +6,7 @@ All positions and sizes are bytes, all offsets are record offsets, all paths are
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 CODECS = ("none", "gzip", "snappy", "lz4", "zstd")
 
@@ -18,6 +19,7 @@ __all__ = [
     "IndexEntry",
     "IndexProblem",
     "MaintenanceReport",
+    "OpenTransaction",
     "RecoveryReport",
     "RepairReport",
     "RetentionReport",
@@ -62,6 +64,14 @@ class BatchInfo:
     def is_transactional(self) -> bool:
         """Whether the batch is part of a transaction."""
         return bool(self.attributes & 0x10)
+
+
+class OpenTransaction(NamedTuple):
+    """A transaction that has records in a partition and no marker yet; its first record is at ``first_offset``."""
+
+    producer_id: int
+    producer_epoch: int
+    first_offset: int
 
 
 @dataclass(frozen=True, slots=True)

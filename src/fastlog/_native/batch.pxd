@@ -45,3 +45,11 @@ cdef class RecordBatch(ColumnarBatch):
 
     cdef Record record(self, int64_t i)
     cdef object headers_at(self, int64_t i)
+
+
+cdef class RecordCursor:
+    cdef readonly RecordBatch batch
+    cdef readonly int64_t next_index
+    cdef readonly bint stopped
+    cdef object key_deserializer
+    cdef object value_deserializer

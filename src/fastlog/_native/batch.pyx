@@ -12,6 +12,7 @@ from fastlog._native.arrow cimport export_array, export_schema, export_stream
 from fastlog._native.memory cimport BatchColumns, Block, ColumnarBatch, block_release, block_retain
 from fastlog._native.varint cimport read_varint
 
+from fastlog.errors import ConfigError
 from fastlog.records import Headers
 
 NO_HEADERS = Headers()
@@ -295,6 +296,17 @@ cdef class RecordBatch(ColumnarBatch):
         for i in range(self.columns.count):
             yield self.record(i)
 
+    def cursor(self, key_deserializer=None, value_deserializer=None) -> RecordCursor:
+        """An iterator over the records that knows where it is; see ``RecordCursor``. The deserializers are called with bytes."""
+        for name, given in (("key_deserializer", key_deserializer), ("value_deserializer", value_deserializer)):
+            if given is not None and not callable(given):
+                raise ConfigError(f"{name} is a {type(given).__name__}: expected a callable that takes bytes, or None")
+        cdef RecordCursor cursor = RecordCursor.__new__(RecordCursor)
+        cursor.batch = self
+        cursor.key_deserializer = key_deserializer
+        cursor.value_deserializer = value_deserializer
+        return cursor
+
     cdef Record record(self, int64_t i):
         cdef Record record = Record.__new__(Record)
         cdef BatchColumns* columns = &self.columns
@@ -350,6 +362,71 @@ cdef class RecordBatch(ColumnarBatch):
 
     def __repr__(self):
         return f"<RecordBatch: {len(self)} records from offset {self.base_offset}, next_offset={self.next_offset}>"
+
+
+cdef class RecordCursor:
+    """Hands out the records of a batch one by one, and says at any time how far that is: positions cost nothing per record.
+
+    Null keys and values stay None and reach no deserializer. When a deserializer raises, the record counts as not handed
+    out: the next step meets it again, unless ``skip`` steps over it. One thread at a time iterates; ``stop`` may be called
+    from any.
+
+    Attributes:
+        batch: the RecordBatch.
+        next_index: of the next record in the batch; how many were handed out or skipped.
+        stopped: whether ``stop`` was called.
+    """
+
+    def __init__(self):
+        raise TypeError("a RecordCursor comes from RecordBatch.cursor")
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        cdef Record record
+        cdef int64_t i = self.next_index
+        if self.stopped or i >= self.batch.columns.count:
+            raise StopIteration
+        record = self.batch.record(i)
+        if self.key_deserializer is not None and record.key is not None:
+            record.key = self.key_deserializer(record.key)
+        if self.value_deserializer is not None and record.value is not None:
+            record.value = self.value_deserializer(record.value)
+        self.next_index = i + 1
+        return record
+
+    def __length_hint__(self) -> int:
+        return 0 if self.stopped else self.batch.columns.count - self.next_index
+
+    @property
+    def next_offset(self) -> int:
+        """Offset of the record behind the last one that was handed out; the batch's ``next_offset`` behind its last record, and
+        its ``base_offset`` before the first."""
+        if self.next_index == self.batch.columns.count:
+            return self.batch.next_offset
+        if self.next_index == 0:
+            return self.batch.base_offset
+        return self.batch.columns.offsets[self.next_index]
+
+    @property
+    def current_offset(self) -> int | None:
+        """Offset of the record that was handed out, or skipped, last; None before the first."""
+        return None if self.next_index == 0 else self.batch.columns.offsets[self.next_index - 1]
+
+    def skip(self) -> int:
+        """Step over the next record without making it; its offset. Raises IndexError when there is none."""
+        if self.next_index >= self.batch.columns.count:
+            raise IndexError(f"all {self.batch.columns.count} records of the batch were handed out: there is none to skip")
+        self.next_index += 1
+        return self.batch.columns.offsets[self.next_index - 1]
+
+    def stop(self) -> None:
+        """End the iteration before the next record; ``next_offset`` stays what it is. From any thread, idempotent."""
+        self.stopped = True
+
+    def __repr__(self):
+        return f"<RecordCursor at offset {self.next_offset}, {self.next_index} of {self.batch.columns.count} records handed out>"
 
 
 cdef BinaryColumn column_of(RecordBatch batch, const int32_t* positions, const int32_t* sizes):

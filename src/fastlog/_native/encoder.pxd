@@ -1,6 +1,6 @@
 # Columns of byte strings in, encoded record batches out. No Python object is touched below this line of the engine.
 
-from libc.stdint cimport int32_t, int64_t, uint8_t
+from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t
 
 from fastlog._native.columns cimport ColumnData
 from fastlog._native.oscalls cimport iovec
@@ -60,3 +60,6 @@ cdef EncodedBatches encode_compressed(
     Encoder encoder, const RecordSource* source, int codec, int64_t max_message_bytes, int64_t max_decompressed_bytes
 )
 cdef int64_t plan_batches(const RecordSource* source, int64_t limit, BatchShape** shapes, int64_t* total, int64_t* failed) noexcept nogil
+cdef void set_producer(
+    uint8_t* batch, int64_t size, int64_t producer_id, int16_t producer_epoch, int32_t base_sequence, bint is_transactional
+) noexcept nogil

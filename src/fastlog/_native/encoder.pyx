@@ -10,24 +10,31 @@ that gets cannot be planned, so all of it is done beforehand, outside every lock
 The base offset and the leader epoch are stamped last; the CRC does not cover them.
 """
 
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint8_t
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.stdint cimport int16_t, int32_t, int64_t, uint32_t, uint8_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
 
+from fastlog._native cimport oscalls as os_c
 from fastlog._native.checksum cimport crc32c_extend
 from fastlog._native.codecs cimport compress, compressed_room
-from fastlog._native.columns cimport COLUMN_SPANS, ColumnData, Span, span_at
+from fastlog._native.columns cimport (
+    COLUMN_SPANS, Column, ColumnData, Span, Timestamps, make_column, make_header_column, make_timestamps, span_at,
+)
 from fastlog._native.layout cimport (
     ATTRIBUTES_AT, BASE_OFFSET_AT, BASE_SEQUENCE_AT, BASE_TIMESTAMP_AT, BATCH_HEADER_SIZE, BATCH_LENGTH_AT, CRC_AT,
     CRC_COVERS_FROM, LAST_OFFSET_DELTA_AT, LEADER_EPOCH_AT, LOG_OVERHEAD, MAGIC_AT, MAGIC_V2, MAX_TIMESTAMP_AT,
-    PRODUCER_EPOCH_AT, PRODUCER_ID_AT, RECORDS_COUNT_AT, store_int16, store_int32, store_int64, store_uint32,
+    PRODUCER_EPOCH_AT, PRODUCER_ID_AT, RECORDS_COUNT_AT, TRANSACTIONAL_BIT, load_int16, store_int16, store_int32, store_int64,
+    store_uint32,
 )
 from fastlog._native.varint cimport varint_size, write_varint
 
-from fastlog.errors import RecordTooLargeError
+from fastlog.errors import ConfigError, InvalidRecordError, RecordTooLargeError
+from fastlog.reports import CODECS
 
 cdef enum:
     RECORD_OVERHEAD = 64        # more than the varints of one record can take
+    LARGEST_BATCH = 0x7FFFFFFF  # bytes; the log that it is appended to allows less
 
 
 cdef extern from *:
@@ -471,3 +478,99 @@ cdef int64_t compress_batch(Encoder encoder, int codec, EncodedBatches batches) 
     store_int16(batch + ATTRIBUTES_AT, codec)
     store_uint32(batch + CRC_AT, crc32c_extend(0, batch + CRC_COVERS_FROM, size - CRC_COVERS_FROM))
     return size
+
+
+# --- one batch for append_batch ------------------------------------------------------------------------------------------
+
+cdef void set_producer(
+    uint8_t* batch, int64_t size, int64_t producer_id, int16_t producer_epoch, int32_t base_sequence, bint is_transactional
+) noexcept nogil:
+    """Give a whole batch, in one piece, to a producer; its CRC is computed anew."""
+    store_int64(batch + PRODUCER_ID_AT, producer_id)
+    store_int16(batch + PRODUCER_EPOCH_AT, producer_epoch)
+    store_int32(batch + BASE_SEQUENCE_AT, base_sequence)
+    if is_transactional:
+        store_int16(batch + ATTRIBUTES_AT, load_int16(batch + ATTRIBUTES_AT) | TRANSACTIONAL_BIT)
+    store_uint32(batch + CRC_AT, crc32c_extend(0, batch + CRC_COVERS_FROM, size - CRC_COVERS_FROM))
+
+
+def encode_batch(
+    values, keys=None, timestamps=None, headers=None, *, producer_id: int = -1, producer_epoch: int = -1,
+    base_sequence: int = -1, transactional: bool = False, compression: str | None = None,
+) -> bytes:
+    """One whole record batch, version 2, as ``PartitionLog.append_batch`` takes it; touches no log.
+
+    Args:
+        values, keys, timestamps, headers, compression: as of ``PartitionLog.append``; at least one record.
+        producer_id, producer_epoch, base_sequence: of an idempotent producer: all of them from 0 on; -1: of none.
+        transactional: part of the producer's transaction.
+
+    Raises InvalidRecordError, RecordTooLargeError (more than one batch can hold) or ConfigError.
+    """
+    cdef Column value_column, key_column = None, header_column = None
+    cdef Timestamps stamps = None
+    cdef RecordSource source
+    cdef Encoder encoder
+    cdef EncodedBatches compressed
+    cdef bytes batch
+    cdef int64_t encoded, at = 0
+    cdef int i
+    has_producer = require_producer(producer_id, producer_epoch, base_sequence, transactional)
+    if compression is not None and compression not in CODECS:
+        raise ConfigError(f"compression={compression!r}: expected one of {', '.join(map(repr, CODECS))}")
+    value_column = make_column(values, "values")
+    source.values = &value_column.data
+    source.keys = source.headers = NULL
+    source.timestamps = NULL
+    source.count = value_column.data.length
+    if source.count == 0:
+        raise InvalidRecordError("there is no value: a batch holds at least one record")
+    if keys is not None:
+        key_column = make_column(keys, "keys")
+        if key_column.data.length != source.count:
+            raise InvalidRecordError(f"{source.count} values but {key_column.data.length} keys: expected as many")
+        source.keys = &key_column.data
+    if headers is not None:
+        header_column = make_header_column(headers, source.count)
+        source.headers = &header_column.data
+    source.timestamp = os_c.clock_milliseconds()
+    if timestamps is not None:
+        stamps = make_timestamps(timestamps, source.count, source.timestamp)
+        source.timestamps = stamps.values
+        source.timestamp = stamps.constant
+    encoder = Encoder()
+    if compression is not None and compression != "none":
+        compressed = encode_compressed(encoder, &source, CODECS.index(compression), LARGEST_BATCH, LARGEST_BATCH)
+        encoded = compressed.shapes[0].count
+        batch = PyBytes_FromStringAndSize(<char*>compressed.data, compressed.shapes[0].size)
+    else:
+        with nogil:
+            encoded = encoder.encode(&source, 0, LARGEST_BATCH)
+        if encoded == OUT_OF_MEMORY:
+            raise MemoryError(f"no memory left to encode {source.count} records")
+        if encoded > 0:
+            batch = PyBytes_FromStringAndSize(NULL, encoder.size)
+            for i in range(encoder.vector_count):
+                memcpy(<char*>batch + at, encoder.vectors[i].iov_base, encoder.vectors[i].iov_len)
+                at += encoder.vectors[i].iov_len
+    if encoded != source.count:
+        raise RecordTooLargeError(f"{source.count} records take more than the {LARGEST_BATCH} bytes that one batch can hold")
+    if has_producer:
+        set_producer(<uint8_t*><char*>batch, len(batch), producer_id, producer_epoch, base_sequence, transactional)
+    return batch
+
+
+cdef bint require_producer(producer_id, producer_epoch, base_sequence, transactional) except -1:
+    """Whether the three numbers say that there is a producer. Raises InvalidRecordError when they are no such numbers."""
+    numbers = (producer_id, producer_epoch, base_sequence)
+    if numbers == (-1, -1, -1):
+        if transactional:
+            raise InvalidRecordError("transactional=True without a producer: pass producer_id, producer_epoch and base_sequence")
+        return False
+    for name, number, bits in zip(("producer_id", "producer_epoch", "base_sequence"), numbers, (63, 15, 31), strict=True):
+        if not isinstance(number, int) or not 0 <= number < 1 << bits:
+            raise InvalidRecordError(
+                f"{name}={number!r}: expected 0 to 2**{bits} - 1, as all three of producer_id, producer_epoch and base_sequence, or "
+                f"-1 for each of them"
+            )
+    return True

@@ -38,6 +38,8 @@ cdef extern from *:
 cdef enum:
     PAGE_BYTES = 4096
     PAGE_LAYOUT = 1
+    SYNC_FAILED = 1                 # why a log is poisoned: what is in the page cache may never get to the disk
+    DELETED = 2                     # or: its topic was deleted, and whoever still has it open must not go on
     UNKNOWN_ENTRIES = -1            # of the active segment's indexes: they are as the last clean close left them
 
 
@@ -100,7 +102,7 @@ cdef struct ControlPage:
     int64_t synced_at               # steady clock, milliseconds
     int64_t persisted_at            # likewise: when the recovery point was last written to disk
     int64_t syncing                 # a sync is under way, or its owner died in it
-    int64_t poisoned                # a sync failed
+    int64_t poisoned                # 0, SYNC_FAILED or DELETED
     int64_t flush_interval          # milliseconds; 0 = nobody asked for one
     Bell sync_bell
     uint8_t[8] gap_d

@@ -33,7 +33,6 @@ from fastlog.partition import files, snapshots
 
 cdef enum:
     WAIT_SLICE = 50_000_000         # nanoseconds: a writer killed before its bell delays nobody for longer
-    MOST_RETRIES = 100              # of a read whose segment went away
     SYNC_PATIENCE = 100             # milliseconds that a reader waits for somebody else's sync
     POLL_SLICE = 5_000_000          # nanoseconds between two looks of a reader without company
 
@@ -84,12 +83,17 @@ cdef RecordBatch read_range(Handle log, int64_t offset, int64_t stop, int64_t ma
             if attempt <= MOST_RETRIES and has_moved(log, &before):
                 log.read_state(&state)
                 continue
-            if error.next_offset is None and error.first_offset is not None:
-                # damage up to the end of a segment: reading can go on in the next one
-                following = log.list_.bases[bisect_right(log.list_.bases, error.first_offset):]
-                if following and following[0] <= state.active_base:
-                    error.next_offset = following[0]
+            complete_damage(log, error, &state)
             raise
+
+
+cdef int complete_damage(Handle log, error, const Published* state) except -1:
+    """After damage up to the end of a segment reading can go on in the next one: let the error say so."""
+    if error.next_offset is None and error.first_offset is not None:
+        following = log.list_.bases[bisect_right(log.list_.bases, error.first_offset):]
+        if following and following[0] <= state.active_base:
+            error.next_offset = following[0]
+    return 0
 
 
 cdef bint has_moved(Handle log, const Published* state) except -1:
@@ -109,30 +113,11 @@ cdef RecordBatch read_segments(
     cdef Problem problem
     cdef AbortedRanges aborted
     cdef int64_t shift = 0, next_offset = offset, next_position = 0, size
-    cdef Py_ssize_t i
-    cdef SegmentList found
     if segment is None or place.position >= end:
-        # the list as it is now: others may come to take its place
-        found = log.segments_at(state)
-        i = bisect_right(found.bases, offset) - 1
-        if i < 0:
-            raise lost_offsets(log, offset, found.segments[0])
-        segment = found.segments[i]
-        while True:
-            log.prepare(segment, state)
-            end = log.end_of(segment, state)
-            if segment.locate(offset, end, place):
-                break
-            # behind the last batch of its segment: a hole that is legal, or lost records
-            i = bisect_right(found.bases, segment.base_offset)
-            if i >= len(found.segments) or segment.base_offset >= state.active_base:
-                raise lost_offsets(log, offset, segment)
-            if not segment.gaps and place.expected_offset != (<Segment>found.segments[i]).base_offset:
-                raise lost_offsets(log, place.expected_offset, found.segments[i])
-            segment = found.segments[i]
-            if segment.base_offset >= stop:
-                batch.next_offset = stop
-                return batch
+        segment = find_batch(log, state, offset, stop, place, &end)
+        if segment is None:
+            batch.next_offset = stop
+            return batch
         if segment.is_growing and segment.tracker is not None and segment.tracker.offsets.lost and log.control.is_writable:
             store_word(&log.control.page.has_lost_entries, 1)
     elif end > segment.validated:
@@ -169,6 +154,33 @@ cdef RecordBatch read_segments(
         log.cursor_position = next_position + shift
         log.cursor_segment = segment
     return batch
+
+
+cdef Segment find_batch(Handle log, Published* state, int64_t offset, int64_t stop, Place* place, int64_t* end):
+    """The segment with the batch that holds `offset`, or with the first one behind it where gaps are legal; None when that begins
+    at `stop` or behind. `place` is where it lies, `end` how many bytes of its segment may be looked at."""
+    cdef Segment segment
+    cdef Py_ssize_t i
+    # the list as it is now: others may come to take its place
+    cdef SegmentList found = log.segments_at(state)
+    i = bisect_right(found.bases, offset) - 1
+    if i < 0:
+        raise lost_offsets(log, offset, found.segments[0])
+    segment = found.segments[i]
+    while True:
+        log.prepare(segment, state)
+        end[0] = log.end_of(segment, state)
+        if segment.locate(offset, end[0], place):
+            return segment
+        # behind the last batch of its segment: a hole that is legal, or lost records
+        i = bisect_right(found.bases, segment.base_offset)
+        if i >= len(found.segments) or segment.base_offset >= state.active_base:
+            raise lost_offsets(log, offset, segment)
+        if not segment.gaps and place.expected_offset != (<Segment>found.segments[i]).base_offset:
+            raise lost_offsets(log, place.expected_offset, found.segments[i])
+        segment = found.segments[i]
+        if segment.base_offset >= stop:
+            return None
 
 
 cdef int collect_aborted(
