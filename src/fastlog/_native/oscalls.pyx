@@ -372,6 +372,8 @@ FAILPOINTS = (
     "store.folders_made", "store.made", "store.topic_written", "store.topic_altering", "store.topic_altered", "store.topic_deleting",
     "store.partition_made", "store.partition_named", "store.partition_renamed", "store.topic_forgotten", "store.closing",
     "store.checkpoints_written", "store.marked", "backup.linked", "backup.copied", "backup.finished",
+    "transaction.opened", "transaction.entered", "transaction.synced", "transaction.decided", "transaction.marked",
+    "transaction.completed",
     "group.stripped", "group.seated", "group.published", "group.moving", "group.copied", "group.retired", "group.taken",
     "group.released",
 )
