@@ -1,4 +1,4 @@
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from os import PathLike
 from types import TracebackType
@@ -34,9 +34,12 @@ __all__ = [
     "ReplayedBatch",
     "SharedPage",
     "Waiter",
+    "arrow_schema",
+    "arrow_stream",
     "bell_of",
     "diagnose",
     "encode_batch",
+    "mark_deleted",
     "read_batch",
     "scan_index",
     "scan_segment",
@@ -271,6 +274,7 @@ class PartitionLog:
     def records(self, start: int | None = None, stop: int | None = None) -> Iterator[Record]: ...
     def replay(self, start: int | None = None) -> Iterator[ReplayedBatch]: ...
     def offset_for_time(self, timestamp: int | datetime) -> int | None: ...
+    def reconfigure(self, config: LogConfig) -> None: ...
     def flush(self) -> int: ...
     def flush_until(self, offset: int) -> None: ...
     def delete_records(self, before: int) -> int: ...
@@ -287,6 +291,11 @@ class PartitionLog:
         exception: BaseException | None,
         traceback: TracebackType | None,
     ) -> None: ...
+
+def arrow_schema(columns: tuple[str, ...]) -> object: ...
+def arrow_stream(
+    batches: Iterable[RecordBatch], columns: tuple[str, ...], requested_schema: object | None = None
+) -> object: ...
 
 class SharedPage:
     path: str
@@ -347,6 +356,7 @@ class Waiter:
     def wake(self) -> None: ...
 
 def bell_of(topic: str, partition: int) -> int: ...
+def mark_deleted(path: str, lock_timeout_ms: int) -> bool: ...
 def diagnose(path: str | PathLike[str] | None = None) -> dict[str, Any]: ...
 def encode_batch(
     values: Any,

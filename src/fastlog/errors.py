@@ -67,6 +67,10 @@ class Error(Exception):
     retriable: ClassVar[bool] = False
     kafka_code: ClassVar[int | None] = None
 
+    outcome: str | None = None
+    """What became of the transaction that could not be committed: ``"aborted"``, or ``"unknown"``: then ``commit`` may
+    be repeated, and finds out. None when the error does not speak of a whole transaction."""
+
 
 class ConfigError(Error):
     """An option is unknown, malformed, out of range, or differs from the one stored with the partition."""
@@ -160,9 +164,23 @@ class CorruptRecordError(CorruptLogError):
 
 
 class InvalidRecordError(Error):
-    """What was passed to ``append`` cannot become records. Nothing was written."""
+    """What was passed to ``append`` cannot become records. Nothing was written.
+
+    When consuming: a deserializer failed on a record, which the attributes name.
+
+    Attributes:
+        topic, partition, offset: of the record that cannot be decoded; None when writing.
+    """
 
     kafka_code = 87
+
+    def __init__(
+        self, message: str, topic: str | None = None, partition: int | None = None, offset: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.topic = topic
+        self.partition = partition
+        self.offset = offset
 
 
 class RecordTooLargeError(Error):
