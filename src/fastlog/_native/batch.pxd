@@ -1,6 +1,6 @@
 # Decoded batches as Python sees them: columns, records, headers.
 
-from libc.stdint cimport int32_t, int64_t, uint8_t
+from libc.stdint cimport int32_t, int64_t
 
 from fastlog._native.memory cimport Block, ColumnarBatch
 
@@ -38,7 +38,6 @@ cdef class HeadersColumn:
 
 cdef class RecordBatch(ColumnarBatch):
     cdef readonly str topic
-    cdef readonly int partition
     cdef readonly int64_t base_offset
     cdef readonly int64_t next_offset
     cdef bint is_append_time

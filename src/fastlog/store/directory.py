@@ -116,8 +116,7 @@ class Directory:
         directory._closers = []
         directory._held = {}
         directory._bells = directory._page = None
-        directory._slots = None
-        directory._watcher = None
+        directory._slots = directory._watcher = None
         directory._seen = -1
         directory._looked_at = 0
         directory._version = 1
@@ -217,13 +216,14 @@ class Directory:
                 self._closers.pop()()
             except Exception as error:
                 errors.append(error)
-        if self._watcher is not None:
-            self._watcher.close()
         with self._mutex:
             if self._is_closed:
                 return
             self._is_closed = True
             self._held.clear()
+            watcher = self._watcher
+        if watcher is not None:
+            watcher.close()
         errors += self._pool.close()
         if self._presence >= 0:
             try:
@@ -266,6 +266,11 @@ class Directory:
         """Have something called by ``close``, before partitions are closed; the last one added is called first."""
         self._require_open()
         self._closers.append(closer)
+
+    def remove_closer(self, closer: Callable[[], object]) -> None:
+        """Do not call it any more: what it closes is closed. One that is not there is passed over."""
+        if closer in self._closers:
+            self._closers.remove(closer)
 
     def __enter__(self) -> Directory:
         self._require_open()
@@ -523,8 +528,7 @@ class Directory:
 
     @property
     def slots(self) -> Slots:
-        """Where owners of something in this store say that they live. Raises NotSupportedError with
-        ``read_only=True``."""
+        """Locked bytes that tell who lives. Raises NotSupportedError with ``read_only=True``."""
         self._require_writable()
         with self._mutex:
             if self._slots is None:
@@ -533,13 +537,17 @@ class Directory:
 
     @property
     def watcher(self) -> Watcher:
-        """The thread that notices deaths, and does what is to be done from time to time; its first task starts it.
-        Raises NotSupportedError with ``read_only=True``."""
-        self._require_writable()
+        """Tells of owners of slots that died. Raises NotSupportedError with ``read_only=True``."""
+        slots = self.slots
         with self._mutex:
             if self._watcher is None:
-                self._watcher = Watcher(self.slots)
+                self._require_open()
+                self._watcher = Watcher(slots)
             return self._watcher
+
+    def open_logs(self) -> list[tuple[TopicPartition, PartitionLog]]:
+        """The partitions that are open here now; not to be closed by the caller, maybe closed meanwhile."""
+        return [(TopicPartition(key.topic, key.partition), log) for key, log in self._pool.each_open()]
 
     # --- partitions --------------------------------------------------------------------------------------------------
 
