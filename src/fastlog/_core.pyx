@@ -498,9 +498,7 @@ cdef class PartitionLog(Handle):
                     # nobody vouches for indexes that had to leave something out
                     continue
                 segment.index_checksums = segment.compute_checksums()
-            checksums[segment.base_offset] = files.checksum_entry(
-                (*segment.index_checksums[:2], segment.transaction_checksum), segment.size
-            )
+            checksums[segment.base_offset] = files.checksum_entry(segment)
         oscalls.sync_directory(self.path)
         durable.base = state.active_base
         durable.position = state.end_position
@@ -535,13 +533,7 @@ cdef class PartitionLog(Handle):
         for name in names:
             if name.endswith(".txnindex"):
                 oscalls.sync_file(f"{self.path}/{name}")
-        if f"{state.end_offset:020d}.snapshot" not in names:
-            sizes = self.sizes_at(state)
-            states = snapshots.rebuild(self.path, names, sizes, state.end_offset).states
-            snapshots.forget_idle(self.path, states, sizes, os_c.clock_milliseconds())
-            snapshots.write_snapshot(self.path, states)
-        offsets = [*snapshots.snapshot_offsets(names), state.end_offset]
-        snapshots.remove_snapshots(self.path, snapshots.stale_snapshots(offsets, list_.bases, state.end_offset))
+        snapshots.renew(self.path, names, self.sizes_at(state), state.end_offset, state.end_offset)
         return 0
 
     cdef int forget_files(self) except -1:
@@ -581,21 +573,21 @@ cdef class PartitionLog(Handle):
 
     # --- offsets -----------------------------------------------------------------------------------------------------
 
+    cdef Published published(self) except *:
+        cdef Published state
+        self.require_open()
+        read_published(self.control.page, &state)
+        return state
+
     @property
     def start_offset(self) -> int:
         """Log start offset: the first offset that can be read."""
-        self.require_open()
-        cdef Published state
-        read_published(self.control.page, &state)
-        return state.start_offset
+        return self.published().start_offset
 
     @property
     def end_offset(self) -> int:
         """Log end offset: the offset that the next record will get."""
-        self.require_open()
-        cdef Published state
-        read_published(self.control.page, &state)
-        return state.end_offset
+        return self.published().end_offset
 
     @property
     def durable_offset(self) -> int:
@@ -608,9 +600,7 @@ cdef class PartitionLog(Handle):
     @property
     def last_stable_offset(self) -> int:
         """Offset of the first record of the oldest open transaction; the end offset when none is open."""
-        self.require_open()
-        cdef Published state
-        read_published(self.control.page, &state)
+        cdef Published state = self.published()
         return state.end_offset if state.first_unstable_offset < 0 else max(state.first_unstable_offset, state.start_offset)
 
     @property

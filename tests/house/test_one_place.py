@@ -11,7 +11,7 @@ from tests.house.sources import line_of, module_name, place, read, source_files,
 
 LAYOUT = "src/fastlog/_native/layout.pxd"
 # the records of internal topics are formats of their own, each in one file
-RECORD_FORMATS = {"src/fastlog/groups/formats.py"}
+RECORD_FORMATS = {"src/fastlog/groups/formats.py", "src/fastlog/transactions/records.py"}
 OSCALLS = ("src/fastlog/_native/oscalls.pyx", "src/fastlog/_native/oscalls.pxd")
 # They read and write what their user named, and never a file of a log.
 USERS = ("fastlog.cli", "fastlog.demo", "fastlog.__main__")

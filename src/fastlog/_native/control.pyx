@@ -143,11 +143,6 @@ cdef class Control:
                     oscalls.close_file(fd)
         self.folder_fd = self.control_fd = self.sync_fd = -1
 
-    @property
-    def opener(self):
-        """(process id, wall clock in milliseconds) of who made the page."""
-        return self.page.opener_pid, self.page.opened
-
     cdef int lock_writer(self) except -1:
         """Take the writer lock. Raises LockedError after ``lock_timeout``."""
         cdef int result

@@ -372,6 +372,8 @@ FAILPOINTS = (
     "store.folders_made", "store.made", "store.topic_written", "store.topic_altering", "store.topic_altered", "store.topic_deleting",
     "store.partition_made", "store.partition_named", "store.partition_renamed", "store.topic_forgotten", "store.closing",
     "store.checkpoints_written", "store.marked", "backup.linked", "backup.copied", "backup.finished",
+    "transaction.opened", "transaction.entered", "transaction.synced", "transaction.decided", "transaction.marked",
+    "transaction.completed",
     "group.stripped", "group.seated", "group.published", "group.moving", "group.copied", "group.retired", "group.taken",
     "group.released",
 )
@@ -865,6 +867,16 @@ def unlock(fd: int) -> None:
     os_lock(fd, UNLOCK)
 
 
+cdef object examined(str path, bint is_expected=True, bint follows=True):
+    """What ``stat`` says of a path; None when nothing is there, unless that is an error."""
+    try:
+        return os.stat(path, follow_symlinks=follows)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not is_expected:
+            return None
+        raise translated("examine", path, error) from None
+
+
 def link(source: str, target: str) -> None:
     """Give a file a second name."""
     checked(CALL_LINK, "link", source)
@@ -877,13 +889,8 @@ def link(source: str, target: str) -> None:
 def identity(path: str) -> tuple | None:
     """(size, inode) of a regular file, or None when there is no such file."""
     checked(CALL_FSTAT, "examine", path)
-    try:
-        status = os.stat(path, follow_symlinks=False)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise translated("examine", path, error) from None
-    return status.st_size, status.st_ino
+    status = examined(path, is_expected=False, follows=False)
+    return None if status is None else (status.st_size, status.st_ino)
 
 
 def inode_of(fd: int) -> int:
@@ -893,19 +900,13 @@ def inode_of(fd: int) -> int:
 
 def change_time(path: str) -> int:
     """When the entries of a directory last changed, in nanoseconds."""
-    try:
-        return os.stat(path).st_mtime_ns
-    except OSError as error:
-        raise translated("examine", path, error) from None
+    return examined(path).st_mtime_ns
 
 
 def modified_at(path: str) -> int:
     """When a file was last written to, milliseconds since the epoch."""
     checked(CALL_FSTAT, "examine", path)
-    try:
-        return os.stat(path).st_mtime_ns // 1_000_000
-    except OSError as error:
-        raise translated("examine", path, error) from None
+    return examined(path).st_mtime_ns // 1_000_000
 
 
 def set_modified(path: str, milliseconds: int) -> None:
@@ -919,12 +920,9 @@ def set_modified(path: str, milliseconds: int) -> None:
 def file_size(path: str) -> int | None:
     """Size of a regular file in bytes, or None when there is no such file."""
     checked(CALL_FSTAT, "examine", path)
-    try:
-        status = os.stat(path, follow_symlinks=False)
-    except FileNotFoundError:
+    status = examined(path, is_expected=False, follows=False)
+    if status is None:
         return None
-    except OSError as error:
-        raise translated("examine", path, error) from None
     if not stat_codes.S_ISREG(status.st_mode):
         raise StorageError(f"{path} is not a regular file: fastlog does not follow links or read special files there")
     return status.st_size
@@ -932,20 +930,13 @@ def file_size(path: str) -> int | None:
 
 def is_directory(path: str) -> bool | None:
     """Whether ``path`` is a directory; None when nothing is there."""
-    try:
-        return stat_codes.S_ISDIR(os.stat(path).st_mode)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise translated("examine", path, error) from None
+    status = examined(path, is_expected=False)
+    return None if status is None else stat_codes.S_ISDIR(status.st_mode)
 
 
 def inode(path: str) -> int:
     """Inode number of a directory: a copy of it has another one."""
-    try:
-        return os.stat(path).st_ino
-    except OSError as error:
-        raise translated("examine", path, error) from None
+    return examined(path).st_ino
 
 
 def make_directory(path: str) -> None:
@@ -1173,17 +1164,6 @@ def descriptor_limit() -> int:
 def process_id() -> int:
     """Id of the calling process."""
     return os.getpid()
-
-
-def process_is_alive(pid: int) -> bool:
-    """Whether a process with this id exists. For messages only: ids are reused."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 # --- processes ---------------------------------------------------------------------------------------------------------

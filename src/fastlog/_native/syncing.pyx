@@ -261,15 +261,8 @@ def write_meta(Handle log, meta: object) -> None:
 cdef int write_producers(Handle log, const Published* state) except -1:
     """The snapshot of producers that belongs to the active segment; from what is closed, which never changes."""
     cdef Published current = state[0]
-    names = oscalls.list_directory(log.path)
-    base = state.active_base
-    if f"{base:020d}.snapshot" not in names:
-        closed = [pair for pair in log.sizes_at(&current) if pair[0] < base]
-        states = snapshots.rebuild(log.path, names, closed, base).states
-        snapshots.forget_idle(log.path, states, closed, oscalls.wall_clock())
-        snapshots.write_snapshot(log.path, states)
-    bases = files.segment_bases(names)
-    snapshots.remove_snapshots(log.path, snapshots.stale_snapshots(snapshots.snapshot_offsets(names), bases, state.end_offset))
+    closed = [pair for pair in log.sizes_at(&current) if pair[0] < state.active_base]
+    snapshots.renew(log.path, oscalls.list_directory(log.path), closed, state.active_base, state.end_offset)
     return 0
 
 
@@ -323,7 +316,7 @@ def sync_rolled(Handle log) -> None:
                 segment.sync_indexes()
                 segment.index_checksums = segment.compute_checksums()
             if segment.index_checksums is not None:
-                checksums[segment.base_offset] = files.checksum_entry((*segment.index_checksums[:2], segment.transaction_checksum), segment.size)
+                checksums[segment.base_offset] = files.checksum_entry(segment)
             if segment is not log.active:
                 segment.close_files()
         if not log.read_only and checksums:
