@@ -19,6 +19,7 @@ from fastlog._core import PartitionLog
 from fastlog._native import oscalls
 from fastlog.errors import NotSupportedError, StorageError, UnknownTopicError, UnsupportedFormatError
 from fastlog.partition import files as partition_files
+from fastlog.reports import SegmentInfo
 from fastlog.store import catalog, files, naming
 from fastlog.store.catalog import TopicInfo
 
@@ -170,16 +171,26 @@ def capture_partition(info: TopicInfo, partition: int, log: PartitionLog, stage:
                 raise
             files.remove_tree(folder)
             continue
-        bases = {segment.base_offset for segment in segments}
-        inodes = [oscalls.identity(segment.path) for segment in segments]
-        links = [oscalls.identity(files_path(folder, segment.base_offset)) for segment in segments]
-        if meta is not None and bases <= {segment.base_offset for segment in log.segments()}:
-            if [each and each[1] for each in inodes] == [each and each[1] for each in links]:
-                sizes = {segment.base_offset: segment.size for segment in segments}
-                end_offset = segments[-1].end_offset
-                return _Captured(info, partition, folder, start_offset, end_offset, sizes, meta, checksums)
+        if meta is not None and is_as_listed(log, segments, folder):
+            sizes = {segment.base_offset: segment.size for segment in segments}
+            return _Captured(info, partition, folder, start_offset, segments[-1].end_offset, sizes, meta, checksums)
         files.remove_tree(folder)
     raise StorageError(f"{log.path} changed {MOST_ATTEMPTS} times while it was backed up: try again")
+
+
+def is_as_listed(log: PartitionLog, segments: list[SegmentInfo], folder: str) -> bool:
+    """Whether the links are of the files that were listed, and all of them were there at one moment."""
+    if not {segment.base_offset for segment in segments} <= {segment.base_offset for segment in log.segments()}:
+        return False
+    for segment in segments:
+        link = oscalls.identity(files_path(folder, segment.base_offset))
+        found = oscalls.identity(segment.path)
+        if link is None or found is None or link[1] != found[1]:
+            return False
+        # a closed segment has the size that it was closed with; the active one may have grown
+        if link[0] < segment.size or (segment is not segments[-1] and link[0] != segment.size):
+            return False
+    return True
 
 
 def files_path(folder: str, base_offset: int) -> str:
