@@ -10,16 +10,23 @@
     ├── LockedError                 another process (or handle) holds what is needed         retriable
     ├── StorageError                the operating system refused a read, write or sync
     │   └── StorageFullError        no space, quota or file-size limit left                  retriable
+    ├── BufferFullError             a producer's buffer stayed full: the disk is slower      kafka 7, retriable
+    ├── DeliveryTimeoutError        a delivery, or a flush, was not decided in time          kafka 7, retriable
     ├── UnsupportedFormatError      the files are newer, older or somebody else's
     ├── CorruptLogError             stored bytes no longer check out                         kafka 2
     │   └── CorruptRecordError      the checksum holds, but the format is broken             kafka 2
     ├── InvalidRecordError          what was passed to append cannot become records          kafka 87
     ├── RecordTooLargeError         a record, an append or a content exceeds its limit       kafka 10
     ├── OffsetOutOfRangeError       the offset is below the start or beyond the end          kafka 1
+    ├── UnknownTopicError           there is no topic, or no partition, of that name         kafka 3
+    ├── TopicExistsError            a topic of that name is there already                    kafka 36
+    ├── InvalidTopicError           the name, or the number of partitions, is not allowed    kafka 17
     ├── FencedError                 somebody else was there first: a condition of the append does not hold
     ├── ProducerFencedError         a newer epoch of the same producer id has written        kafka 47
     ├── OutOfOrderSequenceError     a batch of an idempotent producer is missing or too old  kafka 45
-    └── TransactionError            the state of the transaction does not allow this         kafka 48
+    ├── TransactionError            the state of the transaction does not allow this         kafka 48
+    ├── CommitFailedError           the partitions belong to somebody else by now            kafka 22
+    └── GroupError                  the member cannot go on in its consumer group
 
 ``retriable`` says whether the same call may succeed later without a change by the caller;
 ``kafka_code`` is the error code of the Kafka protocol, where Kafka has one.
@@ -30,14 +37,19 @@ from __future__ import annotations
 from typing import ClassVar
 
 __all__ = [
+    "BufferFullError",
     "ClosedError",
+    "CommitFailedError",
     "ConfigError",
     "CorruptLogError",
     "CorruptRecordError",
+    "DeliveryTimeoutError",
     "Error",
     "FencedError",
     "ForkedHandleError",
+    "GroupError",
     "InvalidRecordError",
+    "InvalidTopicError",
     "LockedError",
     "NotSupportedError",
     "OffsetOutOfRangeError",
@@ -46,7 +58,9 @@ __all__ = [
     "RecordTooLargeError",
     "StorageError",
     "StorageFullError",
+    "TopicExistsError",
     "TransactionError",
+    "UnknownTopicError",
     "UnsupportedFormatError",
 ]
 
@@ -110,6 +124,20 @@ class StorageFullError(StorageError):
     """No space, quota or file-size limit is left. Nothing was appended; the log stays usable."""
 
     retriable = True
+
+
+class BufferFullError(Error):
+    """A producer's ``buffer_memory`` was full for ``max_block``: the record was not sent. Send it again later."""
+
+    retriable = True
+    kafka_code = 7
+
+
+class DeliveryTimeoutError(Error, TimeoutError):
+    """What became of a record was not decided in time. Whether it is still on its way the message tells."""
+
+    retriable = True
+    kafka_code = 7
 
 
 class UnsupportedFormatError(Error):
@@ -258,14 +286,59 @@ class OutOfOrderSequenceError(Error):
 
 
 class TransactionError(Error):
-    """The state of the producer's transaction does not allow this batch. Nothing was written.
+    """The state of the producer's transaction does not allow this; when appending: nothing was written.
 
     Attributes:
-        producer_id: the producer.
+        producer_id: the producer, or None.
+        outcome: what is known of the transaction: ``"aborted"``, or ``"unknown"`` (then the commit may be repeated);
+        None
+            when the error does not speak of a whole transaction.
     """
 
     kafka_code = 48
 
-    def __init__(self, message: str, producer_id: int | None = None) -> None:
+    def __init__(self, message: str, producer_id: int | None = None, outcome: str | None = None) -> None:
         super().__init__(message)
         self.producer_id = producer_id
+        self.outcome = outcome
+
+
+class UnknownTopicError(Error):
+    """There is no such topic, or it has no such partition; it may have been deleted while it was open.
+
+    Attributes:
+        topic: the name that was asked for.
+        partition: the partition that was asked for, or None.
+    """
+
+    kafka_code = 3
+
+    def __init__(self, message: str, topic: str | None = None, partition: int | None = None) -> None:
+        super().__init__(message)
+        self.topic = topic
+        self.partition = partition
+
+
+class TopicExistsError(Error):
+    """A topic of that name is there already. Nothing was changed."""
+
+    kafka_code = 36
+
+
+class InvalidTopicError(Error):
+    """A topic cannot have that name or that number of partitions. Nothing was changed."""
+
+    kafka_code = 17
+
+
+class CommitFailedError(Error):
+    """The offsets were not committed: the partitions were given to another member of the group meanwhile.
+
+    What was handled since the last commit will be handled again, by that member.
+    """
+
+    kafka_code = 22
+
+
+class GroupError(Error):
+    """This member cannot go on in its consumer group: it was replaced or removed. Close it, and open another one."""

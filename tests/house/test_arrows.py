@@ -42,13 +42,15 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("fastlog._native.syncing",),
     ("fastlog._native.appending", "fastlog._native.reading"),
     ("fastlog._native.maintaining", "fastlog._native.replaying"),
+    ("fastlog._native.accumulator",),
     ("fastlog._core",),
+    ("fastlog.clients",),
     ("fastlog",),
     ("fastlog.demo",),
     ("fastlog.cli",),
     ("fastlog.__main__",),
 )
-PACKAGES = {"fastlog.partition", "fastlog.demo", "fastlog.cli"}
+PACKAGES = {"fastlog.partition", "fastlog.clients", "fastlog.demo", "fastlog.cli"}
 LEVEL = {room: level for level, row in enumerate(ROWS) for room in row}
 
 # What else a room may stand on, besides the standard library. Everything else stays an option of the user.

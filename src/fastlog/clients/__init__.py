@@ -1,0 +1,1 @@
+"""What applications use of a store: producers, transactions, consumers, and the store itself."""
