@@ -43,6 +43,7 @@ from fastlog._native import replaying as replaying_room
 from fastlog._native.checksum import IMPLEMENTATION as CHECKSUM_IMPLEMENTATION
 from fastlog._native.encoder import encode_batch
 from fastlog._native.inspect import read_batch, scan_index, scan_segment
+from fastlog._native.shared import Bells, SharedPage, Waiter, bell_of
 from fastlog._native.syncing import wake_flusher
 from fastlog._native.transactions import TransactionIndex, end_transaction_marker
 from fastlog._native.validator import validate_batches
@@ -59,6 +60,7 @@ from fastlog.reports import CODECS, OpenTransaction, SegmentInfo
 __all__ = [
     "Accumulator",
     "BatchDelivery",
+    "Bells",
     "BinaryColumn",
     "Delivery",
     "HeadersColumn",
@@ -68,6 +70,9 @@ __all__ = [
     "RecordBatches",
     "RecordCursor",
     "ReplayedBatch",
+    "SharedPage",
+    "Waiter",
+    "bell_of",
     "diagnose",
     "encode_batch",
     "murmur2",

@@ -30,6 +30,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("fastlog._native.decoder", "fastlog._native.encoder", "fastlog._native.index"),
     ("fastlog._native.arrow", "fastlog._native.scanner", "fastlog._native.transactions", "fastlog._native.control"),
     (
+        "fastlog._native.shared",
         "fastlog._native.batch",
         "fastlog._native.cleaner",
         "fastlog._native.segment",
@@ -41,16 +42,22 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("fastlog._native.handle",),
     ("fastlog._native.syncing",),
     ("fastlog._native.appending", "fastlog._native.reading"),
-    ("fastlog._native.maintaining", "fastlog._native.replaying"),
-    ("fastlog._native.accumulator",),
+    ("fastlog._native.maintaining", "fastlog._native.replaying", "fastlog._native.accumulator"),
     ("fastlog._core",),
+    ("fastlog.liveness",),
+    ("fastlog.store",),
+    ("fastlog.groups",),
+    ("fastlog.transactions",),
     ("fastlog.clients",),
     ("fastlog",),
     ("fastlog.demo",),
     ("fastlog.cli",),
     ("fastlog.__main__",),
 )
-PACKAGES = {"fastlog.partition", "fastlog.clients", "fastlog.demo", "fastlog.cli"}
+PACKAGES = {
+    *("fastlog.partition", "fastlog.demo", "fastlog.cli"),
+    *("fastlog.liveness", "fastlog.store", "fastlog.groups", "fastlog.transactions", "fastlog.clients"),
+}
 LEVEL = {room: level for level, row in enumerate(ROWS) for room in row}
 
 # What else a room may stand on, besides the standard library. Everything else stays an option of the user.

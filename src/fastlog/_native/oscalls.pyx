@@ -7,8 +7,10 @@ Every call can be made to fail, or to move fewer bytes than asked for, by ``inje
 
 import errno as errno_codes
 import os
+import resource
 import stat as stat_codes
 
+from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EACCES, EAGAIN, EINTR, EIO, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.string cimport memset, strerror
@@ -311,8 +313,12 @@ FAILPOINTS = (
     "append.unlocked", "roll.begun", "roll.created", "roll.published", "takeover.begun", "takeover.cut", "takeover.done",
     "sync.locked", "sync.synced", "sync.published", "sync.unlocked", "open.exclusive", "open.page_unlinked", "open.recovered",
     "open.page_written", "open.shared", "open.attached", "close.exclusive", "close.synced", "close.marked", "delete.published",
-    "delete.removed", "compaction.swapped", "compaction.odd", "compaction.indexes_unlinked", "compaction.moved",
+    "delete.removed", "page.filling", "page.filled", "page.published", "page.retiring",
+    "compaction.swapped", "compaction.odd", "compaction.indexes_unlinked", "compaction.moved",
     "compaction.sources_unlinked", "compaction.indexes_installed", "compaction.swap_unlinked", "compaction.even",
+    "store.folders_made", "store.made", "store.topic_written", "store.topic_altering", "store.topic_altered", "store.topic_deleting",
+    "store.partition_made", "store.partition_named", "store.partition_renamed", "store.topic_forgotten", "store.closing",
+    "store.checkpoints_written", "store.marked", "backup.linked", "backup.copied", "backup.finished",
 )
 FAILPOINT_ACTIONS = ("kill", "stop")
 cdef int failpoint_armed = -1
@@ -986,7 +992,8 @@ def remove(path: str) -> bool:
 def replace_file(path: str, data: bytes) -> None:
     """Write ``path`` as a whole: temporary file, sync, rename, directory sync. Either all of it is there, or nothing changed."""
     # a name of its own: other processes may be replacing the same file
-    temporary = f"{path}.{os.urandom(4).hex()}.tmp"
+    folder, name = os.path.split(path)
+    temporary = f"{folder}/{name[:200]}.{os.urandom(4).hex()}.tmp"
     fd = open_file(temporary, writable=True, new=True)
     try:
         try:
@@ -1002,6 +1009,82 @@ def replace_file(path: str, data: bytes) -> None:
             pass
         raise
     sync_directory(os.path.dirname(path))
+
+
+def entry_kind(path: str) -> str | None:
+    """``"file"``, ``"directory"``, ``"link"`` or ``"other"``; None when nothing is there. Links are not followed."""
+    try:
+        mode = os.lstat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise translated("examine", path, error) from None
+    if stat_codes.S_ISREG(mode):
+        return "file"
+    if stat_codes.S_ISDIR(mode):
+        return "directory"
+    return "link" if stat_codes.S_ISLNK(mode) else "other"
+
+
+def file_stamp(path: str) -> tuple | None:
+    """(inode, size, times of the last change in nanoseconds): another one once the file was replaced or written to. None when
+    there is no such file."""
+    checked(CALL_FSTAT, "examine", path)
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise translated("examine", path, error) from None
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def create_directory(path: str) -> bool:
+    """Create one directory (mode 0700) below an existing one; False when something of that name is there. Not synced."""
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise translated("create", path, error) from None
+    return True
+
+
+def remove_directory(path: str) -> bool:
+    """Remove an empty directory; False when it was not there."""
+    checked(CALL_UNLINK, "remove", path)
+    try:
+        os.rmdir(path)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise translated("remove", path, error) from None
+    return True
+
+
+def try_share(fd: int, path: str) -> bool:
+    """Hold an OFD read lock on the first byte of an open file: others may share it, nobody (a Java ``FileChannel.lock`` included)
+    may lock the file alone. False when somebody does. The kernel frees it when the file is closed, at the latest on death."""
+    cdef int result = os_attach(fd)
+    if result == -EAGAIN or result == -EACCES:
+        return False
+    if result < 0:
+        raise storage_error("lock", path, result)
+    return True
+
+
+def nap(milliseconds: float) -> None:
+    """Sleep, and let signals in afterwards. Other threads run meanwhile."""
+    cdef int64_t nanoseconds = <int64_t>(milliseconds * 1_000_000)
+    with nogil:
+        fastlog_nap(nanoseconds)
+    PyErr_CheckSignals()
+
+
+def descriptor_limit() -> int:
+    """How many files this process may have open at once."""
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return (1 << 20) if soft == resource.RLIM_INFINITY else soft
 
 
 def process_id() -> int:

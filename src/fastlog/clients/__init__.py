@@ -1,1 +1,1 @@
-"""What applications use of a store: producers, transactions, consumers, and the store itself."""
+"""What applications hold: stores, producers, consumers, transactions."""

@@ -1,0 +1,143 @@
+"""Which topics there are: ``config/<topic>.json``, read again when somebody changed them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Final
+
+from fastlog._native import oscalls
+from fastlog.errors import CorruptLogError, Error
+from fastlog.store import files, naming
+
+SUFFIX: Final = ".json"
+# a change in the same tick of the file system's clock could not be told from the one before
+TICK_MS: Final = 50
+
+
+@dataclass(frozen=True, slots=True)
+class TopicInfo:
+    """One topic, as it was when this was made.
+
+    Attributes:
+        name: its name.
+        topic_id: 22 characters, as Kafka writes ids; a topic that was deleted and created again has another one.
+        partitions: how many it has.
+        options: the options that were given, under Kafka's dotted names; sizes in bytes, durations in milliseconds.
+        internal: whether fastlog keeps it for itself.
+    """
+
+    name: str
+    topic_id: str
+    partitions: int
+    options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    internal: bool = False
+
+
+def topic_path(config: str, name: str) -> str:
+    """Path of a topic's file."""
+    return f"{config}/{name}{SUFFIX}"
+
+
+def write_topic(config: str, info: TopicInfo, *, deleting: bool = False) -> None:
+    """Write a topic's file, atomically and durably."""
+    payload: dict[str, Any] = {
+        "name": info.name,
+        "topic_id": info.topic_id,
+        "partitions": info.partitions,
+        "internal": info.internal,
+        "options": dict(info.options),
+    }
+    if deleting:
+        payload["deleting"] = True
+    files.write_json(topic_path(config, info.name), payload)
+
+
+def read_topic(config: str, name: str) -> tuple[TopicInfo, bool] | None:
+    """A topic and whether its deletion has begun; None when there is none. Raises CorruptLogError,
+    UnsupportedFormatError."""
+    path = topic_path(config, name)
+    payload = files.read_json(path)
+    if payload is None:
+        return None
+    partitions, options = payload.get("partitions"), payload.get("options", {})
+    if (
+        payload.get("name") != name
+        or not naming.is_id(payload.get("topic_id"))
+        or isinstance(partitions, bool)
+        or not isinstance(partitions, int)
+        or not 1 <= partitions <= naming.MOST_PARTITIONS
+        or not isinstance(options, dict)
+    ):
+        raise CorruptLogError(
+            f"{path} is damaged: its name, topic_id, partitions or options are not what a topic has; nothing was "
+            "touched. "
+            f"Bring the file back from a backup",
+            path,
+            0,
+        )
+    info = TopicInfo(
+        name, payload["topic_id"], partitions, MappingProxyType(options), bool(payload.get("internal", False))
+    )
+    return info, bool(payload.get("deleting", False))
+
+
+class Catalog:
+    """The topics of a store as last read. Not thread-safe: its directory guards it.
+
+    Attributes:
+        topics: what there is.
+        deleting: topics whose deletion was begun, and not finished by who began it.
+        damaged: topics whose file cannot be used, and why.
+    """
+
+    def __init__(self, config: str) -> None:
+        self.config = config
+        self.topics: dict[str, TopicInfo] = {}
+        self.deleting: dict[str, TopicInfo] = {}
+        self.damaged: dict[str, Error] = {}
+        self._stamps: dict[str, tuple[int, ...]] = {}
+        self._read_at = (-1, -1)
+
+    def looks_changed(self) -> bool:
+        """Whether the folder changed since it was last read, as far as its time tells; one system call."""
+        changed, read_at = self._read_at
+        now = oscalls.change_time(self.config)
+        return now != changed or abs(read_at - changed // 1_000_000) <= TICK_MS
+
+    def read(self) -> bool:
+        """Read what changed; whether anything did."""
+        now = oscalls.wall_clock()
+        self._read_at = oscalls.change_time(self.config), now
+        before = self._stamps
+        stamps: dict[str, tuple[int, ...]] = {}
+        for file_name in oscalls.list_directory(self.config):
+            name = file_name.removesuffix(SUFFIX)
+            if name == file_name or file_name.startswith("."):
+                continue
+            stamp = oscalls.file_stamp(f"{self.config}/{file_name}")
+            if stamp is None:
+                continue
+            stamps[name] = stamp
+            if stamp != before.get(name):
+                self._forget(name)
+                self._read_one(name)
+        for name in before.keys() - stamps.keys():
+            self._forget(name)
+        self._stamps = stamps
+        return stamps != before
+
+    def _forget(self, name: str) -> None:
+        for known in (self.topics, self.deleting, self.damaged):
+            known.pop(name, None)
+
+    def _read_one(self, name: str) -> None:
+        try:
+            naming.check_name(name)
+            found = read_topic(self.config, name)
+        except Error as error:
+            self.damaged[name] = error
+            return
+        if found is not None:
+            (self.deleting if found[1] else self.topics)[name] = found[0]

@@ -1,0 +1,577 @@
+"""One opened store: its topics, and its partitions, opened when they are needed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Final
+
+from fastlog._core import PartitionLog
+from fastlog._native import oscalls
+from fastlog.config import DEFAULT_DURABILITY, DURABILITY_LEVELS, ISOLATION_LEVELS, parse_duration_ms
+from fastlog.errors import (
+    ClosedError,
+    ConfigError,
+    Error,
+    ForkedHandleError,
+    InvalidTopicError,
+    LockedError,
+    NotSupportedError,
+    StorageError,
+    TopicExistsError,
+    UnknownTopicError,
+    UnsupportedFormatError,
+)
+from fastlog.partition import files as partition_files
+from fastlog.store import catalog, deleting, files, naming, options, setup
+from fastlog.store.catalog import Catalog, TopicInfo
+from fastlog.store.leases import Key, Lease, LogPool
+
+logger = logging.getLogger("fastlog.store")
+
+DEFAULT_LOCK_TIMEOUT: Final = 30_000
+INTERNAL_PARTITIONS: Final = 50
+INTERNAL_OPTIONS: Final = {"cleanup.policy": "compact", "segment.bytes": 100 * 1024 * 1024}
+
+
+class Directory:
+    """A directory of topics, opened with ``Directory.open``: a context manager, or call ``close``. Thread-safe.
+
+    Any number of processes may have a store open at once. What one of them creates, changes or deletes the others see
+    at
+    their next call. Partitions are opened when they are first leased, and their folders created then.
+
+    Attributes:
+        root: the folder, absolute.
+        durability: the level at which partitions are opened; see ``PartitionLog.append``.
+        read_only: whether the handle may change anything.
+        cluster_id: 22 characters, made when the store was made.
+        control: the folder of shared pages, wiped when nobody has the store open.
+    """
+
+    def __init__(self) -> None:
+        raise TypeError("use Directory.open(path)")
+
+    # --- opening and closing
+    # -------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def open(
+        path: str | os.PathLike[str],
+        *,
+        durability: str = DEFAULT_DURABILITY,
+        read_only: bool = False,
+        flush_interval: float | str | timedelta | None = None,
+        lock_timeout: float | str | timedelta | None = None,
+    ) -> Directory:
+        """Open the store in the folder ``path``; a writer creates it when it is not there.
+
+        Args:
+            path: the folder.
+            durability: ``"group"`` (default), ``"batch"``, ``"interval"`` or ``"os"``, for every partition.
+            read_only: write nothing at all. Beside writers it sees what they create and append.
+            flush_interval: for ``durability="interval"``; default one second.
+            lock_timeout: how long to wait for locks that other processes hold; default 30 seconds.
+
+        Raises:
+            LockedError: a Kafka broker uses the folder; or a lock was not to be had in time.
+            UnsupportedFormatError: the folder holds something else, or a newer format. Nothing was touched.
+            NotSupportedError: the file system is not known to hold locks.
+            CorruptLogError: ``fastlog.json`` is damaged.
+            ConfigError, StorageError: an option is wrong; the operating system refused.
+        """
+        if not isinstance(durability, str) or durability not in DURABILITY_LEVELS:
+            raise ConfigError(f"durability={durability!r}: expected one of {', '.join(map(repr, DURABILITY_LEVELS))}")
+        directory = object.__new__(Directory)
+        directory.root = os.path.abspath(os.fsdecode(path))
+        directory.durability = durability
+        directory.read_only = read_only
+        directory.control = f"{directory.root}/{files.CONTROL}"
+        directory._topics = f"{directory.root}/{files.TOPICS}"
+        directory._config = f"{directory.root}/{files.CONFIG}"
+        directory._flush_interval = (
+            None if flush_interval is None else parse_duration_ms(flush_interval, "flush_interval")
+        )
+        directory._lock_timeout = (
+            DEFAULT_LOCK_TIMEOUT if lock_timeout is None else parse_duration_ms(lock_timeout, "lock_timeout")
+        )
+        options.log_config(
+            {}, keeps_layout=True, flush_interval=directory._flush_interval, lock_timeout=directory._lock_timeout
+        ).resolve()
+        directory._forks = oscalls.forks()
+        directory._mutex = threading.RLock()
+        directory._closers = []
+        directory._held = {}
+        directory._version = 1
+        directory._is_closed = False
+        directory._broker_lock = directory._presence = -1
+        directory._catalog = Catalog(directory._config)
+        directory._pool = LogPool(directory._open_log)
+        setup.require_root(directory.root, read_only=read_only)
+        try:
+            if read_only:
+                directory._join_as_reader()
+            else:
+                directory._join_as_writer()
+            directory._catalog.read()
+        except BaseException:
+            directory._let_go()
+            raise
+        return directory
+
+    root: str
+    durability: str
+    read_only: bool
+    cluster_id: str
+    control: str
+    _topics: str
+    _config: str
+    _flush_interval: int | None
+    _lock_timeout: int
+    _forks: int
+    _mutex: threading.RLock
+    _closers: list[Callable[[], object]]
+    _held: dict[Key, Lease]
+    _version: int
+    _is_closed: bool
+    _broker_lock: int
+    _presence: int
+    _catalog: Catalog
+    _pool: LogPool
+
+    def _join_as_reader(self) -> None:
+        cluster_id = setup.read_store(self.root)
+        if cluster_id is None:
+            raise UnsupportedFormatError(
+                f"{self.root} is no store: it has no {files.STORE}; open it for writing once, or check the path"
+            )
+        self.cluster_id = cluster_id
+        self._broker_lock = setup.keep_brokers_out(self.root, read_only=True)
+
+    def _join_as_writer(self) -> None:
+        """Become one of those who have the store open; who is alone tidies up first. The root's lock makes it one
+        step."""
+        setup.require_local(self.root)
+        with files.locked_folder(self.root, self._lock_timeout, "is opening or closing the store"):
+            self.cluster_id = setup.set_up(self.root)
+            self._broker_lock = setup.keep_brokers_out(self.root, read_only=False)
+            self._presence = oscalls.open_directory(self.control)
+            if oscalls.try_lock(self._presence):
+                self._tidy_up()
+            files.wait_for_lock(
+                self._presence, self.control, self._lock_timeout, "is opening or closing the store", shared=True
+            )
+
+    def _tidy_up(self) -> None:
+        """Nobody else has the store open: nothing in ``control`` is believed, what the dead began is finished."""
+        files.empty_folder(self.control)
+        if oscalls.remove(f"{self._topics}/{files.CLEAN_SHUTDOWN}"):
+            oscalls.sync_directory(self._topics)
+        for path in (self.root, self._topics, self._config):
+            deleting.remove_temporary_files(path)
+        self._catalog.read()
+        for info in list(self._catalog.deleting.values()):
+            deleting.delete_partitions(self._topics, self._config, info, self._lock_timeout)
+        deleting.purge(self._topics)
+
+    def close(self) -> None:
+        """Let go of everything. Idempotent. Raises the first error, when all is closed.
+
+        The last process to close a store whose partitions are all clean leaves it so that Kafka can take it over at
+        once.
+        In a forked child it only lets go of the handle: the store belongs to the parent.
+        """
+        if self.closed:
+            return
+        if self._forks != oscalls.forks():
+            self._is_closed = True
+            return
+        errors: list[BaseException] = []
+        while self._closers:
+            try:
+                self._closers.pop()()
+            except Exception as error:
+                errors.append(error)
+        with self._mutex:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            self._held.clear()
+        errors += self._pool.close()
+        if self._presence >= 0:
+            try:
+                self._leave()
+            except Error as error:
+                errors.append(error)
+        self._let_go()
+        if errors:
+            raise errors[0]
+
+    def _leave(self) -> None:
+        """Give up presence; the last one says what state the partitions are in."""
+        with files.locked_folder(self.root, self._lock_timeout, "is opening or closing the store"):
+            # asking for it alone gives up the share of it first
+            if oscalls.try_lock(self._presence):
+                deleting.purge(self._topics)
+                files.empty_folder(self.control)
+            oscalls.close_file(self._presence)
+            self._presence = -1
+
+    def _let_go(self) -> None:
+        self._is_closed = True
+        for fd in (self._presence, self._broker_lock):
+            if fd >= 0:
+                oscalls.close_file(fd)
+        self._presence = self._broker_lock = -1
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``close`` was called."""
+        return self._is_closed
+
+    def add_closer(self, closer: Callable[[], object]) -> None:
+        """Have something called by ``close``, before partitions are closed; the last one added is called first."""
+        self._require_open()
+        self._closers.append(closer)
+
+    def __enter__(self) -> Directory:
+        self._require_open()
+        return self
+
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Directory {self.root!r}{', closed' if self._is_closed else ''}>"
+
+    def _require_open(self) -> None:
+        if self._is_closed:
+            raise ClosedError(f"the store {self.root} was closed: open it again")
+        if self._forks != oscalls.forks():
+            raise ForkedHandleError(
+                f"the store {self.root} was opened before a fork and belongs to the parent process: open it after the "
+                "fork "
+                f"instead"
+            )
+
+    def _require_writable(self) -> None:
+        self._require_open()
+        if self.read_only:
+            raise NotSupportedError(
+                f"the store {self.root} was opened with read_only=True: open it without to change it"
+            )
+
+    # --- topics
+    # --------------------------------------------------------------------------------------------------------
+
+    @property
+    def topics_version(self) -> int:
+        """A number that changes when any process creates, changes or deletes a topic. Cheap: compare it at every
+        poll."""
+        self._require_open()
+        self._refresh()
+        return self._version
+
+    def topics(self, internal: bool = False) -> list[str]:
+        """Names of the topics, sorted; with ``internal`` those too that fastlog keeps for itself."""
+        self._require_open()
+        self._refresh()
+        with self._mutex:
+            return sorted(name for name, info in self._catalog.topics.items() if internal or not info.internal)
+
+    def topic(self, name: str) -> TopicInfo:
+        """What is known of a topic. Raises UnknownTopicError, which names the nearest; CorruptLogError when its file
+        is damaged."""
+        self._require_open()
+        self._refresh()
+        with self._mutex:
+            info = self._catalog.topics.get(name)
+            if info is None:
+                raise self._catalog.damaged.get(name) or naming.unknown_topic(name, self._catalog.topics)
+            return info
+
+    def create_topic(
+        self,
+        name: str,
+        partitions: int = 1,
+        *,
+        options: Mapping[str, Any] | None = None,
+        exist_ok: bool = False,
+        internal: bool = False,
+    ) -> TopicInfo:
+        """Create a topic. It costs one small file, however many partitions it has.
+
+        Args:
+            name: 1 to 249 letters and digits of ASCII, ``.``, ``_`` and ``-``, as Kafka has it.
+            partitions: how many; they can be added later, never taken away.
+            options: by Kafka's names (``"retention.ms"``), ours (``retention_ms``), or ``retention="7d"``.
+            exist_ok: return a topic of that name as it is, whatever its partitions and options.
+            internal: for fastlog's own use.
+
+        Raises:
+            TopicExistsError, InvalidTopicError: there is one; Kafka would not take the name or the number.
+            ConfigError: an option is unknown (the nearest is named) or out of range.
+        """
+        self._require_writable()
+        naming.check_name(name)
+        naming.check_partitions(partitions)
+        if name in naming.INTERNAL_TOPICS and not internal:
+            raise InvalidTopicError(f"the topic {name!r} is fastlog's own: choose another name")
+        wanted = options_of({} if options is None else options)
+        with files.locked_folder(self._config, self._lock_timeout, "is changing topics"):
+            self._read_catalog()
+            if name in self._catalog.topics:
+                if exist_ok:
+                    return self._catalog.topics[name]
+                raise TopicExistsError(
+                    f"the topic {name!r} is there already, with {self._catalog.topics[name].partitions} partitions: "
+                    "use it, or "
+                    f"delete it first; exist_ok=True takes it as it is"
+                )
+            if name in self._catalog.damaged:
+                raise self._catalog.damaged[name]
+            naming.check_collision(name, self._catalog.topics)
+            if name in self._catalog.deleting:
+                self._delete(self._catalog.deleting[name])
+            if oscalls.entry_kind(catalog.topic_path(self._config, name)) is not None:
+                raise InvalidTopicError(
+                    f"the topic name {name!r} cannot be told from another topic's on this file system: choose another "
+                    "name"
+                )
+            self._refuse_strange_folders(name, 0, partitions)
+            info = TopicInfo(name, naming.new_id(), partitions, wanted, internal)
+            catalog.write_topic(self._config, info)
+            oscalls.reach_failpoint("store.topic_written")
+            self._changed()
+        return info
+
+    def alter_topic(self, name: str, changes: Mapping[str, Any]) -> TopicInfo:
+        """Change options of a topic; None puts one back to its default.
+
+        Open partitions follow, in every process, at its next call that asks for a topic. ``segment.bytes``,
+        ``segment.index.bytes`` and ``index.interval.bytes`` shape files: partitions that exist keep theirs, later ones
+        get the
+        new ones.
+        Raises ConfigError, UnknownTopicError.
+        """
+        return self._change(name, lambda info: (info.partitions, options.merge(info.options, changes)))
+
+    def add_partitions(self, name: str, total: int) -> TopicInfo:
+        """Let a topic have ``total`` partitions, more than before. Keys may go to other partitions from then on.
+
+        Raises InvalidTopicError when it has as many or more, UnknownTopicError.
+        """
+        naming.check_partitions(total)
+
+        def grow(info: TopicInfo) -> tuple[int, Mapping[str, Any]]:
+            if total <= info.partitions:
+                raise InvalidTopicError(
+                    f"the topic {name!r} has {info.partitions} partitions, {total} would not be more: partitions are "
+                    "never taken "
+                    f"away; nothing was changed"
+                )
+            self._refuse_strange_folders(name, info.partitions, total)
+            return total, info.options
+
+        return self._change(name, grow)
+
+    def _change(self, name: str, change: Callable[[TopicInfo], tuple[int, Mapping[str, Any]]]) -> TopicInfo:
+        self._require_writable()
+        with files.locked_folder(self._config, self._lock_timeout, "is changing topics"):
+            self._read_catalog()
+            info = self.topic(name)
+            partitions, wanted = change(info)
+            changed = TopicInfo(name, info.topic_id, partitions, wanted, info.internal)
+            if changed == info:
+                return info
+            path = catalog.topic_path(self._config, name)
+            with files.locked_file(path, self._lock_timeout, f"is opening a partition of {name!r}", shared=False):
+                oscalls.reach_failpoint("store.topic_altering")
+                catalog.write_topic(self._config, changed)
+                oscalls.reach_failpoint("store.topic_altered")
+            self._changed()
+        return changed
+
+    def delete_topic(self, name: str) -> None:
+        """Delete a topic and its records. Whoever has one of its partitions open gets UnknownTopicError from then on.
+
+        Its folders get the names that Kafka gives to deleted ones, then they are removed; who dies in between leaves
+        the rest
+        to the next who opens the store. Raises UnknownTopicError, and InvalidTopicError for topics of fastlog's own.
+        """
+        self._require_writable()
+        with files.locked_folder(self._config, self._lock_timeout, "is changing topics"):
+            self._read_catalog()
+            if name in self._catalog.deleting:
+                self._delete(self._catalog.deleting[name])
+                return
+            info = self.topic(name)
+            if info.internal:
+                raise InvalidTopicError(f"the topic {name!r} is fastlog's own and cannot be deleted")
+            self._delete(info)
+
+    def _delete(self, info: TopicInfo) -> None:
+        """Under the lock of ``config``."""
+        path = catalog.topic_path(self._config, info.name)
+        with files.locked_file(path, self._lock_timeout, f"is opening a partition of {info.name!r}", shared=False):
+            catalog.write_topic(self._config, info, deleting=True)
+            oscalls.reach_failpoint("store.topic_deleting")
+            self._changed()
+            removed = deleting.delete_partitions(self._topics, self._config, info, self._lock_timeout)
+        self._changed()
+        for folder in removed:
+            files.remove_tree(folder)
+
+    def _refuse_strange_folders(self, name: str, first: int, stop: int) -> None:
+        """Folders of partitions that belong to no topic are somebody's data."""
+        for partition in range(first, stop):
+            folder = f"{self._topics}/{naming.folder_name(name, partition)}"
+            if oscalls.entry_kind(folder) is not None:
+                raise TopicExistsError(
+                    f"{folder} is there already, and belongs to no topic: move it away first; nothing was changed"
+                )
+
+    def _refresh(self) -> None:
+        """Follow what other processes changed."""
+        with self._mutex:
+            if self._catalog.looks_changed():
+                self._read_catalog()
+
+    def _read_catalog(self) -> None:
+        with self._mutex:
+            if not self._catalog.read():
+                return
+            self._version += 1
+            known = self._catalog.topics
+        self._pool.drop(lambda key: key.topic not in known or known[key.topic].topic_id != key.topic_id)
+
+    def _changed(self) -> None:
+        """This handle has changed a topic."""
+        self._read_catalog()
+
+    # --- partitions
+    # ----------------------------------------------------------------------------------------------------
+
+    def internal_topic(self, name: str) -> TopicInfo:
+        """``__consumer_offsets`` or ``__transaction_state``, created when it is not there yet."""
+        with self._mutex:
+            info = self._catalog.topics.get(name)
+        if info is not None or self.read_only:
+            return self.topic(name)
+        return self.create_topic(name, INTERNAL_PARTITIONS, options=INTERNAL_OPTIONS, exist_ok=True, internal=True)
+
+    def lease(self, topic: str, partition: int, isolation: str = "read_committed") -> Lease:
+        """Open a partition, or use a handle that is open: ``.log`` is its PartitionLog until the lease is released.
+
+        Raises UnknownTopicError, LockedError, CorruptLogError, StorageError, as ``PartitionLog.open``.
+        """
+        self._require_open()
+        if isolation not in ISOLATION_LEVELS:
+            raise ConfigError(f"isolation={isolation!r}: expected one of {', '.join(map(repr, ISOLATION_LEVELS))}")
+        info = self.internal_topic(topic) if topic in naming.INTERNAL_TOPICS else self.topic(topic)
+        if isinstance(partition, bool) or not isinstance(partition, int) or not 0 <= partition < info.partitions:
+            raise UnknownTopicError(
+                f"the topic {topic!r} has no partition {partition!r}: it has {info.partitions}, numbered from 0",
+                topic,
+                partition,
+            )
+        return self._pool.lease(Key(topic, info.topic_id, partition, isolation))
+
+    def partition_log(self, topic: str, partition: int, isolation: str = "read_committed") -> PartitionLog:
+        """A partition that stays open until the store is closed."""
+        info = self.topic(topic)
+        key = Key(topic, info.topic_id, partition, isolation)
+        with self._mutex:
+            held = self._held.get(key)
+        if held is None:
+            lease = self.lease(topic, partition, isolation)
+            with self._mutex:
+                held = self._held.setdefault(key, lease)
+            if held is not lease:
+                lease.release()
+        return held.log
+
+    def is_created(self, topic: str, partition: int) -> bool:
+        """Whether the partition has files: it has from when it is first opened for writing. Until then a handle with
+        ``read_only=True`` cannot open it, and it is empty."""
+        self._require_open()
+        folder = f"{self._topics}/{naming.folder_name(topic, partition)}"
+        return oscalls.file_size(f"{folder}/{partition_files.META}") is not None
+
+    def _open_log(self, key: Key) -> PartitionLog:
+        """Open a partition, with its folder made first. Nobody deletes or changes the topic meanwhile."""
+        if self.read_only:
+            return self._open_folder(key, self.topic(key.topic))
+        path = catalog.topic_path(self._config, key.topic)
+        with files.locked_file(
+            path, self._lock_timeout, f"is changing the topic {key.topic!r}", shared=True
+        ) as is_there:
+            found = catalog.read_topic(self._config, key.topic) if is_there else None
+            if found is None or found[1] or found[0].topic_id != key.topic_id:
+                raise deleting.deleted_error(key.topic, key.partition)
+            self._make_folder(key)
+            return self._open_folder(key, found[0])
+
+    def _make_folder(self, key: Key) -> None:
+        """The folder of a partition, which says durably whose it is before anything is written to it."""
+        folder = self._folder(key)
+        if oscalls.create_directory(folder):
+            oscalls.reach_failpoint("store.partition_made")
+        files.require_folder(folder)
+        topic_id = files.read_partition_topic_id(folder)
+        if topic_id is None:
+            files.write_partition_metadata(folder, key.topic_id)
+            oscalls.sync_directory(self._topics)
+            oscalls.reach_failpoint("store.partition_named")
+        elif topic_id != key.topic_id:
+            raise UnsupportedFormatError(
+                f"{folder} belongs to a topic with the id {topic_id}, but {key.topic!r} has the id {key.topic_id}: "
+                "nothing was "
+                f"touched; move the folder away"
+            )
+
+    def _open_folder(self, key: Key, info: TopicInfo) -> PartitionLog:
+        folder = self._folder(key)
+        if self.read_only and oscalls.entry_kind(folder) is None:
+            raise StorageError(
+                f"{folder} does not exist: nothing was written to this partition yet, and read_only=True creates "
+                "nothing",
+                2,
+            )
+        files.require_folder(folder)
+        keeps_layout = self.read_only or oscalls.file_size(f"{folder}/{partition_files.META}") is not None
+        return PartitionLog.open(
+            folder,
+            durability=self.durability,
+            read_only=self.read_only,
+            isolation=key.isolation,
+            config=self._log_config(info, keeps_layout=keeps_layout),
+        )
+
+    def _log_config(self, info: TopicInfo, *, keeps_layout: bool) -> Any:
+        return options.log_config(
+            info.options,
+            keeps_layout=keeps_layout,
+            flush_interval=self._flush_interval,
+            lock_timeout=self._lock_timeout,
+        )
+
+    def _folder(self, key: Key) -> str:
+        return f"{self._topics}/{naming.folder_name(key.topic, key.partition)}"
+
+
+def options_of(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Options of a new topic, as stored."""
+    return options.merge({}, given)
+
+
+__all__ = ["Directory", "Lease", "LockedError", "TopicInfo"]

@@ -1,0 +1,1 @@
+"""Transactions over several partitions: the coordinator's log, completion for the dead."""
