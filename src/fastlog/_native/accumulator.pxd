@@ -26,6 +26,7 @@ cdef class DrainSignal:
     cdef bint is_asleep
     cdef int fork_generation
     cdef object thread          # its identifier, None before it runs
+    cdef object busy            # the accumulator while it has something to deliver: it lives until that is done
 
     cdef void ring(self) noexcept
     cdef int sleep(self, uint32_t heard, int64_t nanoseconds) except -1

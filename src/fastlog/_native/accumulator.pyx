@@ -33,7 +33,7 @@ from fastlog._native.columns cimport (
     COLUMN_SPANS, Column, ColumnData, Span, Timestamps, make_column, make_header_column, make_timestamps, span_at,
 )
 from fastlog._native.encoder cimport BatchShape, Encoder, OUT_OF_MEMORY, RECORD_TOO_LARGE, RecordSource, set_producer
-from fastlog._native.handle cimport AT_BATCH, AT_GROUP, Handle
+from fastlog._native.handle cimport AT_BATCH, AT_GROUP
 from fastlog._native.layout cimport (
     ATTRIBUTES_AT, BASE_OFFSET_AT, BASE_TIMESTAMP_AT, BATCH_HEADER_SIZE, BATCH_LENGTH_AT, LAST_OFFSET_DELTA_AT, LEADER_EPOCH_AT,
     LOG_OVERHEAD, MAGIC_AT, MAGIC_V2, MAX_TIMESTAMP_AT, RECORDS_COUNT_AT, load_little32, store_int16, store_int32, store_int64,
@@ -854,6 +854,7 @@ cdef class Accumulator:
         if not target.is_listed:
             self.touched.append(target)
             target.is_listed = True
+            self.signal.busy = self
         return 0
 
     cdef void seal(self, PartitionTarget target) noexcept:
@@ -1017,7 +1018,7 @@ cdef class Accumulator:
         """Send each record to the partition of its key; the indexes of the records in the order of `parts`."""
         import numpy
         cdef int32_t partitions = topic.partitions, number, sticky = self.choose_sticky(topic, True)
-        cdef int64_t count = source.count, i, at
+        cdef int64_t count = source.count, at
         cdef RecordSource gathered
         cdef ColumnData values, keys, headers
         order = numpy.empty(count, dtype=numpy.int64)
@@ -1169,12 +1170,13 @@ cdef class Accumulator:
             else:
                 next_look = min(next_look, target.open.created + self.linger - now)
         self.touched = kept
+        if not kept:
+            self.signal.busy = None
         return -1 if next_look == NO_DEADLINE else next_look
 
     cdef int append_queue(self, PartitionTarget target) except -1:
         """Append everything that waits for a partition, in order. What fails is failed, and the next goes on."""
         cdef PendingAppend pending
-        cdef bint has_to_sync
         self.seal(target)
         pending = target.head
         while pending is not None:
@@ -1344,6 +1346,7 @@ cdef class Accumulator:
                 self.finish(target, target.head, error)
             target.is_listed = False
         self.touched = []
+        self.signal.busy = None
         self.memory_word += 1
         os_c.os_wake(&self.memory_word)
         return 0
@@ -1551,7 +1554,6 @@ cdef int64_t moment_of(object timestamp, int64_t now) except? -2:
 
 cdef object constant_or_values(Timestamps stamps):
     import numpy
-    cdef int64_t i
     if stamps.values == NULL:
         return stamps.constant
     result = numpy.empty(stamps.length, dtype=numpy.int64)

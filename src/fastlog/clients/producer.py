@@ -1,4 +1,4 @@
-"""Producers: records in, deliveries out. The compiled half is ``_native/accumulator``; this one opens, and reads options."""
+"""Producers: records in, deliveries out. The compiled half is ``_native/accumulator``; this one reads options."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Final
 
-from fastlog._core import Accumulator, BatchDelivery, Delivery, PartitionLog, murmur2, partition_for_key
+from fastlog._core import Accumulator, BatchDelivery, Delivery, murmur2, partition_for_key
 from fastlog.config import KIB, MIB, LogConfig, ResolvedConfig, parse_duration_ms, parse_size
 from fastlog.errors import ConfigError, Error, NotSupportedError
 from fastlog.reports import CODECS
@@ -29,20 +29,21 @@ LEAST_BUFFER_MEMORY: Final = 4 * KIB
 class Producer(Accumulator):
     """Sends records to the topics of a store. Every method may be called from any thread.
 
-    ``send`` puts a record into a buffer and returns its ``Delivery``; a thread of the producer appends what is in there and
-    brings it to the store's durability level. What arrives while it is busy makes the next batches, so they grow with the
-    load. Use it as a context manager, or call ``close``; else the end of the interpreter delivers what was sent.
+    ``send`` puts a record into a buffer and returns its ``Delivery``; a thread of the producer appends what is in
+    there and brings it to the store's durability level. What arrives while it is busy makes the next batches, so they
+    grow with the load. Use it as a context manager, or call ``close``; else the end of the interpreter delivers what
+    was sent.
 
-    Producers are idempotent: each record is stored once, in the order of sending per partition, also when an append has to
-    be repeated.
+    Producers are idempotent: each record is stored once, in the order of sending per partition, also when an append
+    has to be repeated.
 
     Args:
         directory: the opened store (``store.producer(...)`` fills it in).
-        linger: how long records wait for company before they are appended; 0 (default) appends as soon as the last append
-            is done.
+        linger: how long records wait for company before they are appended; 0 (default) appends as soon as the last
+            append is done.
         compression: ``"gzip"``, ``"snappy"``, ``"lz4"``, ``"zstd"``, or None (default).
-        batch_size: bytes of a batch, before compression, at which the next one begins: int or ``"64KiB"``. Default 1 MiB;
-            ``max.message.bytes`` of the topic is a limit in any case.
+        batch_size: bytes of a batch, before compression, at which the next one begins: int or ``"64KiB"``. Default 1
+            MiB; ``max.message.bytes`` of the topic is a limit in any case.
         buffer_memory: bytes that may wait to be appended. Default 32 MiB. When it is full, ``send`` blocks.
         max_block: how long ``send`` blocks at most, before a BufferFullError. Default 60 seconds.
         delivery_timeout: how long a locked log is tried again, before the delivery fails. Default 120 seconds.
@@ -132,7 +133,7 @@ def _size(value: int | str, name: str, least: int) -> int:
     return size
 
 
-# --- the end of the interpreter -----------------------------------------------------------------------------------------
+# --- the end of the interpreter ---------------------------------------------------------------------------------------
 
 _open: weakref.WeakSet[Producer] = weakref.WeakSet()
 _watched_process: list[Any] = [None]
