@@ -14,16 +14,18 @@ from libc.stdint cimport int64_t
 from libc.stdlib cimport free
 
 from fastlog._native cimport oscalls as os_c
-from fastlog._native.appending cimport Append, append, begin_change, fenced, open_transactions
+from fastlog._native.appending cimport (
+    Append, Conditions, append_if, begin_change, exchange, fenced, make_conditions, open_transactions,
+)
 from fastlog._native.arrow cimport export_schema, export_stream
 from fastlog._native.batch cimport BinaryColumn, Record, RecordBatch
 from fastlog._native.columns cimport Column, ColumnData, Timestamps, make_column, make_header_column, make_timestamps, span_at
-from fastlog._native.control cimport Control, ring
+from fastlog._native.control cimport Control
 from fastlog._native.encoder cimport (
     BatchShape, EncodedBatches, Encoder, OUT_OF_MEMORY, RecordSource, encode_compressed, plan_batches,
 )
 from fastlog._native.layout cimport TRANSACTION_ENTRY_SIZE
-from fastlog._native.handle cimport AT_BATCH, AT_GROUP, AT_INTERVAL, AT_OS, Handle, Level, SegmentList
+from fastlog._native.handle cimport AT_BATCH, AT_GROUP, AT_INTERVAL, AT_OS, Handle, Level, SegmentList, wake_readers
 from fastlog._native.maintaining cimport delete_until, maintain
 from fastlog._native.published cimport (
     Durable, Published, UNKNOWN_ENTRIES, load_word, publish, publish_durable, read_durable, read_published, store_word,
@@ -31,6 +33,7 @@ from fastlog._native.published cimport (
 from fastlog._native.reading cimport aborted_entries, find_time, out_of_range, read_range, readable_end, wait_for
 from fastlog._native.replaying cimport replay
 from fastlog._native.segment cimport Segment
+from fastlog._native.shared cimport BELL_COUNT, Bells
 from fastlog._native.validator cimport ValidatedBatches
 from fastlog._native.syncing cimport keep_interval, persist, poisoned_error, sync_all, sync_own, sync_until
 
@@ -40,10 +43,11 @@ from fastlog._native import oscalls
 from fastlog._native.checksum import crc32c
 from fastlog._native import batch as batch_room
 from fastlog._native import replaying as replaying_room
+from fastlog._native import shared as shared_room
 from fastlog._native.checksum import IMPLEMENTATION as CHECKSUM_IMPLEMENTATION
 from fastlog._native.encoder import encode_batch
 from fastlog._native.inspect import read_batch, scan_index, scan_segment
-from fastlog._native.shared import Bells, SharedPage, Waiter, bell_of
+from fastlog._native.shared import SharedPage, Waiter, bell_of
 from fastlog._native.syncing import wake_flusher
 from fastlog._native.transactions import TransactionIndex, end_transaction_marker
 from fastlog._native.validator import validate_batches
@@ -75,6 +79,7 @@ __all__ = [
     "bell_of",
     "diagnose",
     "encode_batch",
+    "mark_deleted",
     "murmur2",
     "partition_for_key",
     "read_batch",
@@ -89,6 +94,7 @@ globals().update(
 globals().update(
     {name: getattr(batch_room, name) for name in ("BinaryColumn", "HeadersColumn", "Record", "RecordBatch", "RecordCursor")}
 )
+globals().update(Bells=shared_room.Bells)
 ReplayedBatch = replaying_room.ReplayedBatch
 
 logger = logging.getLogger("fastlog.log")
@@ -128,7 +134,7 @@ cdef class PartitionLog(Handle):
     @staticmethod
     def open(
         path: str | os.PathLike[str], *, durability: str = DEFAULT_DURABILITY, read_only: bool = False, exclusive: bool = False,
-        config: LogConfig | None = None, isolation: str = "read_committed",
+        config: LogConfig | None = None, isolation: str = "read_committed", bells: object = None, bell: int = 0,
     ) -> PartitionLog:
         """Open the partition in the folder ``path``; a writer creates it when it is not there.
 
@@ -144,6 +150,8 @@ cdef class PartitionLog(Handle):
             config: options; None = as stored, or the defaults.
             isolation: ``"read_committed"`` (default) shows records of a transaction once it is committed, and nothing behind
                 an open one; ``"read_uncommitted"`` shows everything.
+            bells, bell: of a store: this bell is rung as well, whenever more can be read. Only handles that were opened with it
+                ring it.
 
         Raises:
             LockedError: somebody has it open exclusively, or exclusive was asked for while it is open; names the process id.
@@ -162,6 +170,10 @@ cdef class PartitionLog(Handle):
             raise ConfigError(f"config is a {type(config).__name__}: expected a fastlog.LogConfig")
         if read_only and exclusive:
             raise ConfigError("exclusive=True with read_only=True: a reader keeps nobody out; leave one of them away")
+        if bells is not None and not isinstance(bells, Bells):
+            raise ConfigError(f"bells is a {type(bells).__name__}: expected the Bells of a store, or None")
+        if not 0 <= bell < BELL_COUNT:
+            raise ConfigError(f"bell={bell!r}: expected 0 to {BELL_COUNT - 1}")
         config = config or LogConfig()
         resolved = config.resolve()
         folder = os.path.abspath(os.fsdecode(path))
@@ -178,6 +190,7 @@ cdef class PartitionLog(Handle):
         log.reads_committed = isolation == "read_committed"
         log.read_only = read_only
         log.options = config
+        log.bells, log.bell = bells, bell
         log.join(config, exclusive, resolved.lock_timeout)
         log.fork_generation = os_c.fork_generation()
         log.is_closed = False
@@ -270,9 +283,15 @@ cdef class PartitionLog(Handle):
         return 0
 
     cdef int use_meta(self, meta, resolved) except -1:
-        self.config = resolved
         self.meta = meta
         self.epoch = meta.epoch
+        self.use_config(resolved)
+        self.encoders = []
+        self.forget_cursor()
+        return 0
+
+    cdef int use_config(self, resolved) except -1:
+        self.config = resolved
         self.max_message_bytes = resolved.max_message_bytes
         self.max_decompressed_bytes = resolved.max_decompressed_bytes
         self.segment_bytes = resolved.segment_bytes
@@ -281,9 +300,18 @@ cdef class PartitionLog(Handle):
         if self.compacts:
             self.segment_ms = min(self.segment_ms, <int64_t>resolved.max_compaction_lag_ms)
         self.timestamp_limit = resolved.message_timestamp_after_max_ms
-        self.encoders = []
-        self.forget_cursor()
         return 0
+
+    def reconfigure(self, config: LogConfig) -> None:
+        """Go on with other options. Those that shape the files must be left out, or be as stored; ``flush_interval`` stays.
+
+        Appends that are under way in other threads finish with the options that they began with. Raises ConfigError.
+        """
+        self.require_open()
+        resolved = config.resolve(self.meta.layout)
+        self.options = config
+        self.use_config(resolved)
+        self.control.lock_timeout = resolved.lock_timeout
 
     cdef int publish_opened(self, opened) except -1:
         """Fill a page that nobody else sees yet with what a recovery found."""
@@ -336,6 +364,8 @@ cdef class PartitionLog(Handle):
         if now - self.looked_at < COMPANY_INTERVAL:
             return 0
         self.looked_at = now
+        if oscalls.entry_kind(self.path) is None:
+            raise self.deleted_error()
         change = (oscalls.change_time(self.path), presence.describe(self.path) is not None, self.sizes())
         if change == self.last_change:
             return 0
@@ -364,7 +394,7 @@ cdef class PartitionLog(Handle):
         cdef int64_t wanted = self.config.flush_interval, current = load_word(&self.control.page.flush_interval)
         if current == 0 or wanted < current:
             store_word(&self.control.page.flush_interval, wanted)
-        ring(&self.control.page.append_bell)
+        wake_readers(self, self.control)
         keep_interval(self)
         return 0
 
@@ -477,9 +507,7 @@ cdef class PartitionLog(Handle):
                     # nobody vouches for indexes that had to leave something out
                     continue
                 segment.index_checksums = segment.compute_checksums()
-            checksums[segment.base_offset] = files.checksum_entry(
-                (*segment.index_checksums[:2], segment.transaction_checksum), segment.size
-            )
+            checksums[segment.base_offset] = files.checksum_entry(segment)
         oscalls.sync_directory(self.path)
         durable.base = state.active_base
         durable.position = state.end_position
@@ -514,13 +542,7 @@ cdef class PartitionLog(Handle):
         for name in names:
             if name.endswith(".txnindex"):
                 oscalls.sync_file(f"{self.path}/{name}")
-        if f"{state.end_offset:020d}.snapshot" not in names:
-            sizes = self.sizes_at(state)
-            states = snapshots.rebuild(self.path, names, sizes, state.end_offset).states
-            snapshots.forget_idle(self.path, states, sizes, os_c.clock_milliseconds())
-            snapshots.write_snapshot(self.path, states)
-        offsets = [*snapshots.snapshot_offsets(names), state.end_offset]
-        snapshots.remove_snapshots(self.path, snapshots.stale_snapshots(offsets, list_.bases, state.end_offset))
+        snapshots.renew(self.path, names, self.sizes_at(state), state.end_offset, state.end_offset)
         return 0
 
     cdef int forget_files(self) except -1:
@@ -560,21 +582,21 @@ cdef class PartitionLog(Handle):
 
     # --- offsets -----------------------------------------------------------------------------------------------------
 
+    cdef Published published(self) except *:
+        cdef Published state
+        self.require_open()
+        read_published(self.control.page, &state)
+        return state
+
     @property
     def start_offset(self) -> int:
         """Log start offset: the first offset that can be read."""
-        self.require_open()
-        cdef Published state
-        read_published(self.control.page, &state)
-        return state.start_offset
+        return self.published().start_offset
 
     @property
     def end_offset(self) -> int:
         """Log end offset: the offset that the next record will get."""
-        self.require_open()
-        cdef Published state
-        read_published(self.control.page, &state)
-        return state.end_offset
+        return self.published().end_offset
 
     @property
     def durable_offset(self) -> int:
@@ -587,9 +609,7 @@ cdef class PartitionLog(Handle):
     @property
     def last_stable_offset(self) -> int:
         """Offset of the first record of the oldest open transaction; the end offset when none is open."""
-        self.require_open()
-        cdef Published state
-        read_published(self.control.page, &state)
+        cdef Published state = self.published()
         return state.end_offset if state.first_unstable_offset < 0 else max(state.first_unstable_offset, state.start_offset)
 
     @property
@@ -619,7 +639,7 @@ cdef class PartitionLog(Handle):
 
     def append(
         self, values: object, keys: object = None, timestamps: object = None, headers: object = None,
-        compression: str | None = None, expected_end_offset: int | None = None,
+        compression: str | None = None, expected_end_offset: int | None = None, conditions: object = (),
     ) -> int:
         """Append records and return the offset of the first one; the others follow without gaps.
 
@@ -633,6 +653,8 @@ cdef class PartitionLog(Handle):
             compression: ``"gzip"``, ``"snappy"``, ``"lz4"``, ``"zstd"``, or None. Batches hold up to ``max_message_bytes`` before
                 compression. Codecs hold the GIL while they work.
             expected_end_offset: append only if this is the end offset; compared under the writer lock.
+            conditions: (SharedPage, word index, value) triples: append only if each of these words has this value; compared
+                under the writer lock, under which alone ``exchange`` changes them. A word of a page that was retired equals nothing.
 
         Guarantee: when this returns, all records are there. ``"group"`` and ``"batch"``: they survive power loss. ``"interval"``:
         they do once ``flush_interval`` is over. ``"os"``: they survive the death of this process, but not of the machine until
@@ -642,7 +664,7 @@ cdef class PartitionLog(Handle):
         Raises:
             InvalidRecordError: something is no record, lengths differ, or a timestamp is over an hour ahead.
             RecordTooLargeError: a record exceeds ``max_message_bytes``, or all of them ``segment_bytes``.
-            FencedError: the end offset is another one; nothing was written.
+            FencedError: the end offset is another one, or a condition does not hold (``condition`` says which); nothing was written.
             LockedError: another process holds the writer lock for longer than ``lock_timeout``; or the sync owner's, and then
                 the records are there.
             StorageFullError, StorageError: the operating system refused; the log is as it was. A failed sync poisons it: see
@@ -658,6 +680,7 @@ cdef class PartitionLog(Handle):
         cdef int64_t encoded, total, batches = 1, failed = 0, base_offset, largest, count, end_offset = 0
         cdef int64_t limit = self.max_message_bytes
         cdef EncodedBatches compressed = None
+        cdef Conditions required = make_conditions(conditions, False) if conditions else None
         cdef int codec = 0
         self.require_writable()
         if compression is not None:
@@ -694,6 +717,8 @@ cdef class PartitionLog(Handle):
             source.timestamp = stamps.constant
             largest = stamps.largest
         if count == 0:
+            if required is not None:
+                exchange(self, required, None)
             end_offset = self.end_offset
             if expected_end_offset is not None and expected_end_offset != end_offset:
                 raise fenced(self, end_offset, expected_end_offset)
@@ -729,8 +754,8 @@ cdef class PartitionLog(Handle):
             request.offsets = count
             request.size = total
             request.largest_timestamp = largest
-            request.expected_end_offset = -1 if expected_end_offset is None else expected_end_offset
-            base_offset = append(self, &request, encoder, compressed, &end_offset)
+            request.expected_end_offset = expected_offset(expected_end_offset)
+            base_offset = append_if(self, &request, encoder, compressed, required, &end_offset)
         finally:
             free(shapes)
             if len(self.encoders) < MOST_ENCODERS:
@@ -755,14 +780,14 @@ cdef class PartitionLog(Handle):
             raise
         return 0
 
-    def append_batch(self, buffer: object, expected_end_offset: int | None = None) -> int:
+    def append_batch(self, buffer: object, expected_end_offset: int | None = None, conditions: object = ()) -> int:
         """Append record batches that are encoded already; return the offset of the first record.
 
         Args:
             buffer: one or several whole record batches, version 2, in any object with a buffer. They are checked as a Kafka
                 leader checks its clients': lengths, CRC, every record, timestamps; then stamped with offset and leader epoch,
                 and written as they are, compressed ones too. All of them are appended, or none.
-            expected_end_offset: append only if this is the end offset; compared under the writer lock.
+            expected_end_offset, conditions: as of ``append``. They are compared before repetitions are looked for.
 
         Batches with a producer id are idempotent: an exact repetition of one of the producer's last five batches is not
         written again, its first offset is returned. Batches that are marked transactional become readable for
@@ -777,14 +802,15 @@ cdef class PartitionLog(Handle):
             TransactionError: a batch outside of a transaction while its producer has one open.
         """
         cdef ValidatedBatches batches
+        cdef Conditions required = make_conditions(conditions, False) if conditions else None
         self.require_writable()
         batches = validate_batches(
             buffer, self.max_message_bytes, self.segment_bytes, os_c.clock_milliseconds() + self.timestamp_limit, internal=False,
             needs_keys=self.compacts, max_decompressed_bytes=self.max_decompressed_bytes,
         )
-        return self.append_validated(batches, expected_offset(expected_end_offset))
+        return self.append_validated(batches, expected_offset(expected_end_offset), required)
 
-    cdef int64_t append_validated(self, ValidatedBatches batches, int64_t expected_end_offset) except -1:
+    cdef int64_t append_validated(self, ValidatedBatches batches, int64_t expected_end_offset, Conditions required) except -1:
         cdef Append request
         cdef int64_t end_offset = 0, base_offset
         request.source = NULL
@@ -794,13 +820,13 @@ cdef class PartitionLog(Handle):
         request.size = batches.size
         request.largest_timestamp = batches.max_timestamp
         request.expected_end_offset = expected_end_offset
-        base_offset = append(self, &request, None, batches, &end_offset)
+        base_offset = append_if(self, &request, None, batches, required, &end_offset)
         self.reach_level(end_offset)
         return base_offset
 
     def end_transaction(
         self, producer_id: int, producer_epoch: int, *, commit: bool, coordinator_epoch: int = 0,
-        expected_end_offset: int | None = None,
+        expected_end_offset: int | None = None, conditions: object = (),
     ) -> int:
         """End the open transaction of a producer in this partition: append its marker; return the marker's offset.
 
@@ -809,11 +835,28 @@ cdef class PartitionLog(Handle):
         overtaken. Source: KIP-98.
         """
         self.require_writable()
+        required = make_conditions(conditions, False) if conditions else None
         marker = end_transaction_marker(producer_id, producer_epoch, coordinator_epoch, commit, os_c.clock_milliseconds())
         return self.append_validated(
             validate_batches(marker, self.max_message_bytes, self.segment_bytes, None, internal=True),
-            expected_offset(expected_end_offset),
+            expected_offset(expected_end_offset), required,
         )
+
+    def exchange(self, conditions: object, stores: object) -> None:
+        """Compare shared words and set shared words, under the writer lock: no append with ``conditions`` is under way meanwhile.
+
+        Args:
+            conditions: (SharedPage, word index, value) triples, as of ``append``.
+            stores: likewise: each of these words gets this value, if every condition holds.
+
+        Whatever an append wrote whose conditions held before is in the log when this returns; none of later date is. The log
+        itself is not changed. Each word is set whole, one after the other: a death in between leaves the first ones set. Whoever
+        retires one of the pages keeps this from being called meanwhile.
+
+        Raises FencedError when a condition does not hold, or a page of ``stores`` was retired: nothing was set. LockedError as
+        ``append`` does.
+        """
+        exchange(self, make_conditions(conditions, False), make_conditions(stores, True))
 
     def open_transactions(self) -> list:
         """An ``OpenTransaction`` for each transaction without a marker in this partition, the oldest first.
@@ -1109,6 +1152,15 @@ def require_local(folder: str) -> None:
             f"{folder} lies on a file system ({name}, number {magic:#x}) whose locks are not known to work between processes: use a "
             f"local one ({', '.join(oscalls.LOCAL_FILE_SYSTEMS.values())}), or open it with exclusive=True"
         )
+
+
+def mark_deleted(path: str, lock_timeout_ms: int) -> bool:
+    """Let every process that has the partition in the folder ``path`` open know that it is deleted: from then on appends, reads and
+    waits raise UnknownTopicError, and closing does nothing to files. Whether anybody may have it open.
+
+    Raises LockedError when a writer does not let go of the log within the timeout.
+    """
+    return presence.retire(path, lock_timeout_ms)
 
 
 def diagnose(path: str | os.PathLike[str] | None = None) -> dict:

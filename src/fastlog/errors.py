@@ -71,6 +71,10 @@ class Error(Exception):
     retriable: ClassVar[bool] = False
     kafka_code: ClassVar[int | None] = None
 
+    outcome: str | None = None
+    """What became of the transaction that could not be committed: ``"aborted"``, or ``"unknown"``: then ``commit`` may
+    be repeated, and finds out. None when the error does not speak of a whole transaction."""
+
 
 class ConfigError(Error):
     """An option is unknown, malformed, out of range, or differs from the one stored with the partition."""
@@ -224,12 +228,20 @@ class FencedError(Error):
     Attributes:
         expected_end_offset: the end offset that the caller expected, or None when that was not the condition.
         end_offset: the end offset of the log at that moment, or None.
+        condition: which one of the ``conditions`` that were passed does not hold, counted from 0, or None.
     """
 
-    def __init__(self, message: str, expected_end_offset: int | None = None, end_offset: int | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        expected_end_offset: int | None = None,
+        end_offset: int | None = None,
+        condition: int | None = None,
+    ) -> None:
         super().__init__(message)
         self.expected_end_offset = expected_end_offset
         self.end_offset = end_offset
+        self.condition = condition
 
 
 class ProducerFencedError(Error):

@@ -15,6 +15,26 @@ cdef struct Append:             # what the owner of the writer lock shall write
     int64_t largest_timestamp
     int64_t expected_end_offset     # -1 = any
 
+cdef struct Condition:          # a word that processes share, and what it is compared with, or set to
+    int64_t* word
+    int64_t value
+
+cdef enum:
+    FEW_CONDITIONS = 4          # up to so many need no allocation of their own
+
+cdef class Conditions:
+    """(SharedPage, index, value) triples, in C: looked at under the writer lock."""
+    cdef list pages             # whose mappings hold the words
+    cdef list indexes
+    cdef Condition* items
+    cdef Py_ssize_t count
+    cdef Condition[FEW_CONDITIONS] few
+
+cdef Conditions make_conditions(object given, bint is_written)
+cdef int64_t append_if(
+    Handle log, Append* request, Encoder encoder, EncodedBatches ready, Conditions conditions, int64_t* end_offset
+) except -1
+cdef int exchange(Handle log, Conditions conditions, Conditions stores) except -1
 cdef int64_t append(Handle log, Append* request, Encoder encoder, EncodedBatches ready, int64_t* end_offset) except -1
 cdef object fenced(Handle log, int64_t found, int64_t expected)
 cdef int begin_change(Handle log, Published* state) except -1

@@ -13,18 +13,20 @@ published before it does anything else. A failed append does that itself.
 import logging
 
 from libc.errno cimport EIO, ENOMEM
-from libc.stdint cimport int64_t
+from libc.stdint cimport INT64_MIN, int64_t
+from libc.stdlib cimport free, malloc
 
 from fastlog._native cimport oscalls as os_c
 from fastlog._native.control cimport Control, ring
 from fastlog._native.encoder cimport BatchShape, EncodedBatches, Encoder, OUT_OF_MEMORY
-from fastlog._native.handle cimport AT_BATCH, Handle, SegmentList
+from fastlog._native.handle cimport AT_BATCH, Handle, SegmentList, wake_readers
 from fastlog._native.layout cimport INDEX_ENTRY_SIZE, TIME_INDEX_ENTRY_SIZE
 from fastlog._native.published cimport (
     ControlPage, Published, UNKNOWN_ENTRIES, load_word, publish, read_published, store_word,
 )
 from fastlog._native.producers cimport ACCEPTED, DUPLICATE, ProducerStates, Rejection, Verdict
 from fastlog._native.segment cimport Segment
+from fastlog._native.shared cimport SharedPage
 from fastlog._native.validator cimport ValidatedBatches
 from fastlog._native.syncing cimport keep_interval, poison, poisoned_error, sync_rolled_later
 
@@ -49,6 +51,13 @@ NOTHING_ABORTED = 0             # checksum of a .txnindex that is not there
 
 
 cdef int64_t append(Handle log, Append* request, Encoder encoder, EncodedBatches ready, int64_t* end_offset) except -1:
+    """`append_if` without conditions on shared words."""
+    return append_if(log, request, encoder, ready, None, end_offset)
+
+
+cdef int64_t append_if(
+    Handle log, Append* request, Encoder encoder, EncodedBatches ready, Conditions conditions, int64_t* end_offset
+) except -1:
     """Put batches at the end of the log and publish them: the one in the encoder, planned ones (`shapes`), or `ready` ones; the base offset."""
     cdef Published state
     cdef Control control = log.control
@@ -65,11 +74,16 @@ cdef int64_t append(Handle log, Append* request, Encoder encoder, EncodedBatches
     control.lock_writer()
     try:
         begin_change(log, &state)
+        if conditions is not None:
+            # before duplicates are looked for: who was replaced gets no answer from the past either
+            require(log, conditions)
         if request.expected_end_offset >= 0 and request.expected_end_offset != state.end_offset:
             raise fenced(log, state.end_offset, request.expected_end_offset)
+        if ready is not None:
+            # rolling moves no offset
+            ready.stamp(state.end_offset, log.epoch)
         if given is not None:
             know_producers(log, known, &state)
-            given.stamp(state.end_offset, log.epoch)
             with nogil:
                 verdict = log.producers.check(given.data, given.size, True, &duplicate, &rejection)
             if verdict == DUPLICATE:
@@ -95,7 +109,7 @@ cdef int64_t append(Handle log, Append* request, Encoder encoder, EncodedBatches
     finally:
         control.unlock_writer()
     os_c.reach(os_c.APPEND_UNLOCKED)
-    ring(&control.page.append_bell)
+    wake_readers(log, control)
     return base_offset
 
 
@@ -106,8 +120,99 @@ cdef object fenced(Handle log, int64_t found, int64_t expected):
     )
 
 
+# --- conditions --------------------------------------------------------------------------------------------------------
+
+cdef class Conditions:
+    def __cinit__(self):
+        self.items = self.few
+        self.count = 0
+
+    def __dealloc__(self):
+        if self.items != self.few:
+            free(self.items)
+
+
+cdef Conditions make_conditions(object given, bint is_written):
+    """What a caller passed as ``conditions``, or as words to store (`is_written`); None when that is nothing.
+
+    Raises InvalidRecordError for anything else, ClosedError and ForkedHandleError for a page that cannot be used.
+    """
+    cdef Conditions made
+    cdef SharedPage page
+    cdef Py_ssize_t i, count
+    cdef int64_t value
+    if not given:
+        return None
+    role = "stores" if is_written else "conditions"
+    if not isinstance(given, (list, tuple)):
+        given = list(given)
+    count = len(given)
+    made = Conditions.__new__(Conditions)
+    made.pages, made.indexes = [], []
+    if count > FEW_CONDITIONS:
+        made.items = <Condition*>malloc(count * sizeof(Condition))
+        if made.items == NULL:
+            made.items = made.few
+            raise MemoryError()
+    for i in range(count):
+        one = given[i]
+        if not isinstance(one, (tuple, list)) or len(one) != 3 or not isinstance(one[0], SharedPage):
+            raise InvalidRecordError(f"{role}[{i}] is {one!r}: expected (SharedPage, word index, value); nothing was written")
+        page, index, value = one
+        if value == INT64_MIN:
+            raise InvalidRecordError(f"{role}[{i}] has the value of the words of retired pages, {INT64_MIN}; nothing was written")
+        if is_written:
+            page.require_writable()
+        made.items[i].word = page.word_at(index)
+        made.items[i].value = value
+        made.pages.append(page)
+        made.indexes.append(index)
+        made.count += 1
+    return made
+
+
+cdef int require(Handle log, Conditions conditions) except -1:
+    """Compare every word; the writer lock is held, under which alone such words change. Raises FencedError."""
+    cdef Py_ssize_t i
+    for i in range(conditions.count):
+        if load_word(conditions.items[i].word) != conditions.items[i].value:
+            raise overtaken(log, conditions, i)
+    return 0
+
+
+cdef object overtaken(Handle log, Conditions conditions, Py_ssize_t i):
+    cdef int64_t found = load_word(conditions.items[i].word)
+    page = conditions.pages[i].path
+    what = f"the page {page} was replaced" if found == INT64_MIN else (
+        f"word {conditions.indexes[i]} of {page} is {found}, expected {conditions.items[i].value}"
+    )
+    return FencedError(f"{what}: somebody else was there first; nothing was written to {log.path}", condition=i)
+
+
+cdef int exchange(Handle log, Conditions conditions, Conditions stores) except -1:
+    """Compare words, then set words: no append with conditions is under way meanwhile. The log itself stays as it is."""
+    cdef Py_ssize_t i
+    log.require_writable()
+    log.control.lock_writer()
+    try:
+        log.require_writable()
+        if conditions is not None:
+            require(log, conditions)
+        if stores is not None:
+            for i in range(stores.count):
+                if load_word(stores.items[i].word) == INT64_MIN:
+                    raise overtaken(log, stores, i)
+            os_c.reach(os_c.EXCHANGE_COMPARED)
+            for i in range(stores.count):
+                store_word(stores.items[i].word, stores.items[i].value)
+        os_c.reach(os_c.EXCHANGE_STORED)
+    finally:
+        log.control.unlock_writer()
+    return 0
+
+
 cdef int64_t write_batches(Handle log, Append* request, Encoder encoder, EncodedBatches ready, ValidatedBatches given, Published* state) noexcept nogil:
-    """Write every batch behind the published end, then publish. A negative result: the files are as they were."""
+    """Write every batch behind the published end, then publish; `ready` ones are stamped. A negative result: the files are as they were."""
     cdef ControlPage* page = log.control.page
     cdef int fd = log.active.fd
     cdef BatchShape* shapes = request.shapes
@@ -118,7 +223,6 @@ cdef int64_t write_batches(Handle log, Append* request, Encoder encoder, Encoded
     if position + request.size > page.allocated and position >= ALLOCATE_FROM:
         allocate(log, position, request.size)
     if ready is not None:
-        ready.stamp(offset, log.epoch)
         result = os_c.os_pwrite(fd, ready.data, ready.size, position)
         position += ready.size
         offset += ready.offsets
@@ -375,7 +479,7 @@ cdef int take_over(Handle log) except -1:
         path = files.segment_path(log.path, base)
         if oscalls.file_size(path):
             oscalls.rename(path, recovery.side_file(path, 0))
-        for name in (path, *files.index_paths(path), files.transaction_index_path(path)):
+        for name in files.segment_files(path):
             oscalls.remove(name)
     path = files.segment_path(log.path, state.active_base)
     cut_log(log, path, state.end_position)
@@ -393,7 +497,7 @@ cdef int take_over(Handle log) except -1:
     store_word(&page.dirty, 0)
     os_c.reach(os_c.TAKEOVER_DONE)
     # whoever slept on a bell of the dead
-    ring(&page.append_bell)
+    wake_readers(log, log.control)
     ring(&page.sync_bell)
     return 0
 

@@ -2,11 +2,12 @@
 
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
-from fastlog._native.control cimport Control
+from fastlog._native.control cimport Control, ring
 from fastlog._native.index cimport IndexTracker
 from fastlog._native.producers cimport ProducerStates
 from fastlog._native.published cimport Published
 from fastlog._native.segment cimport Segment
+from fastlog._native.shared cimport Bells, ring_bell
 
 cdef enum Level:                # of durability: when an append returns
     AT_OS                       # the page cache has it
@@ -59,6 +60,8 @@ cdef class Handle:
     cdef IndexTracker tracker           # of `active`
     cdef ProducerStates producers       # as the log up to some offset tells of them, or None
     cdef uint64_t seen_version          # of the published tuple that `tracker` agrees with
+    cdef Bells bells                    # of the store, for whoever waits for many partitions, or None
+    cdef int bell                       # which of them is rung with this partition's own
     cdef bint keeps_interval            # the flush interval that somebody asked for is watched by this process
     cdef object background              # thread that syncs rolled segments, or None
     # readers': where the last read ended; the next one usually starts there
@@ -70,6 +73,7 @@ cdef class Handle:
 
     cdef int require_open(self) except -1
     cdef int require_writable(self) except -1
+    cdef object deleted_error(self)
     cdef int read_state(self, Published* state) except -1
     cdef SegmentList segments_at(self, Published* state)
     cdef SegmentList list_segments(self, Published* state)
@@ -79,3 +83,10 @@ cdef class Handle:
     cdef list sizes_at(self, Published* state)
     cdef int look_for_company(self) except -1
     cdef list look_at_segments(self, int64_t active_base, int64_t start_offset, bint is_untouched)
+
+
+cdef inline void wake_readers(Handle log, Control control) noexcept nogil:
+    """More can be read: wake who waits for this partition, and who waits for any of the store's. No lock is held."""
+    ring(&control.page.append_bell)
+    if log.bells is not None:
+        ring_bell(log.bells, log.bell)
