@@ -26,6 +26,7 @@ from fastlog.errors import (
     UnknownTopicError,
     UnsupportedFormatError,
 )
+from fastlog.liveness import Slots, Watcher
 from fastlog.partition import files as partition_files
 from fastlog.records import TopicPartition
 from fastlog.reports import MaintenanceReport
@@ -115,6 +116,8 @@ class Directory:
         directory._closers = []
         directory._held = {}
         directory._bells = directory._page = None
+        directory._slots = None
+        directory._watcher = None
         directory._seen = -1
         directory._looked_at = 0
         directory._version = 1
@@ -148,6 +151,8 @@ class Directory:
     _closers: list[Callable[[], object]]
     _held: dict[Key, Lease]
     _bells: Bells | None
+    _slots: Slots | None
+    _watcher: Watcher | None
     _page: SharedPage | None
     _seen: int
     _looked_at: int
@@ -212,6 +217,8 @@ class Directory:
                 self._closers.pop()()
             except Exception as error:
                 errors.append(error)
+        if self._watcher is not None:
+            self._watcher.close()
         with self._mutex:
             if self._is_closed:
                 return
@@ -245,10 +252,10 @@ class Directory:
             if fd >= 0:
                 oscalls.close_file(fd)
         self._presence = self._broker_lock = -1
-        for shared in (self._bells, self._page):
+        for shared in (self._bells, self._page, self._slots):
             if shared is not None:
                 shared.close()
-        self._bells = self._page = None
+        self._bells = self._page = self._slots = None
 
     @property
     def closed(self) -> bool:
@@ -518,6 +525,26 @@ class Directory:
             if self._bells is None:
                 self._bells = Bells.open(f"{self.control}/bells")
             return self._bells
+
+    @property
+    def slots(self) -> Slots:
+        """Where owners of something in this store say that they live. Raises NotSupportedError with
+        ``read_only=True``."""
+        self._require_writable()
+        with self._mutex:
+            if self._slots is None:
+                self._slots = Slots.open(f"{self.control}/slots")
+            return self._slots
+
+    @property
+    def watcher(self) -> Watcher:
+        """The thread that notices deaths, and does what is to be done from time to time; its first task starts it.
+        Raises NotSupportedError with ``read_only=True``."""
+        self._require_writable()
+        with self._mutex:
+            if self._watcher is None:
+                self._watcher = Watcher(self.slots)
+            return self._watcher
 
     # --- partitions --------------------------------------------------------------------------------------------------
 
