@@ -202,8 +202,8 @@ def test_commit_of_a_record_a_batch_or_offsets(store: fastlog.Store) -> None:
         consumer.commit({FIRST: 7})
         assert committed(store) == 7
         consumer.commit({FIRST: OffsetAndMetadata(8, "note")})
-        assert consumer.committed()[FIRST] == (8, "note", -1, consumer.committed()[FIRST].timestamp)  # type: ignore[union-attr]
-        assert consumer.committed([TopicPartition("orders", 0)])[FIRST].offset == 8  # type: ignore[union-attr]
+        for found in (consumer.committed(), consumer.committed([TopicPartition("orders", 0)])):
+            assert found[FIRST] is not None and found[FIRST][:3] == (8, "note", -1)
         for wrong in ("orders", {FIRST: -1}, {FIRST: "1"}, [records[0]]):
             with pytest.raises(fastlog.ConfigError):
                 consumer.commit(wrong)  # type: ignore[arg-type]
@@ -369,7 +369,7 @@ def test_waiting_members_are_woken_by_the_group(store: fastlog.Store) -> None:
     first.close()
     thread.join()
     assert time.monotonic() - begun < 5
-    assert [record.offset for record in got][0] in (0, 2)
+    assert got[0].offset in (0, 2)
 
 
 def test_describe_and_reset(store: fastlog.Store) -> None:

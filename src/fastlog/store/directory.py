@@ -30,7 +30,8 @@ from fastlog.liveness import Slots, Watcher
 from fastlog.partition import files as partition_files
 from fastlog.records import TopicPartition
 from fastlog.reports import MaintenanceReport
-from fastlog.store import catalog, deleting, files, handover, naming, options, setup
+from fastlog.store import backup, catalog, deleting, files, handover, naming, options, setup
+from fastlog.store.backup import BackupReport
 from fastlog.store.catalog import Catalog, TopicInfo
 from fastlog.store.leases import Key, Lease, LogPool
 from fastlog.store.maintenance import needs_upkeep
@@ -116,8 +117,7 @@ class Directory:
         directory._closers = []
         directory._held = {}
         directory._bells = directory._page = None
-        directory._slots = None
-        directory._watcher = None
+        directory._slots = directory._watcher = None
         directory._seen = -1
         directory._looked_at = 0
         directory._version = 1
@@ -192,6 +192,7 @@ class Directory:
         files.empty_folder(self.control)
         if oscalls.remove(f"{self._topics}/{files.CLEAN_SHUTDOWN}"):
             oscalls.sync_directory(self._topics)
+        oscalls.remove(f"{self.root}/{files.UNFINISHED_BACKUP}")
         for path in (self.root, self._topics, self._config):
             deleting.remove_temporary_files(path)
         self._catalog.read()
@@ -217,13 +218,14 @@ class Directory:
                 self._closers.pop()()
             except Exception as error:
                 errors.append(error)
-        if self._watcher is not None:
-            self._watcher.close()
         with self._mutex:
             if self._is_closed:
                 return
             self._is_closed = True
             self._held.clear()
+            watcher = self._watcher
+        if watcher is not None:
+            watcher.close()
         errors += self._pool.close()
         if self._presence >= 0:
             try:
@@ -528,8 +530,7 @@ class Directory:
 
     @property
     def slots(self) -> Slots:
-        """Where owners of something in this store say that they live. Raises NotSupportedError with
-        ``read_only=True``."""
+        """Locked bytes that tell who lives. Raises NotSupportedError with ``read_only=True``."""
         self._require_writable()
         with self._mutex:
             if self._slots is None:
@@ -538,13 +539,17 @@ class Directory:
 
     @property
     def watcher(self) -> Watcher:
-        """The thread that notices deaths, and does what is to be done from time to time; its first task starts it.
-        Raises NotSupportedError with ``read_only=True``."""
-        self._require_writable()
+        """Tells of owners of slots that died. Raises NotSupportedError with ``read_only=True``."""
+        slots = self.slots
         with self._mutex:
             if self._watcher is None:
-                self._watcher = Watcher(self.slots)
+                self._require_open()
+                self._watcher = Watcher(slots)
             return self._watcher
+
+    def open_logs(self) -> list[tuple[TopicPartition, PartitionLog]]:
+        """The partitions that are open here now; not to be closed by the caller, maybe closed meanwhile."""
+        return [(TopicPartition(key.topic, key.partition), log) for key, log in self._pool.each_open()]
 
     # --- partitions --------------------------------------------------------------------------------------------------
 
@@ -603,6 +608,20 @@ class Directory:
         self._require_writable()
         names = self.topics(internal=True) if topics is None else list(topics)
         return self._upkeep([self.topic(name) for name in names])
+
+    def backup(self, target: str | os.PathLike[str]) -> BackupReport:
+        """Copy everything that is in the store now into a new or empty folder, which then opens as a store of its own.
+
+        Others go on appending meanwhile. Each partition ends at one offset, and no transaction is in it by halves.
+        Closed
+        segments are hard links where the file system allows it: the copy takes little space and time, and shares their
+        bytes
+        with the original (a copy on another disk survives the loss of this one). The copy is durable when this returns.
+        When it fails nothing is left; what a crash leaves behind does not open.
+        Raises UnsupportedFormatError for a target that holds something, StorageError, StorageFullError.
+        """
+        self._require_open()
+        return backup.back_up(self, os.path.abspath(os.fsdecode(target)), self._lock_timeout)
 
     def _upkeep(self, infos: Iterable[TopicInfo]) -> dict[TopicPartition, MaintenanceReport]:
         reports = {}
