@@ -194,7 +194,14 @@ class Consumer(Generic[K, V]):
         )
         self._membership.set_wake(self._interrupt)
         self._group_bell = 1 << self._membership.bell
-        self._pulse = Pulse(self._beat, self._commit_interval)
+        self._pulse = Pulse(
+            self._beat,
+            self._interrupt,
+            lambda: self._iterating,
+            waiter_of(self._directory),
+            self._group_bell,
+            self._commit_interval,
+        )
 
     def close(self) -> None:
         """End the iteration, commit what is finished, leave the group, and give everything back. Idempotent.
