@@ -52,9 +52,9 @@ def values(store: Directory, topic: str, partition: int = 0) -> list[bytes | Non
 
 
 def batches(store: Directory, topic: str, partition: int = 0) -> list[Any]:
-    """What the reference decoder makes of the partition's first segment."""
-    path = Path(store.partition_log(topic, partition).path) / f"{0:020d}.log"
-    return [batch for _, batch in decode_log(path.read_bytes())]
+    """What the reference decoder makes of the partition's segments."""
+    segments = sorted(Path(store.partition_log(topic, partition).path).glob("*.log"))
+    return [batch for path in segments for _, batch in decode_log(path.read_bytes())]
 
 
 # --- the bytes --------------------------------------------------------------------------------------------------------
