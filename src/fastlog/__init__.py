@@ -77,6 +77,8 @@ if _typing.TYPE_CHECKING:
     from fastlog.clients.store import Store
     from fastlog.clients.store import open_store as open
     from fastlog.clients.topic import Topic, TopicRead
+    from fastlog.groups.admin import GroupDescription, MemberDescription
+    from fastlog.groups.formats import OffsetAndMetadata
 
 __version__ = "0.1.0"
 
@@ -101,6 +103,7 @@ __all__ = [
     "Error",
     "FencedError",
     "ForkedHandleError",
+    "GroupDescription",
     "GroupError",
     "Headers",
     "HeadersColumn",
@@ -112,7 +115,9 @@ __all__ = [
     "LockedError",
     "LogConfig",
     "MaintenanceReport",
+    "MemberDescription",
     "NotSupportedError",
+    "OffsetAndMetadata",
     "OffsetOutOfRangeError",
     "OutOfOrderSequenceError",
     "PartitionLog",
@@ -152,9 +157,12 @@ _LATER = {
     "BatchDelivery": "fastlog.clients.producer:BatchDelivery",
     "Consumer": "fastlog.clients.consumer:Consumer",
     "ConsumerStats": "fastlog.clients.consumer:ConsumerStats",
+    "GroupDescription": "fastlog.groups.admin:GroupDescription",
     "Lag": "fastlog.clients.consumer:Lag",
     "Delivery": "fastlog.clients.producer:Delivery",
     "Producer": "fastlog.clients.producer:Producer",
+    "MemberDescription": "fastlog.groups.admin:MemberDescription",
+    "OffsetAndMetadata": "fastlog.groups.formats:OffsetAndMetadata",
     "Store": "fastlog.clients.store:Store",
     "Topic": "fastlog.clients.topic:Topic",
     "TopicRead": "fastlog.clients.topic:TopicRead",
