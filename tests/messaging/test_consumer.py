@@ -559,7 +559,9 @@ def test_what_needs_a_group_says_so(store: fastlog.Store) -> None:
         store.consumer("orders", instance_id="a")
 
 
-def test_a_topic_that_is_deleted_under_a_waiting_consumer(store: fastlog.Store, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_topic_that_is_deleted_under_a_waiting_consumer(
+    store: fastlog.Store, caplog: pytest.LogCaptureFixture
+) -> None:
     fill(store, "orders", [1])
     fill(store, "others", [0])
     with store.consumer(["orders", "others"]) as consumer:

@@ -23,8 +23,8 @@ ALARMING_PART = 0.8
 
 
 class Pulse:
-    """A daemon thread beside a member of a group: it calls ``beat`` every so often, and ``interrupt`` as soon as the group
-    changes while its consumer is busy with a handler. Ends with ``stop``.
+    """A daemon thread beside a member of a group: it calls ``beat`` every so often, and ``interrupt`` as soon as the
+    group changes while its consumer is busy with a handler. Ends with ``stop``.
 
     What ``beat`` raises is logged, and it is tried again.
     """

@@ -220,8 +220,8 @@ class Store:
             buffer_memory: bytes that may wait; when it is full, ``send`` blocks.
             max_block: how long ``send`` blocks at most, before a BufferFullError.
             delivery_timeout: how long a locked log is tried again, before the delivery fails.
-            transactional_id: a name for its transactions; opening it again fences whoever had it before, and aborts what
-                that one left open.
+            transactional_id: a name for its transactions; opening it again fences whoever had it before, and aborts
+                what that one left open.
             transaction_timeout: after how long an open transaction is aborted.
             source: what is imported, exactly once: its position is committed with the records.
             key_serializer, value_serializer: called with each key and value; what they return is stored.
