@@ -28,11 +28,13 @@ from fastlog._core import (
 )
 from fastlog.config import LogConfig
 from fastlog.errors import (
+    BufferFullError,
     ClosedError,
     CommitFailedError,
     ConfigError,
     CorruptLogError,
     CorruptRecordError,
+    DeliveryTimeoutError,
     Error,
     FencedError,
     ForkedHandleError,
@@ -52,7 +54,7 @@ from fastlog.errors import (
     UnknownTopicError,
     UnsupportedFormatError,
 )
-from fastlog.records import Headers, RecordMetadata, TopicPartition
+from fastlog.records import BatchMetadata, Headers, RecordMetadata, TopicPartition
 from fastlog.reports import (
     BatchInfo,
     CompactionReport,
@@ -74,12 +76,16 @@ if _typing.TYPE_CHECKING:
     from fastlog.clients.store import Store
     from fastlog.clients.store import open_store as open
     from fastlog.clients.topic import Topic, TopicRead
+    from fastlog.groups.admin import GroupDescription, MemberDescription
+    from fastlog.groups.formats import OffsetAndMetadata
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BatchInfo",
+    "BatchMetadata",
     "BinaryColumn",
+    "BufferFullError",
     "ClosedError",
     "CommitFailedError",
     "CompactionReport",
@@ -90,9 +96,11 @@ __all__ = [
     "CorruptRecordError",
     "CutTail",
     "Damage",
+    "DeliveryTimeoutError",
     "Error",
     "FencedError",
     "ForkedHandleError",
+    "GroupDescription",
     "GroupError",
     "Headers",
     "HeadersColumn",
@@ -104,7 +112,9 @@ __all__ = [
     "LockedError",
     "LogConfig",
     "MaintenanceReport",
+    "MemberDescription",
     "NotSupportedError",
+    "OffsetAndMetadata",
     "OffsetOutOfRangeError",
     "OutOfOrderSequenceError",
     "PartitionLog",
@@ -142,7 +152,10 @@ __all__ = [
 _LATER = {
     "Consumer": "fastlog.clients.consumer:Consumer",
     "ConsumerStats": "fastlog.clients.consumer:ConsumerStats",
+    "GroupDescription": "fastlog.groups.admin:GroupDescription",
     "Lag": "fastlog.clients.consumer:Lag",
+    "MemberDescription": "fastlog.groups.admin:MemberDescription",
+    "OffsetAndMetadata": "fastlog.groups.formats:OffsetAndMetadata",
     "Store": "fastlog.clients.store:Store",
     "Topic": "fastlog.clients.topic:Topic",
     "TopicRead": "fastlog.clients.topic:TopicRead",
