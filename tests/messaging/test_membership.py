@@ -199,6 +199,8 @@ def test_a_deleted_topic_is_lost_and_a_new_one_of_its_name_starts_anew(directory
     (one,) = member.owned()
     member.commit({one: OffsetAndMetadata(7)})
     directory.delete_topic("t")
+    with pytest.raises(CommitFailedError, match="a topic was deleted"):
+        member.commit({one: OffsetAndMetadata(8)})
     assert member.poll() == Changes([], [one], [])
     with pytest.raises(CommitFailedError, match="does not own t-0"):
         member.commit({one: OffsetAndMetadata(8)})

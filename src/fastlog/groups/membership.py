@@ -22,6 +22,7 @@ from fastlog.errors import (
     GroupError,
     LockedError,
     StorageError,
+    UnknownTopicError,
 )
 from fastlog.groups.assignors import check_assignor
 from fastlog.groups.formats import OffsetAndMetadata
@@ -385,8 +386,8 @@ class Membership:
     def commit(self, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
         """Commit offsets of own partitions, all or none; as durable as the directory's level when it returns.
 
-        CommitFailedError when a partition belongs to somebody else by now: what was handled since the last commit will
-        be handled again there. Nothing is written then.
+        CommitFailedError when a partition belongs to somebody else by now, or its topic was deleted: what was handled
+        since the last commit will be handled again there. Nothing is written then.
         """
         self._require_usable()
         while offsets:
@@ -396,6 +397,8 @@ class Membership:
             except FencedError:
                 if not self.is_page_replaced(conditions):
                     raise self._not_owned(offsets) from None
+            except UnknownTopicError as error:
+                raise CommitFailedError(f"nothing was committed, as a topic was deleted: {error}") from None
             else:
                 return
 

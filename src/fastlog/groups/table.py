@@ -202,11 +202,12 @@ class Table:
             )
         table = cls(*(document[name] for name in ("group", "generation", "assignor", "next_number", "rows")))
         for fields in document["members"]:
-            member = Member(*fields)
-            wanted = tuple(member.topics), member.pattern and (member.pattern[0], member.pattern[1])
-            member = replace(member, topics=wanted[0], pattern=wanted[1])
-            table.members[member.number] = member
-            table.targets[member.number] = []
+            number, row, name, instance_id, client_id, slot, identity, topics, pattern, *limits = fields
+            expression = None if pattern is None else (pattern[0], pattern[1])
+            table.members[number] = Member(
+                number, row, name, instance_id, client_id, slot, identity, tuple(topics), expression, *limits
+            )
+            table.targets[number] = []
         for topic, (topic_id, indexes, targets) in document["topics"].items():
             table.topic_ids[topic] = topic_id
             for partition, (index, number) in enumerate(zip(indexes, targets, strict=True)):
