@@ -534,6 +534,9 @@ class Consumer(Generic[K, V]):
                 waiting for it when it lies ahead; offsets by partition (exclusive): only these partitions; None: no
                 end.
             idle_timeout: stop as well when nothing comes for so long.
+
+        In a group these are the partitions that this member has; when others have them all there is nothing to hand
+        out.
         """
         self._require_open()
         bounds = None if until is None else Bounds(until)
