@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import random
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from itertools import islice
 from multiprocessing.connection import Connection
@@ -685,3 +687,16 @@ def test_random_lives_and_deaths_lose_nothing(store: fastlog.Store, seed: int) -
 
         wait_until(is_all_handled, 60)
         assert set(handled) - {"ready"} == everything
+
+
+def test_a_consumer_that_nobody_refers_to_has_left(store: fastlog.Store) -> None:
+    fill(store, 10)
+    dropped = member(store)
+    assert dropped.poll(2)
+    gone = weakref.ref(dropped)
+    del dropped
+    gc.collect()
+    assert gone() is None
+    with member(store) as other:
+        assert other.poll(timeout=20)
+    wait_until(lambda: not [thread for thread in threading.enumerate() if thread.name == "fastlog-consumer"])
