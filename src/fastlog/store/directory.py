@@ -716,7 +716,8 @@ class Directory:
                 f"touched; move the folder away"
             )
         if oscalls.file_size(f"{folder}/{partition_files.META}") is None:
-            # whatever is appended here shall be found again: who made the topic or the folder may have died before a sync
+            # whatever is appended here shall be found again: who made the topic or the folder may have died before a
+            # sync
             for path in (self._config, self._topics):
                 oscalls.sync_directory(path)
 
