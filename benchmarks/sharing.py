@@ -214,17 +214,26 @@ def _finish(appender: Any, calls: int) -> None:
 # --- taking over ------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _beside_one_who_dies(stage: Stage, failpoint: str) -> Iterator[tuple[fastlog.PartitionLog, Any]]:
+    """A log, and a process that dies or stops in it when asked; at the end the log must be whole."""
+    path = stage.directory / "log-0"
+    with (
+        fastlog.PartitionLog.open(path, durability="os") as log,
+        partner("die", path, failpoint=failpoint) as nursery,
+    ):
+        log.append([b"before"])
+        yield log, nursery
+        report = log.verify()
+        expect(report.ok, report, "no damage", "the log after the takeovers")
+
+
 def take_over_from_the_dead() -> Prepare:
     """From the death of a writer inside the lock having been seen, to when the next append has returned."""
 
     @contextmanager
     def prepare(stage: Stage) -> Iterator[Work]:
-        path = stage.directory / "log-0"
-        with (
-            fastlog.PartitionLog.open(path, durability="os") as log,
-            partner("die", path, failpoint=KILLED_INSIDE_THE_LOCK) as nursery,
-        ):
-            log.append([b"before"])
+        with _beside_one_who_dies(stage, KILLED_INSIDE_THE_LOCK) as (log, nursery):
 
             def work() -> int:
                 for _ in range(stage.sizes.takeovers):
@@ -238,8 +247,6 @@ def take_over_from_the_dead() -> Prepare:
                 return stage.sizes.takeovers
 
             yield work
-            report = log.verify()
-            expect(report.ok, report, "no damage", "the log after the takeovers")
 
     return prepare
 
@@ -249,12 +256,7 @@ def take_over_while_waiting() -> Prepare:
 
     @contextmanager
     def prepare(stage: Stage) -> Iterator[Work]:
-        path = stage.directory / "log-0"
-        with (
-            fastlog.PartitionLog.open(path, durability="os") as log,
-            partner("die", path, failpoint=STOPPED_INSIDE_THE_LOCK) as nursery,
-        ):
-            log.append([b"before"])
+        with _beside_one_who_dies(stage, STOPPED_INSIDE_THE_LOCK) as (log, nursery):
 
             def work() -> int:
                 for _ in range(stage.sizes.takeovers):
@@ -276,7 +278,5 @@ def take_over_while_waiting() -> Prepare:
                 return stage.sizes.takeovers
 
             yield work
-            report = log.verify()
-            expect(report.ok, report, "no damage", "the log after the takeovers")
 
     return prepare

@@ -76,6 +76,7 @@ __all__ = [
     "bell_of",
     "diagnose",
     "encode_batch",
+    "mark_deleted",
     "read_batch",
     "scan_index",
     "scan_segment",
@@ -274,9 +275,15 @@ cdef class PartitionLog(Handle):
         return 0
 
     cdef int use_meta(self, meta, resolved) except -1:
-        self.config = resolved
         self.meta = meta
         self.epoch = meta.epoch
+        self.use_config(resolved)
+        self.encoders = []
+        self.forget_cursor()
+        return 0
+
+    cdef int use_config(self, resolved) except -1:
+        self.config = resolved
         self.max_message_bytes = resolved.max_message_bytes
         self.max_decompressed_bytes = resolved.max_decompressed_bytes
         self.segment_bytes = resolved.segment_bytes
@@ -285,9 +292,18 @@ cdef class PartitionLog(Handle):
         if self.compacts:
             self.segment_ms = min(self.segment_ms, <int64_t>resolved.max_compaction_lag_ms)
         self.timestamp_limit = resolved.message_timestamp_after_max_ms
-        self.encoders = []
-        self.forget_cursor()
         return 0
+
+    def reconfigure(self, config: LogConfig) -> None:
+        """Go on with other options. Those that shape the files must be left out, or be as stored; ``flush_interval`` stays.
+
+        Appends that are under way in other threads finish with the options that they began with. Raises ConfigError.
+        """
+        self.require_open()
+        resolved = config.resolve(self.meta.layout)
+        self.options = config
+        self.use_config(resolved)
+        self.control.lock_timeout = resolved.lock_timeout
 
     cdef int publish_opened(self, opened) except -1:
         """Fill a page that nobody else sees yet with what a recovery found."""
@@ -340,6 +356,8 @@ cdef class PartitionLog(Handle):
         if now - self.looked_at < COMPANY_INTERVAL:
             return 0
         self.looked_at = now
+        if oscalls.entry_kind(self.path) is None:
+            raise self.deleted_error()
         change = (oscalls.change_time(self.path), presence.describe(self.path) is not None, self.sizes())
         if change == self.last_change:
             return 0
@@ -481,9 +499,7 @@ cdef class PartitionLog(Handle):
                     # nobody vouches for indexes that had to leave something out
                     continue
                 segment.index_checksums = segment.compute_checksums()
-            checksums[segment.base_offset] = files.checksum_entry(
-                (*segment.index_checksums[:2], segment.transaction_checksum), segment.size
-            )
+            checksums[segment.base_offset] = files.checksum_entry(segment)
         oscalls.sync_directory(self.path)
         durable.base = state.active_base
         durable.position = state.end_position
@@ -518,13 +534,7 @@ cdef class PartitionLog(Handle):
         for name in names:
             if name.endswith(".txnindex"):
                 oscalls.sync_file(f"{self.path}/{name}")
-        if f"{state.end_offset:020d}.snapshot" not in names:
-            sizes = self.sizes_at(state)
-            states = snapshots.rebuild(self.path, names, sizes, state.end_offset).states
-            snapshots.forget_idle(self.path, states, sizes, os_c.clock_milliseconds())
-            snapshots.write_snapshot(self.path, states)
-        offsets = [*snapshots.snapshot_offsets(names), state.end_offset]
-        snapshots.remove_snapshots(self.path, snapshots.stale_snapshots(offsets, list_.bases, state.end_offset))
+        snapshots.renew(self.path, names, self.sizes_at(state), state.end_offset, state.end_offset)
         return 0
 
     cdef int forget_files(self) except -1:
@@ -564,21 +574,21 @@ cdef class PartitionLog(Handle):
 
     # --- offsets -----------------------------------------------------------------------------------------------------
 
+    cdef Published published(self) except *:
+        cdef Published state
+        self.require_open()
+        read_published(self.control.page, &state)
+        return state
+
     @property
     def start_offset(self) -> int:
         """Log start offset: the first offset that can be read."""
-        self.require_open()
-        cdef Published state
-        read_published(self.control.page, &state)
-        return state.start_offset
+        return self.published().start_offset
 
     @property
     def end_offset(self) -> int:
         """Log end offset: the offset that the next record will get."""
-        self.require_open()
-        cdef Published state
-        read_published(self.control.page, &state)
-        return state.end_offset
+        return self.published().end_offset
 
     @property
     def durable_offset(self) -> int:
@@ -591,9 +601,7 @@ cdef class PartitionLog(Handle):
     @property
     def last_stable_offset(self) -> int:
         """Offset of the first record of the oldest open transaction; the end offset when none is open."""
-        self.require_open()
-        cdef Published state
-        read_published(self.control.page, &state)
+        cdef Published state = self.published()
         return state.end_offset if state.first_unstable_offset < 0 else max(state.first_unstable_offset, state.start_offset)
 
     @property
@@ -1137,6 +1145,15 @@ def require_local(folder: str) -> None:
             f"{folder} lies on a file system ({name}, number {magic:#x}) whose locks are not known to work between processes: use a "
             f"local one ({', '.join(oscalls.LOCAL_FILE_SYSTEMS.values())}), or open it with exclusive=True"
         )
+
+
+def mark_deleted(path: str, lock_timeout_ms: int) -> bool:
+    """Let every process that has the partition in the folder ``path`` open know that it is deleted: from then on appends, reads and
+    waits raise UnknownTopicError, and closing does nothing to files. Whether anybody may have it open.
+
+    Raises LockedError when a writer does not let go of the log within the timeout.
+    """
+    return presence.retire(path, lock_timeout_ms)
 
 
 def diagnose(path: str | os.PathLike[str] | None = None) -> dict:

@@ -67,6 +67,10 @@ class Error(Exception):
     retriable: ClassVar[bool] = False
     kafka_code: ClassVar[int | None] = None
 
+    outcome: str | None = None
+    """What became of the transaction that could not be committed: ``"aborted"``, or ``"unknown"``: then ``commit`` may
+    be repeated, and finds out. None when the error does not speak of a whole transaction."""
+
 
 class ConfigError(Error):
     """An option is unknown, malformed, out of range, or differs from the one stored with the partition."""

@@ -1,0 +1,1 @@
+"""Topics, producers, groups and transactions: what fastlog does above single partitions."""

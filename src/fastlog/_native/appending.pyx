@@ -79,9 +79,11 @@ cdef int64_t append_if(
             require(log, conditions)
         if request.expected_end_offset >= 0 and request.expected_end_offset != state.end_offset:
             raise fenced(log, state.end_offset, request.expected_end_offset)
+        if ready is not None:
+            # rolling moves no offset
+            ready.stamp(state.end_offset, log.epoch)
         if given is not None:
             know_producers(log, known, &state)
-            given.stamp(state.end_offset, log.epoch)
             with nogil:
                 verdict = log.producers.check(given.data, given.size, True, &duplicate, &rejection)
             if verdict == DUPLICATE:
@@ -224,7 +226,7 @@ cdef int exchange(Handle log, Conditions conditions, Conditions stores) except -
 
 
 cdef int64_t write_batches(Handle log, Append* request, Encoder encoder, EncodedBatches ready, ValidatedBatches given, Published* state) noexcept nogil:
-    """Write every batch behind the published end, then publish. A negative result: the files are as they were."""
+    """Write every batch behind the published end, then publish; `ready` ones are stamped. A negative result: the files are as they were."""
     cdef ControlPage* page = log.control.page
     cdef int fd = log.active.fd
     cdef BatchShape* shapes = request.shapes
@@ -235,7 +237,6 @@ cdef int64_t write_batches(Handle log, Append* request, Encoder encoder, Encoded
     if position + request.size > page.allocated and position >= ALLOCATE_FROM:
         allocate(log, position, request.size)
     if ready is not None:
-        ready.stamp(offset, log.epoch)
         result = os_c.os_pwrite(fd, ready.data, ready.size, position)
         position += ready.size
         offset += ready.offsets
@@ -492,7 +493,7 @@ cdef int take_over(Handle log) except -1:
         path = files.segment_path(log.path, base)
         if oscalls.file_size(path):
             oscalls.rename(path, recovery.side_file(path, 0))
-        for name in (path, *files.index_paths(path), files.transaction_index_path(path)):
+        for name in files.segment_files(path):
             oscalls.remove(name)
     path = files.segment_path(log.path, state.active_base)
     cut_log(log, path, state.end_position)

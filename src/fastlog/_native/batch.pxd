@@ -1,6 +1,6 @@
 # Decoded batches as Python sees them: columns, records, headers.
 
-from libc.stdint cimport int32_t, int64_t, uint8_t
+from libc.stdint cimport int32_t, int64_t
 
 from fastlog._native.memory cimport Block, ColumnarBatch
 

@@ -77,8 +77,6 @@ cdef class Rewritten:
     cdef readonly int64_t next_offset           # behind its last batch; the base offset when there is none
     cdef readonly int64_t max_timestamp         # of its records, -1 = none
     cdef readonly int64_t bytes_read
-    cdef readonly int64_t batches_read
-    cdef readonly int64_t batches_kept
     cdef readonly int64_t records_read
     cdef readonly int64_t records_kept
     cdef readonly int64_t keyless               # records dropped because they have no key

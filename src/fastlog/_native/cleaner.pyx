@@ -752,7 +752,6 @@ cdef class CleaningRound:
         cdef bint is_control = header.attributes & CONTROL_BIT != 0, has_horizon = header.attributes & DELETE_HORIZON_BIT != 0
         cdef bint is_over, drops_all, keeps_header, tombstones = False
         cdef int64_t count = 0
-        self.result.batches_read += 1
         self.result.records_read += header.count
         if is_control:
             if header.count:
@@ -879,7 +878,6 @@ cdef class CleaningRound:
         self.tracker.track(self.result.size, size, header.last_offset, max_timestamp if records else -1)
         self.result.size += size
         self.pending += size
-        self.result.batches_kept += 1
         self.result.next_offset = header.last_offset + 1
         if records and max_timestamp > self.result.max_timestamp:
             self.result.max_timestamp = max_timestamp

@@ -82,9 +82,9 @@ cdef int64_t content_bound(int codec, const uint8_t* data, int64_t size) noexcep
     says, which `is_bound_exceeded` tells.
     """
     if codec == ZSTD:
-        return zstd_bound(data, size)
+        return frames_bound(data, size, zstd_frame_bound)
     if codec == LZ4:
-        return lz4_bound(data, size)
+        return frames_bound(data, size, lz4_frame_bound)
     if codec == SNAPPY:
         return xerial_bound(data, size) if is_xerial(data, size) else snappy_size(data, size)
     if size < GZIP_LEAST_SIZE:
@@ -106,126 +106,132 @@ cdef int64_t skippable_size(const uint8_t* data, int64_t size) noexcept nogil:
     return whole if whole <= size else 0
 
 
-cdef int64_t zstd_bound(const uint8_t* data, int64_t size) noexcept nogil:
-    cdef int64_t at = 0, total = 0, frame, most_block, content, skipped, bits, stored, rest
+ctypedef int64_t (*FrameBound)(const uint8_t* data, int64_t size, int64_t* cursor) noexcept nogil
+
+
+cdef int64_t frames_bound(const uint8_t* data, int64_t size, FrameBound bound) noexcept nogil:
+    """The bound of a stream of frames, between which others may lie that hold nothing."""
+    cdef int64_t at = 0, total = 0, frame, skipped
+    if size == 0:
+        return BROKEN
+    while at < size:
+        skipped = skippable_size(data + at, size - at)
+        if skipped:
+            at += skipped
+            continue
+        frame = bound(data, size, &at)
+        if frame < 0:
+            return BROKEN
+        total += frame
+    return total
+
+
+cdef int64_t zstd_frame_bound(const uint8_t* data, int64_t size, int64_t* cursor) noexcept nogil:
+    """The bound of the frame at `cursor`, which moves behind it."""
+    cdef int64_t at = cursor[0], frame = 0, most_block, content, bits, stored, rest
     cdef uint64_t window, stated
     cdef uint32_t descriptor, block
     cdef int content_width, dictionary_width
-    if size == 0:
+    if size - at < ZSTD_HEADER_REST_AT or load_little32(data + at) != ZSTD_MAGIC:
         return BROKEN
-    while at < size:
-        skipped = skippable_size(data + at, size - at)
-        if skipped:
-            at += skipped
-            continue
-        if size - at < ZSTD_HEADER_REST_AT or load_little32(data + at) != ZSTD_MAGIC:
+    descriptor = data[at + ZSTD_DESCRIPTOR_AT]
+    content_width = 1 << (descriptor >> 6)
+    if content_width == 1 and not descriptor & ZSTD_SINGLE_SEGMENT:
+        content_width = 0
+    dictionary_width = (1 << (descriptor & 3)) >> 1
+    rest = dictionary_width + content_width + (0 if descriptor & ZSTD_SINGLE_SEGMENT else 1)
+    at += ZSTD_HEADER_REST_AT
+    if rest > size - at:
+        return BROKEN
+    window = 0
+    if not descriptor & ZSTD_SINGLE_SEGMENT:
+        bits = 10 + (data[at] >> 3)
+        window = (<uint64_t>1 << bits) + (<uint64_t>(data[at] & 7) << (bits - 3))
+        at += 1
+    if dictionary_width and load_little(data + at, dictionary_width):
+        return BROKEN
+    at += dictionary_width
+    stated = load_little(data + at, content_width) + (256 if content_width == 2 else 0)
+    at += content_width
+    if descriptor & ZSTD_SINGLE_SEGMENT:
+        window = stated
+    if window > <uint64_t>1 << ZSTD_MOST_WINDOW_LOG:
+        return BROKEN
+    most_block = min(<int64_t>window, <int64_t>ZSTD_MOST_BLOCK)
+    while True:
+        if size - at < ZSTD_BLOCK_HEADER_SIZE:
             return BROKEN
-        descriptor = data[at + ZSTD_DESCRIPTOR_AT]
-        content_width = 1 << (descriptor >> 6)
-        if content_width == 1 and not descriptor & ZSTD_SINGLE_SEGMENT:
-            content_width = 0
-        dictionary_width = (1 << (descriptor & 3)) >> 1
-        rest = dictionary_width + content_width + (0 if descriptor & ZSTD_SINGLE_SEGMENT else 1)
-        at += ZSTD_HEADER_REST_AT
-        if rest > size - at:
+        block = <uint32_t>load_little(data + at, ZSTD_BLOCK_HEADER_SIZE)
+        at += ZSTD_BLOCK_HEADER_SIZE
+        stored = content = block >> 3
+        if (block >> 1) & 3 == 1:       # one byte, repeated
+            stored = 1
+        elif (block >> 1) & 3 == 2:     # compressed
+            content = most_block
+        elif (block >> 1) & 3 == 3:
             return BROKEN
-        window = 0
-        if not descriptor & ZSTD_SINGLE_SEGMENT:
-            bits = 10 + (data[at] >> 3)
-            window = (<uint64_t>1 << bits) + (<uint64_t>(data[at] & 7) << (bits - 3))
-            at += 1
-        if dictionary_width and load_little(data + at, dictionary_width):
+        if stored > size - at or content > most_block:
             return BROKEN
-        at += dictionary_width
-        stated = load_little(data + at, content_width) + (256 if content_width == 2 else 0)
-        at += content_width
-        if descriptor & ZSTD_SINGLE_SEGMENT:
-            window = stated
-        if window > <uint64_t>1 << ZSTD_MOST_WINDOW_LOG:
+        at += stored
+        frame += content
+        if block & 1:
+            break
+    if descriptor & ZSTD_CHECKSUM:
+        if size - at < CHECKSUM_SIZE:
             return BROKEN
-        most_block = min(<int64_t>window, <int64_t>ZSTD_MOST_BLOCK)
-        frame = 0
-        while True:
-            if size - at < ZSTD_BLOCK_HEADER_SIZE:
-                return BROKEN
-            block = <uint32_t>load_little(data + at, ZSTD_BLOCK_HEADER_SIZE)
-            at += ZSTD_BLOCK_HEADER_SIZE
-            stored = content = block >> 3
-            if (block >> 1) & 3 == 1:       # one byte, repeated
-                stored = 1
-            elif (block >> 1) & 3 == 2:     # compressed
-                content = most_block
-            elif (block >> 1) & 3 == 3:
-                return BROKEN
-            if stored > size - at or content > most_block:
-                return BROKEN
-            at += stored
-            frame += content
-            if block & 1:
-                break
-        if descriptor & ZSTD_CHECKSUM:
-            if size - at < CHECKSUM_SIZE:
-                return BROKEN
-            at += CHECKSUM_SIZE
-        if content_width:
-            if stated > <uint64_t>frame:
-                return BROKEN
-            frame = <int64_t>stated
-        total += frame
-    return total
+        at += CHECKSUM_SIZE
+    if content_width:
+        if stated > <uint64_t>frame:
+            return BROKEN
+        frame = <int64_t>stated
+    cursor[0] = at
+    return frame
 
 
-cdef int64_t lz4_bound(const uint8_t* data, int64_t size) noexcept nogil:
-    cdef int64_t at = 0, total = 0, frame, most_block, skipped, rest, block_rest
+cdef int64_t lz4_frame_bound(const uint8_t* data, int64_t size, int64_t* cursor) noexcept nogil:
+    """The bound of the frame at `cursor`, which moves behind it."""
+    cdef int64_t at = cursor[0], frame = 0, most_block, rest, block_rest
     cdef uint32_t flags, code, block
     cdef uint64_t stated
-    if size == 0:
+    if size - at < LZ4_HEADER_SIZE or load_little32(data + at) != LZ4_MAGIC:
         return BROKEN
-    while at < size:
-        skipped = skippable_size(data + at, size - at)
-        if skipped:
-            at += skipped
-            continue
-        if size - at < LZ4_HEADER_SIZE or load_little32(data + at) != LZ4_MAGIC:
+    flags = data[at + LZ4_FLAGS_AT]
+    code = data[at + LZ4_BLOCK_SIZE_AT] >> 4
+    # 64 KiB, 256 KiB, 1 MiB, 4 MiB; nobody has agreed on a dictionary
+    if flags & LZ4_VERSION_MASK != LZ4_VERSION or flags & LZ4_DICTIONARY or not 4 <= code <= 7:
+        return BROKEN
+    most_block = <int64_t>1 << (8 + 2 * code)
+    stated = 0
+    rest = LZ4_HEADER_SIZE
+    if flags & LZ4_CONTENT_SIZE:
+        rest += sizeof(uint64_t)
+        if rest > size - at:
             return BROKEN
-        flags = data[at + LZ4_FLAGS_AT]
-        code = data[at + LZ4_BLOCK_SIZE_AT] >> 4
-        # 64 KiB, 256 KiB, 1 MiB, 4 MiB; nobody has agreed on a dictionary
-        if flags & LZ4_VERSION_MASK != LZ4_VERSION or flags & LZ4_DICTIONARY or not 4 <= code <= 7:
+        stated = load_little(data + at + LZ4_CHECKSUM_AT, sizeof(uint64_t))
+    at += rest
+    block_rest = CHECKSUM_SIZE if flags & LZ4_BLOCK_CHECKSUMS else 0
+    while True:
+        if size - at < <int64_t>sizeof(uint32_t):
             return BROKEN
-        most_block = <int64_t>1 << (8 + 2 * code)
-        stated = 0
-        rest = LZ4_HEADER_SIZE
-        if flags & LZ4_CONTENT_SIZE:
-            rest += sizeof(uint64_t)
-            if rest > size - at:
-                return BROKEN
-            stated = load_little(data + at + LZ4_CHECKSUM_AT, sizeof(uint64_t))
-        at += rest
-        block_rest = CHECKSUM_SIZE if flags & LZ4_BLOCK_CHECKSUMS else 0
-        frame = 0
-        while True:
-            if size - at < <int64_t>sizeof(uint32_t):
-                return BROKEN
-            block = load_little32(data + at)
-            at += sizeof(uint32_t)
-            if block == 0:
-                break
-            rest = block & ~<uint32_t>LZ4_STORED
-            if rest > most_block or rest + block_rest > size - at:
-                return BROKEN
-            frame += rest if block & LZ4_STORED else min(most_block, rest * LZ4_MOST_RATIO)
-            at += rest + block_rest
-        if flags & LZ4_CONTENT_CHECKSUM:
-            if size - at < CHECKSUM_SIZE:
-                return BROKEN
-            at += CHECKSUM_SIZE
-        if flags & LZ4_CONTENT_SIZE:
-            if stated > <uint64_t>frame:
-                return BROKEN
-            frame = <int64_t>stated
-        total += frame
-    return total
+        block = load_little32(data + at)
+        at += sizeof(uint32_t)
+        if block == 0:
+            break
+        rest = block & ~<uint32_t>LZ4_STORED
+        if rest > most_block or rest + block_rest > size - at:
+            return BROKEN
+        frame += rest if block & LZ4_STORED else min(most_block, rest * LZ4_MOST_RATIO)
+        at += rest + block_rest
+    if flags & LZ4_CONTENT_CHECKSUM:
+        if size - at < CHECKSUM_SIZE:
+            return BROKEN
+        at += CHECKSUM_SIZE
+    if flags & LZ4_CONTENT_SIZE:
+        if stated > <uint64_t>frame:
+            return BROKEN
+        frame = <int64_t>stated
+    cursor[0] = at
+    return frame
 
 
 cdef int64_t snappy_size(const uint8_t* data, int64_t size) noexcept nogil:

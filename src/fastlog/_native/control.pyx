@@ -28,7 +28,8 @@ from libc.string cimport memcmp, memcpy, memset
 from fastlog._native cimport oscalls as os_c
 from fastlog._native import oscalls
 from fastlog._native.published cimport (
-    Bell, ControlPage, Durable, PAGE_BYTES, PAGE_LAYOUT, Published, exchange_bell, full_fence, increment_bell, load_bell, load_word,
+    Bell, ControlPage, DELETED, Durable, PAGE_BYTES, PAGE_LAYOUT, Published, exchange_bell, full_fence, increment_bell, load_bell, load_word,
+    store_word,
     read_durable, read_published,
 )
 
@@ -141,11 +142,6 @@ cdef class Control:
                 if fd >= 0:
                     oscalls.close_file(fd)
         self.folder_fd = self.control_fd = self.sync_fd = -1
-
-    @property
-    def opener(self):
-        """(process id, wall clock in milliseconds) of who made the page."""
-        return self.page.opener_pid, self.page.opened
 
     cdef int lock_writer(self) except -1:
         """Take the writer lock. Raises LockedError after ``lock_timeout``."""
@@ -425,6 +421,34 @@ def join_page(folder: str, folder_fd: int, lock_timeout: int, is_read_only: bool
     control.folder_fd = folder_fd
     os_c.reach(os_c.OPEN_ATTACHED)
     return control
+
+
+def retire(folder: str, lock_timeout: int) -> bool:
+    """Tell all who have a partition open that it is deleted: they can do nothing with it from then on. Whether there is a page.
+
+    Under the writer lock, so that no append is under way. Takes no part in the life of the partition.
+    """
+    cdef Control control = Control(folder, lock_timeout)
+    cdef bytes magic = MAGIC
+    path = f"{folder}/{CONTROL}"
+    found = oscalls.identity(path)
+    if found is None or found[0] != PAGE_BYTES:
+        return False
+    try:
+        control.control_fd = oscalls.open_file(path, writable=True)
+        map_page(control, path, True)
+        if memcmp(control.page.magic, <const char*>magic, 8) != 0 or control.page.layout != PAGE_LAYOUT:
+            return False
+        control.lock_writer()
+        try:
+            store_word(&control.page.poisoned, DELETED)
+        finally:
+            control.unlock_writer()
+        ring(&control.page.append_bell)
+        ring(&control.page.sync_bell)
+        return True
+    finally:
+        control.leave()
 
 
 def foreign(path: str, what: str) -> LockedError:

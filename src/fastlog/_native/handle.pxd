@@ -73,6 +73,7 @@ cdef class Handle:
 
     cdef int require_open(self) except -1
     cdef int require_writable(self) except -1
+    cdef object deleted_error(self)
     cdef int read_state(self, Published* state) except -1
     cdef SegmentList segments_at(self, Published* state)
     cdef SegmentList list_segments(self, Published* state)

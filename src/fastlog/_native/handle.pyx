@@ -9,11 +9,11 @@ from libc.stdint cimport int64_t
 
 from fastlog._native cimport oscalls as os_c
 from fastlog._native.control cimport Control
-from fastlog._native.published cimport Durable, Published, UNKNOWN_ENTRIES, load_word, read_durable, read_published
+from fastlog._native.published cimport DELETED, Durable, Published, UNKNOWN_ENTRIES, load_word, read_durable, read_published
 from fastlog._native.segment cimport Segment
 
 from fastlog._native import oscalls
-from fastlog.errors import ClosedError, ForkedHandleError, NotSupportedError, StorageError
+from fastlog.errors import ClosedError, ForkedHandleError, NotSupportedError, StorageError, UnknownTopicError
 from fastlog.partition import files, recovery
 
 cdef enum:
@@ -49,15 +49,24 @@ cdef class Handle:
             raise NotSupportedError(f"{self.path} was opened with read_only=True: open it without to change it")
         return 0
 
+    cdef object deleted_error(self):
+        return UnknownTopicError(
+            f"{self.path} was deleted with its topic while it was open: close it; records that were read stay valid",
+            self.topic, self.partition,
+        )
+
     cdef int read_state(self, Published* state) except -1:
         """The published tuple, with `end_offset` lowered to what this handle may show."""
         cdef Control control = self.control
         cdef Durable durable
+        cdef int64_t poisoned = load_word(&control.page.poisoned)
         # in this order: what is durable may be newer than what was published, never the other way round
         read_published(control.page, state)
         if self.reads_committed and state.first_unstable_offset >= 0:
             state.end_offset = min(state.end_offset, max(state.first_unstable_offset, state.start_offset))
-        if self.reads_durably or load_word(&control.page.poisoned):
+        if poisoned == DELETED:
+            raise self.deleted_error()
+        if self.reads_durably or poisoned:
             read_durable(control.page, &durable)
             state.end_offset = min(state.end_offset, durable.last_stable_offset if self.reads_committed else durable.offset)
         return 0

@@ -44,7 +44,6 @@ cdef class IndexFile:
     cdef int map_with_room(self, int fd, int64_t count, bint map_file) except -1
     cdef int follow(self, int64_t count) noexcept nogil
     cdef int64_t key_of_last(self) noexcept nogil
-    cdef int end_appending(self) except -1
     cdef void close(self) noexcept
     cdef int replace_block(self, Block* block, int64_t count) except -1
 

@@ -257,14 +257,6 @@ cdef class IndexFile:
             oscalls.close_file(self.fd)
         self.fd = -1
 
-    cdef int end_appending(self) except -1:
-        """Write what is pending and close the file; raises when that cannot be done."""
-        cdef int64_t result = self.write_pending()
-        if result < 0:
-            raise os_c.storage_error("write", self.path, result)
-        self.close()
-        return 0
-
 
 cdef class IndexTracker:
     def __init__(self, IndexFile offsets, IndexFile times, base_offset: int, interval: int):

@@ -19,7 +19,7 @@
 # Record: length, attributes(int8 = 0), timestampDelta, offsetDelta, keyLength, key, valueLength, value,
 # headersCount, { keyLength, key, valueLength, value } — every number a zigzag varint but the attributes.
 
-from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint16_t, uint32_t, uint64_t, uint8_t
+from libc.stdint cimport int16_t, int32_t, int64_t, uint16_t, uint32_t, uint64_t, uint8_t
 from libc.string cimport memcpy
 
 cdef extern from *:

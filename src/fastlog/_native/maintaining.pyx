@@ -76,8 +76,7 @@ cdef int64_t delete_until(Handle log, int64_t before) except -1:
             log.list_ = SegmentList(list_.segments[first:], state.generation)
             log.forget_cursor()
             for segment in removed:
-                stem = segment.path.removesuffix(".log")
-                for path in (segment.index_path, segment.time_index_path, f"{stem}.txnindex", f"{stem}.snapshot", segment.path):
+                for path in (snapshots.snapshot_path(log.path, segment.base_offset), *files.segment_files(segment.path)):
                     oscalls.remove(path)
             os_c.reach(os_c.DELETE_REMOVED)
             if removed:

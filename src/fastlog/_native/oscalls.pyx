@@ -13,6 +13,7 @@ import stat as stat_codes
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EACCES, EAGAIN, EINTR, EIO, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdlib cimport calloc, free
 from libc.string cimport memset, strerror
 
 from fastlog.errors import StorageError, StorageFullError
@@ -21,6 +22,7 @@ cdef extern from *:
     """
     #include <errno.h>
     #include <fcntl.h>
+    #include <poll.h>
     #include <sys/file.h>
     #include <sys/mman.h>
     #include <sys/stat.h>
@@ -81,6 +83,26 @@ cdef extern from *:
         fastlog_note_descriptor(fd, 1);
         return fd;
     }
+    /* A descriptor that can be read once the process has ended. */
+    #if defined(SYS_pidfd_open)
+    static int fastlog_open_process(int pid) {
+        int fd = (int)syscall(SYS_pidfd_open, pid, 0);
+        fastlog_note_descriptor(fd, 1);
+        return fd;
+    }
+    #else
+    static int fastlog_open_process(int pid) { (void)pid; errno = ENOSYS; return -1; }
+    #endif
+    static int fastlog_open_pipe(int *ends) {
+        if (pipe(ends) != 0)
+            return -1;
+        for (int i = 0; i < 2; i++) {
+            fcntl(ends[i], F_SETFD, FD_CLOEXEC);
+            fcntl(ends[i], F_SETFL, O_NONBLOCK);
+            fastlog_note_descriptor(ends[i], 1);
+        }
+        return 0;
+    }
     static int fastlog_close(int fd) {
         fastlog_note_descriptor(fd, 0);
         return close(fd);
@@ -113,8 +135,29 @@ cdef extern from *:
         lock.l_len = 1;
         return fcntl(fd, F_OFD_SETLK, &lock);
     }
+    /* One byte of a file: who holds it lives. */
+    static int fastlog_lock_byte(int fd, int64_t position) {
+        struct flock lock;
+        memset(&lock, 0, sizeof lock);
+        lock.l_type = F_WRLCK;
+        lock.l_whence = SEEK_SET;
+        lock.l_start = position;
+        lock.l_len = 1;
+        return fcntl(fd, F_OFD_SETLK, &lock);
+    }
+    static int fastlog_byte_is_free(int fd, int64_t position) {
+        struct flock lock;
+        memset(&lock, 0, sizeof lock);
+        lock.l_type = F_WRLCK;
+        lock.l_whence = SEEK_SET;
+        lock.l_start = position;
+        lock.l_len = 1;
+        return fcntl(fd, F_OFD_GETLK, &lock) != 0 ? -1 : lock.l_type == F_UNLCK;
+    }
     enum { FASTLOG_HAS_OFD_LOCKS = 1 };
     #else
+    static int fastlog_lock_byte(int fd, int64_t position) { (void)fd; (void)position; errno = ENOTSUP; return -1; }
+    static int fastlog_byte_is_free(int fd, int64_t position) { (void)fd; (void)position; errno = ENOTSUP; return -1; }
     static int fastlog_attach(int fd) { (void)fd; return 0; }
     static int fastlog_others_attached(int fd) { (void)fd; return 1; }
     static int fastlog_lock_maintenance(int fd, int kind) { (void)fd; (void)kind; return 0; }
@@ -220,6 +263,16 @@ cdef extern from *:
     int fastlog_others_attached(int fd) nogil
     int fastlog_lock_maintenance(int fd, int kind) nogil
     int F_WRLCK, F_UNLCK
+    int fastlog_lock_byte(int fd, int64_t position) nogil
+    int fastlog_byte_is_free(int fd, int64_t position) nogil
+    int fastlog_open_process(int pid)
+    int fastlog_open_pipe(int* ends)
+    cdef struct pollfd:
+        int fd
+        short events
+        short revents
+    int poll(pollfd* files, unsigned long count, int milliseconds) nogil
+    short POLLIN
     void fastlog_futex_wait(uint32_t* word, uint32_t expected, int64_t nanoseconds) nogil
     void fastlog_futex_wake(uint32_t* word) nogil
     int64_t fastlog_file_system(const char* path, char* name, size_t size)
@@ -319,6 +372,10 @@ FAILPOINTS = (
     "store.folders_made", "store.made", "store.topic_written", "store.topic_altering", "store.topic_altered", "store.topic_deleting",
     "store.partition_made", "store.partition_named", "store.partition_renamed", "store.topic_forgotten", "store.closing",
     "store.checkpoints_written", "store.marked", "backup.linked", "backup.copied", "backup.finished",
+    "transaction.opened", "transaction.entered", "transaction.synced", "transaction.decided", "transaction.marked",
+    "transaction.completed",
+    "group.stripped", "group.seated", "group.published", "group.moving", "group.copied", "group.retired", "group.taken",
+    "group.released",
 )
 FAILPOINT_ACTIONS = ("kill", "stop")
 cdef int failpoint_armed = -1
@@ -596,6 +653,34 @@ cdef int os_lock_maintenance(int fd, bint take) noexcept nogil:
     return 0 if errno == EAGAIN or errno == EACCES else -errno
 
 
+def lock_byte(fd: int, position: int, path: str) -> bool:
+    """Take a write lock on one byte, without waiting; False when another open file has it. It goes with this open file.
+
+    StorageError where the platform has no such locks.
+    """
+    cdef int failure = fault(CALL_FLOCK)
+    if failure == 0 and fastlog_lock_byte(fd, position) == 0:
+        return True
+    failure = failure or errno
+    if failure == EAGAIN or failure == EACCES:
+        return False
+    raise storage_error("lock", path, -failure)
+
+
+def free_bytes(fd: int, positions: list, path: str) -> list:
+    """Those of ``positions`` that no other open file has locked."""
+    cdef int file = fd, result
+    cdef int64_t position
+    unlocked = []
+    for position in positions:
+        result = fastlog_byte_is_free(file, position)
+        if result < 0:
+            raise storage_error("examine the locks of", path, -errno)
+        if result:
+            unlocked.append(position)
+    return unlocked
+
+
 cdef bint polls = not FASTLOG_HAS_FUTEX or bool(os.environ.get("FASTLOG_PORTABLE"))
 
 
@@ -782,6 +867,16 @@ def unlock(fd: int) -> None:
     os_lock(fd, UNLOCK)
 
 
+cdef object examined(str path, bint is_expected=True, bint follows=True):
+    """What ``stat`` says of a path; None when nothing is there, unless that is an error."""
+    try:
+        return os.stat(path, follow_symlinks=follows)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not is_expected:
+            return None
+        raise translated("examine", path, error) from None
+
+
 def link(source: str, target: str) -> None:
     """Give a file a second name."""
     checked(CALL_LINK, "link", source)
@@ -794,13 +889,8 @@ def link(source: str, target: str) -> None:
 def identity(path: str) -> tuple | None:
     """(size, inode) of a regular file, or None when there is no such file."""
     checked(CALL_FSTAT, "examine", path)
-    try:
-        status = os.stat(path, follow_symlinks=False)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise translated("examine", path, error) from None
-    return status.st_size, status.st_ino
+    status = examined(path, is_expected=False, follows=False)
+    return None if status is None else (status.st_size, status.st_ino)
 
 
 def inode_of(fd: int) -> int:
@@ -810,19 +900,13 @@ def inode_of(fd: int) -> int:
 
 def change_time(path: str) -> int:
     """When the entries of a directory last changed, in nanoseconds."""
-    try:
-        return os.stat(path).st_mtime_ns
-    except OSError as error:
-        raise translated("examine", path, error) from None
+    return examined(path).st_mtime_ns
 
 
 def modified_at(path: str) -> int:
     """When a file was last written to, milliseconds since the epoch."""
     checked(CALL_FSTAT, "examine", path)
-    try:
-        return os.stat(path).st_mtime_ns // 1_000_000
-    except OSError as error:
-        raise translated("examine", path, error) from None
+    return examined(path).st_mtime_ns // 1_000_000
 
 
 def set_modified(path: str, milliseconds: int) -> None:
@@ -836,12 +920,9 @@ def set_modified(path: str, milliseconds: int) -> None:
 def file_size(path: str) -> int | None:
     """Size of a regular file in bytes, or None when there is no such file."""
     checked(CALL_FSTAT, "examine", path)
-    try:
-        status = os.stat(path, follow_symlinks=False)
-    except FileNotFoundError:
+    status = examined(path, is_expected=False, follows=False)
+    if status is None:
         return None
-    except OSError as error:
-        raise translated("examine", path, error) from None
     if not stat_codes.S_ISREG(status.st_mode):
         raise StorageError(f"{path} is not a regular file: fastlog does not follow links or read special files there")
     return status.st_size
@@ -849,20 +930,13 @@ def file_size(path: str) -> int | None:
 
 def is_directory(path: str) -> bool | None:
     """Whether ``path`` is a directory; None when nothing is there."""
-    try:
-        return stat_codes.S_ISDIR(os.stat(path).st_mode)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise translated("examine", path, error) from None
+    status = examined(path, is_expected=False)
+    return None if status is None else stat_codes.S_ISDIR(status.st_mode)
 
 
 def inode(path: str) -> int:
     """Inode number of a directory: a copy of it has another one."""
-    try:
-        return os.stat(path).st_ino
-    except OSError as error:
-        raise translated("examine", path, error) from None
+    return examined(path).st_ino
 
 
 def make_directory(path: str) -> None:
@@ -1092,12 +1166,83 @@ def process_id() -> int:
     return os.getpid()
 
 
-def process_is_alive(pid: int) -> bool:
-    """Whether a process with this id exists. For messages only: ids are reused."""
+# --- processes ---------------------------------------------------------------------------------------------------------
+
+def process_start_time(pid: int) -> int:
+    """When a process began, in ticks since the boot: with its id it names it, as ids are used again. 0 when unknown."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return True
-    return True
+        return 0
+    try:
+        # the second field is the name in parentheses, with whatever characters
+        return int(os.read(fd, 4096).rpartition(b")")[2].split()[19])
+    except (OSError, IndexError, ValueError):
+        return 0
+    finally:
+        os.close(fd)
+
+
+def pid_namespace() -> int:
+    """Number of the namespace that process ids of this process mean something in; 0 when unknown."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0
+
+
+def open_process(pid: int) -> Descriptor | None:
+    """Something for ``wait_for_files``, ready once the process has ended; None when it has, or cannot be watched."""
+    if os.environ.get("FASTLOG_PORTABLE"):
+        return None
+    fd = fastlog_open_process(pid)
+    return Descriptor(fd) if fd >= 0 else None
+
+
+def open_pipe() -> tuple:
+    """(end to read, end to write) of a pipe that never blocks: for waking who sleeps in ``wait_for_files``."""
+    cdef int[2] ends
+    if fastlog_open_pipe(ends) != 0:
+        raise storage_error("open", "a pipe", -errno)
+    return Descriptor(ends[0]), Descriptor(ends[1])
+
+
+def fill_pipe(pipe: Descriptor) -> None:
+    """Make the other end ready."""
+    try:
+        os.write(pipe.fd, b"!")
+    except BlockingIOError:
+        pass
+
+
+def empty_pipe(pipe: Descriptor) -> None:
+    """Make this end unready."""
+    try:
+        while len(os.read(pipe.fd, 512)) == 512:
+            pass
+    except BlockingIOError:
+        pass
+
+
+def wait_for_files(files: list, milliseconds: int) -> list:
+    """Sleep without the GIL until one of the ``Descriptor`` objects is ready, or for so long (-1: forever); those that are."""
+    cdef unsigned long count = len(files), index
+    cdef int timeout = min(milliseconds, 1 << 30), result
+    cdef Descriptor file
+    cdef pollfd* polled = <pollfd*>calloc(count + 1, sizeof(pollfd))
+    if polled == NULL:
+        raise MemoryError()
+    try:
+        for index in range(count):
+            file = files[index]
+            polled[index].fd = file.fd
+            polled[index].events = POLLIN
+        with nogil:
+            result = poll(polled, count, timeout)
+        if result < 0:
+            if errno == EINTR:
+                return []
+            raise storage_error("wait for", "files", -errno)
+        return [files[index] for index in range(count) if polled[index].revents != 0]
+    finally:
+        free(polled)

@@ -38,6 +38,8 @@ cdef extern from *:
 cdef enum:
     PAGE_BYTES = 4096
     PAGE_LAYOUT = 1
+    SYNC_FAILED = 1                 # why a log is poisoned: what is in the page cache may never get to the disk
+    DELETED = 2                     # or: its topic was deleted, and whoever still has it open must not go on
     UNKNOWN_ENTRIES = -1            # of the active segment's indexes: they are as the last clean close left them
 
 
@@ -100,46 +102,47 @@ cdef struct ControlPage:
     int64_t synced_at               # steady clock, milliseconds
     int64_t persisted_at            # likewise: when the recovery point was last written to disk
     int64_t syncing                 # a sync is under way, or its owner died in it
-    int64_t poisoned                # a sync failed
+    int64_t poisoned                # 0, SYNC_FAILED or DELETED
     int64_t flush_interval          # milliseconds; 0 = nobody asked for one
     Bell sync_bell
     uint8_t[8] gap_d
     Bell append_bell
 
 
-cdef inline void publish(ControlPage* page, const Published* state) noexcept nogil:
-    """Only under the writer lock."""
-    cdef uint64_t version = page.version + 1
+cdef inline void fill_slot(uint64_t* version, void* slots, const void* source, size_t size) noexcept nogil:
+    """Fill the idle one of two slots, then release the version that names it; for one process at a time."""
+    cdef uint64_t next_version = version[0] + 1
     # the last version must be out before its other slot changes again
     write_fence()
-    memcpy(&page.slots[version & 1], state, sizeof(Published))
-    store_version(&page.version, version)
+    memcpy(<char*>slots + (next_version & 1) * size, source, size)
+    store_version(version, next_version)
+
+
+cdef inline uint64_t copy_slot(const uint64_t* version, const void* slots, void* target, size_t size) noexcept nogil:
+    """Copy the slot that the version names; returns that version."""
+    cdef uint64_t found
+    while True:
+        found = load_version(version)
+        memcpy(target, <const char*>slots + (found & 1) * size, size)
+        read_fence()
+        if load_version(version) == found:
+            return found
+
+
+cdef inline void publish(ControlPage* page, const Published* state) noexcept nogil:
+    """Only under the writer lock."""
+    fill_slot(&page.version, &page.slots, state, sizeof(Published))
 
 
 cdef inline uint64_t read_published(ControlPage* page, Published* state) noexcept nogil:
     """Copy the published tuple; returns its version."""
-    cdef uint64_t version
-    while True:
-        version = load_version(&page.version)
-        memcpy(state, &page.slots[version & 1], sizeof(Published))
-        read_fence()
-        if load_version(&page.version) == version:
-            return version
+    return copy_slot(&page.version, &page.slots, state, sizeof(Published))
 
 
 cdef inline void publish_durable(ControlPage* page, const Durable* durable) noexcept nogil:
     """Only under the sync owner's lock."""
-    cdef uint64_t version = page.durable_version + 1
-    write_fence()
-    memcpy(&page.durable_slots[version & 1], durable, sizeof(Durable))
-    store_version(&page.durable_version, version)
+    fill_slot(&page.durable_version, &page.durable_slots, durable, sizeof(Durable))
 
 
 cdef inline void read_durable(ControlPage* page, Durable* durable) noexcept nogil:
-    cdef uint64_t version
-    while True:
-        version = load_version(&page.durable_version)
-        memcpy(durable, &page.durable_slots[version & 1], sizeof(Durable))
-        read_fence()
-        if load_version(&page.durable_version) == version:
-            return
+    copy_slot(&page.durable_version, &page.durable_slots, durable, sizeof(Durable))

@@ -1,6 +1,6 @@
 # Reading segment files from front to back by `pread`: recovery, verification, repair, dumps, index rebuilds.
 
-from libc.stdint cimport int32_t, int64_t, uint8_t
+from libc.stdint cimport int64_t, uint8_t
 
 from fastlog._native.decoder cimport BatchHeader, Problem
 

@@ -1,11 +1,11 @@
 # One segment: a `.log` file, its two indexes, and how to find a batch in it.
 
-from libc.stdint cimport int32_t, int64_t, uint8_t
+from libc.stdint cimport int32_t, int64_t
 
 from fastlog._native cimport oscalls as os_c
 from fastlog._native.decoder cimport BatchHeader, Problem
 from fastlog._native.index cimport IndexTracker
-from fastlog._native.memory cimport BatchColumns, Block
+from fastlog._native.memory cimport Block
 from fastlog._native.published cimport Published
 
 cdef struct Place:                  # where to start decoding for an offset

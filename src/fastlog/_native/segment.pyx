@@ -581,21 +581,13 @@ cdef class Segment:
         """Make the segment's bytes durable."""
         if self.fd >= 0:
             oscalls.sync_data(self.fd, self.path)
-            return
-        fd = oscalls.open_file(self.path)
-        try:
-            oscalls.sync_data(fd, self.path)
-        finally:
-            oscalls.close_file(fd)
+        else:
+            oscalls.sync_file(self.path)
 
     def sync_indexes(self) -> None:
         """Make both (finished) index files durable."""
         for path in (self.index_path, self.time_index_path):
-            fd = oscalls.open_file(path)
-            try:
-                oscalls.sync_data(fd, path)
-            finally:
-                oscalls.close_file(fd)
+            oscalls.sync_file(path)
 
     def trim(self, end: int) -> None:
         """Free what was allocated ahead of the published end; only the owner of the writer lock may."""

@@ -19,7 +19,7 @@ from fastlog._native cimport oscalls as os_c
 from fastlog._native.control cimport Control, listen, sleep_on
 from fastlog._native.handle cimport AT_INTERVAL, Handle, SegmentList, wake_readers
 from fastlog._native.published cimport (
-    Durable, Published, load_word, publish_durable, read_durable, read_published, store_word,
+    DELETED, Durable, Published, SYNC_FAILED, load_word, publish_durable, read_durable, read_published, store_word,
 )
 from fastlog._native.segment cimport Segment
 
@@ -36,6 +36,8 @@ cdef enum:
 
 
 cdef object poisoned_error(Handle log):
+    if load_word(&log.control.page.poisoned) == DELETED:
+        return log.deleted_error()
     return StorageError(
         f"a sync of {log.path} failed before: what was not durable then may be lost. Close it everywhere and open it again: that "
         f"reads it back from disk"
@@ -213,7 +215,9 @@ cdef int write_again(Handle log, const Durable* durable, const Published* state)
 
 cdef int poison(Handle log, error) except -1:
     """A sync failed: from here on nobody, in any process, takes the page cache for the disk."""
-    store_word(&log.control.page.poisoned, 1)
+    if load_word(&log.control.page.poisoned) == DELETED:
+        return 0
+    store_word(&log.control.page.poisoned, SYNC_FAILED)
     logger.error("a sync of %s failed: %s; the log stops here until it is opened again", log.path, error)
     wake_readers(log, log.control)
     if log.read_only:
@@ -257,15 +261,8 @@ def write_meta(Handle log, meta: object) -> None:
 cdef int write_producers(Handle log, const Published* state) except -1:
     """The snapshot of producers that belongs to the active segment; from what is closed, which never changes."""
     cdef Published current = state[0]
-    names = oscalls.list_directory(log.path)
-    base = state.active_base
-    if f"{base:020d}.snapshot" not in names:
-        closed = [pair for pair in log.sizes_at(&current) if pair[0] < base]
-        states = snapshots.rebuild(log.path, names, closed, base).states
-        snapshots.forget_idle(log.path, states, closed, oscalls.wall_clock())
-        snapshots.write_snapshot(log.path, states)
-    bases = files.segment_bases(names)
-    snapshots.remove_snapshots(log.path, snapshots.stale_snapshots(snapshots.snapshot_offsets(names), bases, state.end_offset))
+    closed = [pair for pair in log.sizes_at(&current) if pair[0] < state.active_base]
+    snapshots.renew(log.path, oscalls.list_directory(log.path), closed, state.active_base, state.end_offset)
     return 0
 
 
@@ -319,7 +316,7 @@ def sync_rolled(Handle log) -> None:
                 segment.sync_indexes()
                 segment.index_checksums = segment.compute_checksums()
             if segment.index_checksums is not None:
-                checksums[segment.base_offset] = files.checksum_entry((*segment.index_checksums[:2], segment.transaction_checksum), segment.size)
+                checksums[segment.base_offset] = files.checksum_entry(segment)
             if segment is not log.active:
                 segment.close_files()
         if not log.read_only and checksums:

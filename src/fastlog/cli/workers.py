@@ -210,6 +210,12 @@ def _storm(call: Callable[[], object], threads: int, count: int, nanoseconds: in
             failures.append(error)
         ended[number] = then
 
+    _in_threads(run, threads, failures)
+    return sum(took[1:], took[0]), min(began), max(ended)
+
+
+def _in_threads(run: Callable[[int], None], threads: int, failures: list[Exception]) -> None:
+    """Run ``run`` in this thread and in others, by number; raises the first of the failures that they noted."""
     others = [Thread(target=run, args=(number,)) for number in range(1, threads)]
     for thread in others:
         thread.start()
@@ -218,7 +224,6 @@ def _storm(call: Callable[[], object], threads: int, count: int, nanoseconds: in
         thread.join()
     if failures:
         raise failures[0]
-    return sum(took[1:], took[0]), min(began), max(ended)
 
 
 def read(state: _State, *, path: str, way: str, threads: int, enough: int, nanoseconds: int) -> dict[str, Any]:
@@ -239,14 +244,7 @@ def read(state: _State, *, path: str, way: str, threads: int, enough: int, nanos
             failures.append(error)
         ended[number] = monotonic_ns()
 
-    others = [Thread(target=run, args=(number,)) for number in range(1, threads)]
-    for thread in others:
-        thread.start()
-    run(0)
-    for thread in others:
-        thread.join()
-    if failures:
-        raise failures[0]
+    _in_threads(run, threads, failures)
     return {"units": sum(counts), "began": min(began), "ended": max(ended)}
 
 

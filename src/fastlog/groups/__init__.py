@@ -1,1 +1,5 @@
-"""Consumer groups without a server: committed offsets, membership, assignment."""
+"""Consumer groups without a server: who is a member, who owns which partition, and how far each group has come.
+
+``assignors`` is pure arithmetic. ``formats`` knows the bytes of ``__consumer_offsets`` and of a group's table.
+``offsets`` commits and reads offsets.
+"""

@@ -293,7 +293,7 @@ def replace(
             contents[".txnindex"] = done.transaction_index
         for suffix, content in contents.items():
             write_file(f"{stem}{suffix}{CLEANED}", content)
-        sync_file(target)
+        oscalls.sync_file(target)
         # all the names have to be there before the first one says that all is complete
         oscalls.sync_directory(folder)
         for suffix in (*contents, ".log"):
@@ -321,15 +321,6 @@ def write_file(path: str, content: bytes) -> None:
     try:
         oscalls.truncate(fd, 0, path)
         oscalls.write_at(fd, content, 0, path)
-        oscalls.sync_data(fd, path)
-    finally:
-        oscalls.close_file(fd)
-
-
-def sync_file(path: str) -> None:
-    """Sync a file that is closed."""
-    fd = oscalls.open_file(path, writable=True)
-    try:
         oscalls.sync_data(fd, path)
     finally:
         oscalls.close_file(fd)

@@ -28,6 +28,7 @@ from fastlog._native import oscalls
 from fastlog._native.checksum import crc32c
 from fastlog._native.control import CONTROL as CONTROL
 from fastlog._native.control import META as META
+from fastlog._native.segment import Segment
 from fastlog.errors import CorruptLogError, UnsupportedFormatError
 
 FORMAT_VERSION: Final = 1
@@ -57,6 +58,12 @@ def transaction_index_path(log_path: str) -> str:
     """Path of the ``.txnindex`` beside a ``.log`` file."""
     stem, _, stage = log_path.rpartition(".log")
     return f"{stem}.txnindex{stage}"
+
+
+def segment_files(log_path: str) -> tuple[str, str, str, str]:
+    """Paths of everything that belongs to a segment, in the order in which to remove it: the ``.log`` file, by which
+    the others are found, goes last."""
+    return (*index_paths(log_path), transaction_index_path(log_path), log_path)
 
 
 def segment_bases(names: Iterable[str]) -> list[int]:
@@ -260,10 +267,11 @@ def checksums_of(
     return entry[0], entry[1], entry[3] if len(entry) > 3 else None
 
 
-def checksum_entry(checksums: tuple[int, int, int | None], size: int) -> tuple[int, ...]:
-    """What ``.fastlog-indexes`` says of the indexes of a segment of this size."""
-    offsets, times, transactions = checksums
-    return (offsets, times, size) if transactions is None else (offsets, times, size, transactions)
+def checksum_entry(segment: Segment) -> tuple[int, ...]:
+    """What ``.fastlog-indexes`` says of the indexes of a segment, whose checksums are known."""
+    offsets, times, _ = segment.index_checksums
+    known = segment.transaction_checksum
+    return (offsets, times, segment.size) if known is None else (offsets, times, segment.size, known)
 
 
 def write_index_checksums(folder: str, entries: dict[int, tuple[int, ...]]) -> None:

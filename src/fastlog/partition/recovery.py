@@ -166,19 +166,20 @@ def recover_producers(opened: OpenedPartition, *, read_only: bool) -> None:
 
 def open_segments(folder: str, config: LogConfig, *, read_only: bool) -> OpenedPartition:
     """Find the segments of a locked folder and where the log ends."""
+    names = oscalls.list_directory(folder)
     replaced: list[tuple[int, int]] = []
-    if not read_only and has_unfinished_compaction(oscalls.list_directory(folder)):
+    paths: dict[int, str] = {}
+    is_between = False
+    if has_unfinished_compaction(names):
         from fastlog.partition import compaction  # which few logs ever need
 
-        replaced = compaction.finish_swaps(folder)
-    names = oscalls.list_directory(folder)
-    # nobody finishes a swap for a reader: it goes by what the files say
-    is_between = read_only and has_unfinished_compaction(names)
-    paths = {}
-    if is_between:
-        from fastlog.partition import compaction
-
-        paths = compaction.current_segments(folder)
+        if read_only:
+            # nobody finishes a swap for a reader: it goes by what the files say
+            is_between = True
+            paths = compaction.current_segments(folder)
+        else:
+            replaced = compaction.finish_swaps(folder)
+            names = oscalls.list_directory(folder)
     bases = list(paths) if is_between else files.segment_bases(names)
     marker = None if is_between else files.read_clean_marker(folder)
     try:
@@ -314,7 +315,8 @@ def recover(
         if base != meta.recovery_segment:
             if not sizes[base] and base < end_offset:
                 # left behind by a roll that failed
-                discard_empty(path, read_only=read_only)
+                if not read_only:
+                    remove_segment(path)
                 continue
             if base != end_offset and not (gaps and base > end_offset):
                 # a hole or an overlap between segments: the log ends before it
@@ -383,8 +385,7 @@ def leave_out_deleted(folder: str, meta: Meta, bases: list[int], *, read_only: b
     while len(kept) > 1 and kept[1] <= meta.start_offset:
         path = files.segment_path(folder, kept.pop(0))
         if not read_only:
-            for name in (path, *files.index_paths(path)):
-                oscalls.remove(name)
+            remove_segment(path)
     return kept
 
 
@@ -398,11 +399,7 @@ def read_from_disk(folder: str, meta: Meta, bases: list[int]) -> None:
         if base < meta.recovery_segment:
             continue
         path = files.segment_path(folder, base)
-        fd = oscalls.open_file(path)
-        try:
-            oscalls.sync_data(fd, path)
-        finally:
-            oscalls.close_file(fd)
+        oscalls.sync_file(path)
         oscalls.drop_cache(path, meta.recovery_position if base == meta.recovery_segment else 0)
 
 
@@ -535,11 +532,10 @@ def move_aside(bases: list[int], folder: str, findings: _Findings, *, read_only:
         findings.moved_aside.append(target)
 
 
-def discard_empty(path: str, *, read_only: bool) -> None:
-    """Remove an empty segment file and its indexes."""
-    if not read_only:
-        for name in (path, *files.index_paths(path)):
-            oscalls.remove(name)
+def remove_segment(path: str) -> None:
+    """Remove a segment with its indexes."""
+    for name in files.segment_files(path):
+        oscalls.remove(name)
 
 
 def settle(folder: str, names: list[str], meta: Meta, segments: list[Segment], end_offset: int) -> None:

@@ -19,7 +19,7 @@ from typing import Final
 from fastlog._native import oscalls
 from fastlog._native.producers import ProducerStates
 from fastlog._native.transactions import check_entries
-from fastlog.partition.files import transaction_index_path
+from fastlog.partition import files
 
 logger = logging.getLogger("fastlog.producers")
 
@@ -74,7 +74,7 @@ def forget_idle(folder: str, states: ProducerStates, segments: Sequence[tuple[in
     """
     below = 0
     for index, (base, _) in enumerate(segments):
-        if now - oscalls.modified_at(f"{folder}/{base:020d}.log") < PRODUCER_EXPIRATION_MS:
+        if now - oscalls.modified_at(files.segment_path(folder, base)) < PRODUCER_EXPIRATION_MS:
             break
         below = segments[index + 1][0] if index + 1 < len(segments) else states.end_offset
     states.expire(now, PRODUCER_EXPIRATION_MS, below)
@@ -100,6 +100,17 @@ def remove_snapshots(folder: str, offsets: Iterable[int]) -> None:
     """Remove these snapshots; the caller syncs the folder."""
     for offset in offsets:
         oscalls.remove(snapshot_path(folder, offset))
+
+
+def renew(folder: str, names: Sequence[str], segments: Sequence[tuple[int, int]], offset: int, end_offset: int) -> None:
+    """Write the snapshot of the log up to ``offset``, where ``segments`` end, unless it is there; remove those that may
+    go. ``names``: what is in the folder."""
+    offsets = snapshot_offsets(names)
+    if offset not in offsets:
+        states = rebuild(folder, names, segments, offset).states
+        forget_idle(folder, states, segments, oscalls.wall_clock())
+        write_snapshot(folder, states)
+    remove_snapshots(folder, stale_snapshots([*offsets, offset], files.segment_bases(names), end_offset))
 
 
 @dataclass(slots=True)
@@ -177,7 +188,7 @@ def catch_up(
             continue
         if states.segment_base != base:
             states.segment_base, states.position = base, 0
-        path = (paths and paths.get(base)) or f"{folder}/{base:020d}.log"
+        path = (paths and paths.get(base)) or files.segment_path(folder, base)
         damages += states.replay(path, states.position, size, end_offset, now, check_crc)
         if transactions is not None:
             entries = states.take_aborted()
@@ -193,7 +204,7 @@ def read_transaction_index(log_path: str, base_offset: int, end_offset: int) -> 
     None says: rebuild it. Entries that could be right but are not are found only by comparing with the log, or by a
     checksum kept elsewhere.
     """
-    path = transaction_index_path(log_path)
+    path = files.transaction_index_path(log_path)
     content = oscalls.read_file(path)
     if content is None:
         return b""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from fastlog._core import mark_deleted
 from fastlog._native import oscalls
 from fastlog.errors import StorageError, UnknownTopicError
 from fastlog.store import catalog, files, naming
@@ -27,8 +28,9 @@ def delete_partitions(topics: str, config: str, info: TopicInfo, timeout: int) -
     renamed = []
     for name in oscalls.list_directory(topics):
         found = naming.parse_folder(name)
-        if found is None or found[0] != info.name:
+        if found is None or found[0] != info.name or oscalls.entry_kind(f"{topics}/{name}") != "directory":
             continue
+        mark_deleted(f"{topics}/{name}", timeout)
         target = f"{topics}/{naming.deleted_name(*found)}"
         oscalls.rename(f"{topics}/{name}", target)
         renamed.append(target)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Final
 
-from fastlog._core import PartitionLog
+from fastlog._core import Bells, PartitionLog, SharedPage
 from fastlog._native import oscalls
 from fastlog.config import DEFAULT_DURABILITY, DURABILITY_LEVELS, ISOLATION_LEVELS, parse_duration_ms
 from fastlog.errors import (
@@ -27,14 +27,23 @@ from fastlog.errors import (
     UnsupportedFormatError,
 )
 from fastlog.partition import files as partition_files
-from fastlog.store import catalog, deleting, files, naming, options, setup
+from fastlog.records import TopicPartition
+from fastlog.reports import MaintenanceReport
+from fastlog.store import catalog, deleting, files, handover, naming, options, setup
 from fastlog.store.catalog import Catalog, TopicInfo
 from fastlog.store.leases import Key, Lease, LogPool
+from fastlog.store.maintenance import needs_upkeep
 
 logger = logging.getLogger("fastlog.store")
 
 DEFAULT_LOCK_TIMEOUT: Final = 30_000
 INTERNAL_PARTITIONS: Final = 50
+# somebody may have died between changing a topic and saying so
+LOOK_MS: Final = 100
+# words of the store's own page
+PAGE: Final = "store"
+PAGE_WORDS: Final = 8
+VERSION_WORD: Final = 0
 INTERNAL_OPTIONS: Final = {"cleanup.policy": "compact", "segment.bytes": 100 * 1024 * 1024}
 
 
@@ -56,8 +65,7 @@ class Directory:
     def __init__(self) -> None:
         raise TypeError("use Directory.open(path)")
 
-    # --- opening and closing
-    # -------------------------------------------------------------------------------------------
+    # --- opening and closing -----------------------------------------------------------------------------------------
 
     @staticmethod
     def open(
@@ -106,6 +114,9 @@ class Directory:
         directory._mutex = threading.RLock()
         directory._closers = []
         directory._held = {}
+        directory._bells = directory._page = None
+        directory._seen = -1
+        directory._looked_at = 0
         directory._version = 1
         directory._is_closed = False
         directory._broker_lock = directory._presence = -1
@@ -136,6 +147,10 @@ class Directory:
     _mutex: threading.RLock
     _closers: list[Callable[[], object]]
     _held: dict[Key, Lease]
+    _bells: Bells | None
+    _page: SharedPage | None
+    _seen: int
+    _looked_at: int
     _version: int
     _is_closed: bool
     _broker_lock: int
@@ -165,6 +180,7 @@ class Directory:
             files.wait_for_lock(
                 self._presence, self.control, self._lock_timeout, "is opening or closing the store", shared=True
             )
+            self._page = SharedPage.ensure(f"{self.control}/{PAGE}", PAGE_WORDS, 0)
 
     def _tidy_up(self) -> None:
         """Nobody else has the store open: nothing in ``control`` is believed, what the dead began is finished."""
@@ -216,8 +232,10 @@ class Directory:
         with files.locked_folder(self.root, self._lock_timeout, "is opening or closing the store"):
             # asking for it alone gives up the share of it first
             if oscalls.try_lock(self._presence):
+                oscalls.reach_failpoint("store.closing")
                 deleting.purge(self._topics)
                 files.empty_folder(self.control)
+                handover.try_to_write_clean_state(self._topics)
             oscalls.close_file(self._presence)
             self._presence = -1
 
@@ -227,6 +245,10 @@ class Directory:
             if fd >= 0:
                 oscalls.close_file(fd)
         self._presence = self._broker_lock = -1
+        for shared in (self._bells, self._page):
+            if shared is not None:
+                shared.close()
+        self._bells = self._page = None
 
     @property
     def closed(self) -> bool:
@@ -270,8 +292,7 @@ class Directory:
                 f"the store {self.root} was opened with read_only=True: open it without to change it"
             )
 
-    # --- topics
-    # --------------------------------------------------------------------------------------------------------
+    # --- topics ------------------------------------------------------------------------------------------------------
 
     @property
     def topics_version(self) -> int:
@@ -442,24 +463,58 @@ class Directory:
 
     def _refresh(self) -> None:
         """Follow what other processes changed."""
-        with self._mutex:
-            if self._catalog.looks_changed():
-                self._read_catalog()
+        if self._page is not None:
+            word, now = self._page.load(VERSION_WORD), oscalls.steady_clock()
+            if word == self._seen and now - self._looked_at < LOOK_MS:
+                return
+            self._looked_at = now
+            if word == self._seen and not self._catalog.looks_changed():
+                return
+            # first the word: what changes while the folder is read is seen next time
+            self._seen = word
+            self._read_catalog()
+        elif self._catalog.looks_changed():
+            self._read_catalog()
 
     def _read_catalog(self) -> None:
         with self._mutex:
             if not self._catalog.read():
                 return
             self._version += 1
-            known = self._catalog.topics
-        self._pool.drop(lambda key: key.topic not in known or known[key.topic].topic_id != key.topic_id)
+            known = dict(self._catalog.topics)
+            for key in [key for key in self._held if not is_current(key, known)]:
+                self._held.pop(key).release()
+        self._pool.drop(lambda key: not is_current(key, known))
+        for key, log in self._pool.each_open():
+            if is_current(key, known) and not self.read_only:
+                self._follow_options(log, known[key.topic])
+
+    def _follow_options(self, log: PartitionLog, info: TopicInfo) -> None:
+        """Let an open partition go on with the options that its topic has by now."""
+        try:
+            log.reconfigure(self._log_config(info, keeps_layout=True))
+        except Error:
+            logger.warning("%s goes on with the options that it was opened with", log.path, exc_info=True)
 
     def _changed(self) -> None:
         """This handle has changed a topic."""
+        if self._page is not None:
+            self._page.add(VERSION_WORD, 1)
         self._read_catalog()
 
-    # --- partitions
-    # ----------------------------------------------------------------------------------------------------
+    # --- what all who have the store open share -----------------------------------------------------------------------
+
+    @property
+    def bells(self) -> Bells:
+        """The bells of the store: who sleeps on them is woken by appends. Raises NotSupportedError with
+        ``read_only=True``."""
+        self._require_writable()
+        with self._mutex:
+            if self._bells is None:
+                self._bells = Bells.open(f"{self.control}/bells")
+            return self._bells
+
+    # --- partitions --------------------------------------------------------------------------------------------------
 
     def internal_topic(self, name: str) -> TopicInfo:
         """``__consumer_offsets`` or ``__transaction_state``, created when it is not there yet."""
@@ -495,7 +550,7 @@ class Directory:
         if held is None:
             lease = self.lease(topic, partition, isolation)
             with self._mutex:
-                held = self._held.setdefault(key, lease)
+                held = self._held.setdefault(lease.key, lease)
             if held is not lease:
                 lease.release()
         return held.log
@@ -506,6 +561,38 @@ class Directory:
         self._require_open()
         folder = f"{self._topics}/{naming.folder_name(topic, partition)}"
         return oscalls.file_size(f"{folder}/{partition_files.META}") is not None
+
+    def maintain(self, topics: Iterable[str] | None = None) -> dict[TopicPartition, MaintenanceReport]:
+        """Delete and compact what is due, now, in the given topics or in all; what was done in each partition that has
+        files.
+
+        A partition that another process is at just now is left to it. Raises UnknownTopicError, StorageError.
+        """
+        self._require_writable()
+        names = self.topics(internal=True) if topics is None else list(topics)
+        return self._upkeep([self.topic(name) for name in names])
+
+    def _upkeep(self, infos: Iterable[TopicInfo]) -> dict[TopicPartition, MaintenanceReport]:
+        reports = {}
+        for info in infos:
+            for partition in range(info.partitions):
+                if not self.is_created(info.name, partition):
+                    continue
+                try:
+                    with self.lease(info.name, partition) as lease:
+                        reports[TopicPartition(info.name, partition)] = lease.log.maintain()
+                except UnknownTopicError:
+                    break  # deleted meanwhile
+        return reports
+
+    def _background_round(self) -> None:
+        """What the elected process does now and then."""
+        infos = [self.topic(name) for name in self.topics(internal=True)]
+        for info in filter(needs_upkeep, infos):
+            try:
+                self._upkeep([info])
+            except Error:
+                logger.warning("the upkeep of the topic %r failed and is tried again later", info.name, exc_info=True)
 
     def _open_log(self, key: Key) -> PartitionLog:
         """Open a partition, with its folder made first. Nobody deletes or changes the topic meanwhile."""
@@ -567,6 +654,12 @@ class Directory:
 
     def _folder(self, key: Key) -> str:
         return f"{self._topics}/{naming.folder_name(key.topic, key.partition)}"
+
+
+def is_current(key: Key, known: Mapping[str, TopicInfo]) -> bool:
+    """Whether the topic of an open partition is still the one that it was opened for."""
+    info = known.get(key.topic)
+    return info is not None and info.topic_id == key.topic_id
 
 
 def options_of(given: Mapping[str, Any]) -> Mapping[str, Any]:

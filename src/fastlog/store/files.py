@@ -44,8 +44,7 @@ TEMPORARY: Final = ".tmp"
 POLL_MS: Final = 2
 
 
-# --- JSON
-# ----------------------------------------------------------------------------------------------------------------
+# --- JSON ------------------------------------------------------------------------------------------------------------
 
 
 def read_json(path: str) -> dict[str, Any] | None:
@@ -80,8 +79,7 @@ def write_json(path: str, payload: Mapping[str, Any]) -> None:
     oscalls.replace_file(path, json.dumps({"format": FORMAT_VERSION, **payload}, indent=1).encode() + b"\n")
 
 
-# --- Kafka's small files
-# -------------------------------------------------------------------------------------------------
+# --- Kafka's small files ---------------------------------------------------------------------------------------------
 
 
 def read_properties(path: str) -> dict[str, str]:
@@ -135,8 +133,7 @@ def write_checkpoint(path: str, entries: Mapping[tuple[str, int], int]) -> None:
     oscalls.replace_file(path, "\n".join(["0", str(len(lines)), *lines, ""]).encode())
 
 
-# --- folders
-# -------------------------------------------------------------------------------------------------------------
+# --- folders ---------------------------------------------------------------------------------------------------------
 
 
 def require_folder(path: str) -> None:
@@ -175,8 +172,7 @@ def empty_folder(path: str) -> None:
             oscalls.remove(inner)
 
 
-# --- locks
-# ---------------------------------------------------------------------------------------------------------------
+# --- locks -----------------------------------------------------------------------------------------------------------
 
 
 def wait_for_lock(fd: int, path: str, timeout: int, what: str, *, shared: bool = False) -> None:

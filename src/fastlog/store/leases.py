@@ -57,12 +57,13 @@ class Lease:
         topic, partition: which one.
     """
 
-    __slots__ = ("_entry", "_pool", "log", "partition", "topic")
+    __slots__ = ("_entry", "_pool", "key", "log", "partition", "topic")
 
     def __init__(self, pool: LogPool, entry: _Entry, log: PartitionLog) -> None:
         self._pool = pool
         self._entry: _Entry | None = entry
         self.log = log
+        self.key = entry.key
         self.topic = entry.key.topic
         self.partition = entry.key.partition
 
