@@ -288,7 +288,7 @@ def write_and_compact(path: str, seed: int, stopped: Any) -> None:
 
 
 def test_replay_beside_compaction_in_another_process(folder: Path, seed: int) -> None:
-    """Whatever goes and comes meanwhile: offsets rise, and what is told ends with the last ten counts, one for each key."""
+    """Whatever comes and goes meanwhile: offsets rise, and what was told last of each key are the last ten counts."""
     path = folder / "state-0"
     spawn = multiprocessing.get_context("spawn")
     stopped = spawn.Event()
