@@ -6,9 +6,13 @@ with fastlog.PartitionLog.open("events", durability="batch") as log:
     log.append([b"created", b"paid"], keys=[b"order-1", b"order-1"])
     for record in log.records():
         print(record.offset, record.key, record.value)
+
+Names of the store, its producers and consumers are loaded when they are first asked for.
 """
 
+import importlib as _importlib
 import logging as _logging
+import typing as _typing
 
 from fastlog._core import (
     BinaryColumn,
@@ -65,6 +69,12 @@ from fastlog.reports import (
     VerifyReport,
 )
 
+if _typing.TYPE_CHECKING:
+    from fastlog.clients.consumer import Consumer, ConsumerStats, Lag
+    from fastlog.clients.store import Store
+    from fastlog.clients.store import open_store as open
+    from fastlog.clients.topic import Topic, TopicRead
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -74,6 +84,8 @@ __all__ = [
     "CommitFailedError",
     "CompactionReport",
     "ConfigError",
+    "Consumer",
+    "ConsumerStats",
     "CorruptLogError",
     "CorruptRecordError",
     "CutTail",
@@ -88,6 +100,7 @@ __all__ = [
     "IndexProblem",
     "InvalidRecordError",
     "InvalidTopicError",
+    "Lag",
     "LockedError",
     "LogConfig",
     "MaintenanceReport",
@@ -107,18 +120,47 @@ __all__ = [
     "SegmentInfo",
     "StorageError",
     "StorageFullError",
+    "Store",
     "TimeIndexEntry",
+    "Topic",
     "TopicExistsError",
     "TopicPartition",
+    "TopicRead",
     "TransactionError",
     "UnknownTopicError",
     "UnsupportedFormatError",
     "VerifyReport",
     "__version__",
     "diagnose",
+    "open",
     "read_batch",
     "scan_index",
     "scan_segment",
 ]
+
+# what a single partition does not need
+_LATER = {
+    "Consumer": "fastlog.clients.consumer:Consumer",
+    "ConsumerStats": "fastlog.clients.consumer:ConsumerStats",
+    "Lag": "fastlog.clients.consumer:Lag",
+    "Store": "fastlog.clients.store:Store",
+    "Topic": "fastlog.clients.topic:Topic",
+    "TopicRead": "fastlog.clients.topic:TopicRead",
+    "open": "fastlog.clients.store:open_store",
+}
+
+
+def __getattr__(name: str) -> _typing.Any:
+    place = _LATER.get(name)
+    if place is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = place.partition(":")
+    value = globals()[name] = getattr(_importlib.import_module(module), attribute)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})
+
 
 _logging.getLogger("fastlog").addHandler(_logging.NullHandler())

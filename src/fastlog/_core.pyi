@@ -1,4 +1,4 @@
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from os import PathLike
 from types import TracebackType
@@ -35,6 +35,8 @@ __all__ = [
     "ReplayedBatch",
     "SharedPage",
     "Waiter",
+    "arrow_schema",
+    "arrow_stream",
     "bell_of",
     "diagnose",
     "encode_batch",
@@ -296,6 +298,11 @@ class PartitionLog:
         exception: BaseException | None,
         traceback: TracebackType | None,
     ) -> None: ...
+
+def arrow_schema(columns: tuple[str, ...]) -> object: ...
+def arrow_stream(
+    batches: Iterable[RecordBatch], columns: tuple[str, ...], requested_schema: object | None = None
+) -> object: ...
 
 class SharedPage:
     path: str

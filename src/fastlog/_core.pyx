@@ -17,7 +17,7 @@ from fastlog._native cimport oscalls as os_c
 from fastlog._native.appending cimport (
     Append, Conditions, append_if, begin_change, exchange, fenced, make_conditions, open_transactions,
 )
-from fastlog._native.arrow cimport export_schema, export_stream
+from fastlog._native.arrow cimport export_schema, export_schema_of, export_stream
 from fastlog._native.batch cimport BinaryColumn, Record, RecordBatch
 from fastlog._native.columns cimport Column, ColumnData, Timestamps, make_column, make_header_column, make_timestamps, span_at
 from fastlog._native.control cimport Control
@@ -73,6 +73,8 @@ __all__ = [
     "ReplayedBatch",
     "SharedPage",
     "Waiter",
+    "arrow_schema",
+    "arrow_stream",
     "bell_of",
     "diagnose",
     "encode_batch",
@@ -1115,6 +1117,16 @@ cdef int64_t milliseconds_of(moment) except? -1:
     from datetime import UTC, timedelta
     # rounded up: the first record at or after the moment
     return -((datetime(1970, 1, 1, tzinfo=UTC) - moment) // timedelta(milliseconds=1))
+
+
+def arrow_schema(columns: tuple[str, ...]) -> object:
+    """The Arrow schema of chosen columns, as a PyCapsule: of "offset", "timestamp", "key", "value", "headers", "partition"."""
+    return export_schema_of(tuple(columns))
+
+
+def arrow_stream(batches: object, columns: tuple[str, ...], requested_schema: object = None) -> object:
+    """An Arrow stream of chosen columns over an iterable of RecordBatch, as a PyCapsule; pulled as the consumer asks for more."""
+    return export_stream(batches, requested_schema, tuple(columns))
 
 
 def topic_partition(folder: str) -> tuple:

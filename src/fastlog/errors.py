@@ -164,9 +164,23 @@ class CorruptRecordError(CorruptLogError):
 
 
 class InvalidRecordError(Error):
-    """What was passed to ``append`` cannot become records. Nothing was written."""
+    """What was passed to ``append`` cannot become records. Nothing was written.
+
+    When consuming: a deserializer failed on a record, which the attributes name.
+
+    Attributes:
+        topic, partition, offset: of the record that cannot be decoded; None when writing.
+    """
 
     kafka_code = 87
+
+    def __init__(
+        self, message: str, topic: str | None = None, partition: int | None = None, offset: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.topic = topic
+        self.partition = partition
+        self.offset = offset
 
 
 class RecordTooLargeError(Error):

@@ -178,6 +178,17 @@ def test_after_close_and_fork(path: str) -> None:
     waiter.wake()
 
 
+def test_whoever_makes_the_bells_first_has_made_them(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody makes them between the look and the making."""
+    first = Bells.open(path).waiter()
+    monkeypatch.setattr(oscalls, "identity", lambda path: None)
+    bells = Bells.open(path)
+    heard = first.listen(1)
+    bells.ring(0)
+    assert is_woken(first, heard)
+    assert [name.name for name in Path(path).parent.iterdir()] == ["bells"]
+
+
 def open_at_once(connection: Connection, path: str) -> None:
     connection.send("ready")
     connection.recv()

@@ -381,7 +381,7 @@ def test_offsets_are_part_of_the_transaction(store: Directory) -> None:
     partition = TopicPartition("a", 1)
     for number, commit in enumerate((True, False, True, True)):
         writer.begin()
-        writer.id.append_offsets(partition, [b"key"], [b"%d" % number])
+        writer.id.append_records(partition, [b"key"], [b"%d" % number])
         if commit:
             writer.id.commit()
         else:

@@ -21,6 +21,7 @@ from tests.messaging.processes import crew
 
 RETIRED = -(1 << 63)
 FAILPOINTS = ("page.filling", "page.filled", "page.published", "page.retiring")
+STOPS = ("page.waiting",)
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -193,6 +194,16 @@ def test_one_page_though_all_make_it_at_once(path: str) -> None:
     assert not list(Path(path).parent.glob("*.tmp"))
 
 
+def test_whoever_makes_a_page_first_has_made_it(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody makes it between the look and the making."""
+    first = SharedPage.create(path, 1, 10, values=[42])
+    monkeypatch.setattr(oscalls, "identity", lambda path: None)
+    assert SharedPage.ensure(path, 1, 10).load(0) == 42
+    monkeypatch.undo()
+    assert first.is_current()
+    assert [name.name for name in Path(path).parent.iterdir()] == ["page"]
+
+
 def test_a_page_for_reading_refuses_changes_but_sees_them(path: str) -> None:
     ours = SharedPage.create(path, 1, 10)
     Path(path).chmod(0o400)
@@ -233,12 +244,24 @@ def test_a_retired_page_holds_no_condition(path: str) -> None:
 
 
 def test_retiring_wakes_who_waits(path: str) -> None:
-    page = SharedPage.create(path, 1, 10)
-    timer = threading.Timer(0.1, SharedPage.open(path).retire)
-    timer.start()
-    assert page.wait(0, 30_000)
-    assert page.replaced
-    timer.join()
+    """At once: nobody sleeps for another slice, each time."""
+    spans = []
+    for _ in range(6):
+        page, moments = SharedPage.create(path, 1, 10), list[int]()
+        other = SharedPage.open(path)
+
+        def retire(other: SharedPage = other, moments: list[int] = moments) -> None:
+            moments.append(oscalls.steady_clock())
+            other.retire()
+
+        timer = threading.Timer(0.06, retire)
+        timer.start()
+        assert page.wait(0, 30_000)
+        spans.append(oscalls.steady_clock() - moments[0])
+        assert page.replaced
+        timer.join()
+    # woken by the end of its slice it would come after about 40 ms
+    assert min(spans) < 20, spans
 
 
 def test_after_close(path: str) -> None:
@@ -317,7 +340,7 @@ def test_killed_at_a_step(path: str, failpoint: str) -> None:
 
 
 def test_every_failpoint_of_a_page_has_a_test() -> None:
-    assert {name for name in oscalls.FAILPOINTS if name.startswith("page.")} == set(FAILPOINTS)
+    assert {name for name in oscalls.FAILPOINTS if name.startswith("page.")} == {*FAILPOINTS, *STOPS}
 
 
 # --- hunts ------------------------------------------------------------------------------------------------------------
@@ -375,6 +398,33 @@ def test_no_reader_sees_pieces_of_two_documents(path: str, seed: int) -> None:
         counts = [reader.answer() for reader in readers]
     assert all(isinstance(count, int) and count > 100 for count in counts), counts
     assert deaths > 0 and page.version > 1000
+
+
+def wait_and_stop(connection: Connection, path: str, rounds: int) -> None:
+    """Stop just before each sleep, and send how long the rest took, in milliseconds."""
+    page = SharedPage.open(path)
+    for number in range(rounds):
+        oscalls.arm("page.waiting", "stop")
+        connection.send("waiting")
+        stopped = page.wait(number, 10_000)
+        connection.send((stopped, oscalls.steady_clock()))
+
+
+def test_a_document_published_just_before_the_sleep_ends_it(path: str) -> None:
+    """A waiter that nobody knows of would sleep for a whole slice, each time."""
+    page, spans = SharedPage.create(path, 0, 0), list[int]()
+    with crew() as start:
+        waiter = start(wait_and_stop, path, 10)
+        for _ in range(10):
+            assert waiter.answer() == "waiting"
+            os.waitid(os.P_PID, waiter.pid, os.WSTOPPED)
+            page.publish(b"")
+            begun = oscalls.steady_clock()
+            os.kill(waiter.pid, signal.SIGCONT)
+            has_moved, ended = waiter.answer()
+            assert has_moved
+            spans.append(ended - begun)
+    assert min(spans) < 45, spans
 
 
 def answer_pings(connection: Connection, there: str, back: str, rounds: int) -> None:

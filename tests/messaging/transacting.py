@@ -72,11 +72,4 @@ def open_store(path: Path, **options: Any) -> Directory:
     directory = Directory.open(path, **options)
     for topic in ("a", "b"):
         directory.create_topic(topic, 3, exist_ok=True)
-    if not hasattr(directory, "slots"):
-        from types import SimpleNamespace
-
-        directory.slots = SimpleNamespace(
-            enter=lambda: SimpleNamespace(number=1, leave=lambda: None), is_alive=lambda n: True
-        )
-        directory.watcher = SimpleNamespace(every=lambda *a: lambda: None)
     return directory

@@ -1,6 +1,6 @@
 """Export of decoded batches through the Arrow C data and C stream interfaces.
 
-A batch becomes one struct array of offset, timestamp, key, value and headers. Offsets, timestamps and the bytes of keys
+A batch becomes one struct array of offset, timestamp, key, value and headers, or of chosen ones. Offsets, timestamps and the bytes of keys
 and values are shared with the batch (its blocks are retained); views, validity bitmaps and headers are built in a block
 of their own. A variadic buffer spans exactly the long entries of its column in this batch, never the whole mapping:
 consumers copy or touch buffers whole. One buffer always suffices, because positions are int32.
@@ -47,9 +47,21 @@ cdef enum Layout:
     LAYOUT_LARGE_BINARY     # Z
 
 
+cdef enum Column:
+    OFFSET_COLUMN
+    TIMESTAMP_COLUMN
+    KEY_COLUMN
+    VALUE_COLUMN
+    HEADERS_COLUMN
+    PARTITION_COLUMN
+    COLUMN_KINDS
+
+
 cdef struct Layouts:
     Layout key
     Layout value
+    int count                       # of columns, and which, in order
+    Column columns[6]
 
 
 cdef struct Stream:
@@ -63,10 +75,14 @@ cdef struct Stream:
 
 cdef object export_schema():
     """A capsule "arrow_schema" with the schema of every batch."""
-    cdef Layouts layouts
     drain_graveyard()
-    layouts.key = layouts.value = LAYOUT_VIEW
-    return _schema_capsule(layouts)
+    return _schema_capsule(_requested_layouts(None, None))
+
+
+cdef object export_schema_of(tuple names):
+    """A capsule "arrow_schema" of these columns."""
+    drain_graveyard()
+    return _schema_capsule(_requested_layouts(None, names))
 
 
 cdef tuple export_array(ColumnarBatch batch, object requested_schema):
@@ -75,7 +91,7 @@ cdef tuple export_array(ColumnarBatch batch, object requested_schema):
     `requested_schema` may ask for binary or large_binary keys and values, which are then copied; every other wish is
     passed over, as the PyCapsule protocol permits.
     """
-    cdef Layouts layouts = _requested_layouts(requested_schema)
+    cdef Layouts layouts = _requested_layouts(requested_schema, None)
     cdef ArrowArray* array
     drain_graveyard()
     # binary ends at 2 GiB: a larger column stays what it would have been without the request
@@ -92,13 +108,16 @@ cdef tuple export_array(ColumnarBatch batch, object requested_schema):
     except BaseException:
         free(array)
         raise
-    _build_batch(array, &batch.columns, layouts)
+    _build_batch(array, &batch.columns, batch.partition, layouts)
     return schema, capsule
 
 
-cdef object export_stream(object batches, object requested_schema):
-    """A capsule "arrow_array_stream" over an iterable of ColumnarBatch, pulled as the consumer asks for more."""
-    cdef Layouts layouts = _requested_layouts(requested_schema)
+cdef object export_stream(object batches, object requested_schema, tuple names=None):
+    """A capsule "arrow_array_stream" over an iterable of ColumnarBatch, pulled as the consumer asks for more.
+
+    `names` are the columns, "partition" among them; None: those of a single partition.
+    """
+    cdef Layouts layouts = _requested_layouts(requested_schema, names)
     cdef ArrowArrayStream* out
     cdef Stream* stream
     drain_graveyard()
@@ -128,11 +147,18 @@ cdef object export_stream(object batches, object requested_schema):
 
 # ---- schema ---------------------------------------------------------------------------------------------------
 
-cdef Layouts _requested_layouts(object requested_schema) except *:
+COLUMN_NAMES = ("offset", "timestamp", "key", "value", "headers", "partition")
+
+
+cdef Layouts _requested_layouts(object requested_schema, tuple names) except *:
     cdef Layouts layouts
     cdef const ArrowSchema* wanted
     cdef int64_t i
     layouts.key = layouts.value = LAYOUT_VIEW
+    layouts.count = 0
+    for name in COLUMN_NAMES[:PARTITION_COLUMN] if names is None else names:
+        layouts.columns[layouts.count] = COLUMN_NAMES.index(name)
+        layouts.count += 1
     if requested_schema is None:
         return layouts
     wanted = <const ArrowSchema*>PyCapsule_GetPointer(requested_schema, "arrow_schema")
@@ -171,7 +197,7 @@ cdef object _schema_capsule(Layouts layouts):
     except BaseException:
         free(schema)
         raise
-    if _build_schema(schema, layouts):
+    if _build_schema(schema, &layouts):
         raise MemoryError()
     return capsule
 
@@ -183,25 +209,41 @@ cdef void _destroy_schema_capsule(object capsule) noexcept:
     free(schema)
 
 
-cdef int _build_schema(ArrowSchema* schema, Layouts layouts) noexcept nogil:
+cdef int _build_schema(ArrowSchema* schema, const Layouts* layouts) noexcept nogil:
     """0, or ENOMEM with nothing left behind."""
-    cdef ArrowSchema* headers
-    cdef ArrowSchema* item
-    if _describe(schema, "+s", "", 0, 5):
+    cdef int i
+    if _describe(schema, "+s", "", 0, layouts.count):
         return ENOMEM
-    headers = schema.children[4]
-    _describe(schema.children[0], "l", "offset", 0, 0)
-    _describe(schema.children[1], "tsm:UTC", "timestamp", ARROW_FLAG_NULLABLE, 0)
-    _describe(schema.children[2], _format_of(layouts.key), "key", ARROW_FLAG_NULLABLE, 0)
-    _describe(schema.children[3], _format_of(layouts.value), "value", ARROW_FLAG_NULLABLE, 0)
-    if _describe(headers, "+l", "headers", ARROW_FLAG_NULLABLE, 1) == 0:
-        item = headers.children[0]
-        if _describe(item, "+s", "item", ARROW_FLAG_NULLABLE, 2) == 0:
-            _describe(item.children[0], "u", "key", 0, 0)
-            _describe(item.children[1], "z", "value", ARROW_FLAG_NULLABLE, 0)
-            return 0
-    schema.release(schema)
-    return ENOMEM
+    for i in range(layouts.count):
+        if _describe_column(schema.children[i], layouts, layouts.columns[i]):
+            schema.release(schema)
+            return ENOMEM
+    return 0
+
+
+cdef int _describe_column(ArrowSchema* schema, const Layouts* layouts, Column column) noexcept nogil:
+    if column == OFFSET_COLUMN:
+        return _describe(schema, "l", "offset", 0, 0)
+    if column == TIMESTAMP_COLUMN:
+        return _describe(schema, "tsm:UTC", "timestamp", ARROW_FLAG_NULLABLE, 0)
+    if column == KEY_COLUMN:
+        return _describe(schema, _format_of(layouts.key), "key", ARROW_FLAG_NULLABLE, 0)
+    if column == VALUE_COLUMN:
+        return _describe(schema, _format_of(layouts.value), "value", ARROW_FLAG_NULLABLE, 0)
+    if column == PARTITION_COLUMN:
+        return _describe(schema, "i", "partition", 0, 0)
+    return _describe_headers(schema)
+
+
+cdef int _describe_headers(ArrowSchema* headers) noexcept nogil:
+    cdef ArrowSchema* item
+    if _describe(headers, "+l", "headers", ARROW_FLAG_NULLABLE, 1):
+        return ENOMEM
+    item = headers.children[0]
+    if _describe(item, "+s", "item", ARROW_FLAG_NULLABLE, 2):
+        return ENOMEM
+    _describe(item.children[0], "u", "key", 0, 0)
+    return _describe(item.children[1], "z", "value", ARROW_FLAG_NULLABLE, 0)
 
 
 cdef int _describe(
@@ -315,6 +357,7 @@ cdef struct Bytes:
     const int32_t* positions
     const int32_t* sizes
     Layout layout
+    bint is_wanted
     int64_t nulls
     int64_t total               # bytes of all entries
     int64_t long_first          # where the entries that do not fit into a view begin and end in the batch's bytes
@@ -326,6 +369,7 @@ cdef struct Bytes:
 
 
 cdef struct HeaderLists:
+    bint is_wanted
     int64_t count               # of all records
     int64_t nulls
     int64_t key_bytes           # room for all keys, including what repairing broken UTF-8 may add
@@ -338,7 +382,7 @@ cdef struct HeaderLists:
     uint8_t* values
 
 
-cdef int _build_batch(ArrowArray* array, const BatchColumns* columns, Layouts layouts) except -1:
+cdef int _build_batch(ArrowArray* array, const BatchColumns* columns, int partition, Layouts layouts) except -1:
     """Fill in `array`; when it fails, `array` is released."""
     cdef Bytes keys, values
     cdef HeaderLists headers
@@ -346,12 +390,19 @@ cdef int _build_batch(ArrowArray* array, const BatchColumns* columns, Layouts la
     cdef Shelf shelf
     cdef int64_t unknown_times = 0
     cdef uint8_t* times_validity = NULL
+    cdef int32_t* partitions = NULL
+    cdef bint has_partitions = False
     cdef int64_t i
     memset(&keys, 0, sizeof(Bytes))
     memset(&values, 0, sizeof(Bytes))
     memset(&headers, 0, sizeof(HeaderLists))
     keys.positions, keys.sizes, keys.layout = columns.key_positions, columns.key_sizes, layouts.key
     values.positions, values.sizes, values.layout = columns.value_positions, columns.value_sizes, layouts.value
+    for i in range(layouts.count):
+        keys.is_wanted |= layouts.columns[i] == KEY_COLUMN
+        values.is_wanted |= layouts.columns[i] == VALUE_COLUMN
+        headers.is_wanted |= layouts.columns[i] == HEADERS_COLUMN
+        has_partitions |= layouts.columns[i] == PARTITION_COLUMN
     with nogil:
         _measure_bytes(&keys, columns.count)
         _measure_bytes(&values, columns.count)
@@ -361,17 +412,18 @@ cdef int _build_batch(ArrowArray* array, const BatchColumns* columns, Layouts la
         values.layout == LAYOUT_BINARY and values.total > INT32_MAX
     ):
         raise RecordTooLargeError("a batch of 2 GiB does not fit into Arrow's binary type: request large_binary")
-    _measure_headers(&headers, columns)
+    if headers.is_wanted:
+        _measure_headers(&headers, columns)
     shelf.data = NULL
     shelf.used = 0
-    _lay_out(&shelf, columns.count, &keys, &values, &headers, &times_validity, unknown_times)
+    partitions = _lay_out(&shelf, columns.count, &keys, &values, &headers, has_partitions, &times_validity, unknown_times)
     built = block_allocate(shelf.used)
     if built == NULL:
         raise MemoryError()
     try:
         shelf.data = built.data
         shelf.used = 0
-        _lay_out(&shelf, columns.count, &keys, &values, &headers, &times_validity, unknown_times)
+        partitions = _lay_out(&shelf, columns.count, &keys, &values, &headers, has_partitions, &times_validity, unknown_times)
         with nogil:
             _fill_bytes(&keys, columns)
             _fill_bytes(&values, columns)
@@ -379,8 +431,12 @@ cdef int _build_batch(ArrowArray* array, const BatchColumns* columns, Layouts la
                 memset(times_validity, 0, <size_t>(columns.count + 7) >> 3)
                 for i in range(columns.count):
                     times_validity[i >> 3] |= <uint8_t>((columns.timestamps[i] != -1) << (i & 7))
-        _fill_headers(&headers, columns)
-        _assemble(array, columns, built, times_validity, unknown_times, &keys, &values, &headers)
+            if has_partitions:
+                for i in range(columns.count):
+                    partitions[i] = partition
+        if headers.is_wanted:
+            _fill_headers(&headers, columns)
+        _assemble(array, columns, built, times_validity, unknown_times, &keys, &values, &headers, partitions, &layouts)
     except BaseException:
         if array.release != NULL:
             array.release(array)
@@ -390,23 +446,29 @@ cdef int _build_batch(ArrowArray* array, const BatchColumns* columns, Layouts la
     return 0
 
 
-cdef void _lay_out(
-    Shelf* shelf, int64_t count, Bytes* keys, Bytes* values, HeaderLists* headers,
+cdef int32_t* _lay_out(
+    Shelf* shelf, int64_t count, Bytes* keys, Bytes* values, HeaderLists* headers, bint has_partitions,
     uint8_t** times_validity, int64_t unknown_times
 ) noexcept nogil:
+    """Give every piece its place; the one for numbers of partitions is returned."""
+    cdef int32_t* partitions = <int32_t*>_piece(shelf, <size_t>count * 4 if has_partitions else 0)
     if unknown_times:
         times_validity[0] = _piece(shelf, <size_t>(count + 7) >> 3)
     _lay_out_bytes(shelf, count, keys)
     _lay_out_bytes(shelf, count, values)
-    headers.list_offsets = <int32_t*>_piece(shelf, <size_t>(count + 1) * 4)
-    headers.key_offsets = <int32_t*>_piece(shelf, <size_t>(headers.count + 1) * 4)
-    headers.value_offsets = <int32_t*>_piece(shelf, <size_t>(headers.count + 1) * 4)
-    headers.value_validity = _piece(shelf, <size_t>(headers.count + 7) >> 3)
-    headers.keys = _piece(shelf, <size_t>headers.key_bytes)
-    headers.values = _piece(shelf, <size_t>headers.value_bytes)
+    if headers.is_wanted:
+        headers.list_offsets = <int32_t*>_piece(shelf, <size_t>(count + 1) * 4)
+        headers.key_offsets = <int32_t*>_piece(shelf, <size_t>(headers.count + 1) * 4)
+        headers.value_offsets = <int32_t*>_piece(shelf, <size_t>(headers.count + 1) * 4)
+        headers.value_validity = _piece(shelf, <size_t>(headers.count + 7) >> 3)
+        headers.keys = _piece(shelf, <size_t>headers.key_bytes)
+        headers.values = _piece(shelf, <size_t>headers.value_bytes)
+    return partitions
 
 
 cdef void _lay_out_bytes(Shelf* shelf, int64_t count, Bytes* column) noexcept nogil:
+    if not column.is_wanted:
+        return
     if column.nulls:
         column.validity = _piece(shelf, <size_t>(count + 7) >> 3)
     if column.layout == LAYOUT_VIEW:
@@ -419,23 +481,40 @@ cdef void _lay_out_bytes(Shelf* shelf, int64_t count, Bytes* column) noexcept no
 
 cdef int _assemble(
     ArrowArray* array, const BatchColumns* columns, Block* built, uint8_t* times_validity, int64_t unknown_times,
-    Bytes* keys, Bytes* values, HeaderLists* headers
+    Bytes* keys, Bytes* values, HeaderLists* headers, const int32_t* partitions, const Layouts* layouts
 ) except -1:
     cdef int64_t count = columns.count
     cdef Node* node
-    cdef ArrowArray* lists
+    cdef ArrowArray* child
+    cdef Column column
+    cdef int i
+    _make_node(array, count, 0, 1, layouts.count, NULL, NULL)
+    for i in range(layouts.count):
+        child = array.children[i]
+        column = layouts.columns[i]
+        # a length of zero still wants buffers that are there
+        if column == OFFSET_COLUMN:
+            node = _make_node(child, count, 0, 2, 0, built, columns.arrays)
+            node.buffers[1] = columns.offsets if count else <const void*>built.data
+        elif column == TIMESTAMP_COLUMN:
+            node = _make_node(child, count, unknown_times, 2, 0, built, columns.arrays)
+            node.buffers[0] = times_validity
+            node.buffers[1] = columns.timestamps if count else <const void*>built.data
+        elif column == KEY_COLUMN:
+            _assemble_bytes(child, columns, built, keys)
+        elif column == VALUE_COLUMN:
+            _assemble_bytes(child, columns, built, values)
+        elif column == PARTITION_COLUMN:
+            node = _make_node(child, count, 0, 2, 0, built, NULL)
+            node.buffers[1] = partitions
+        else:
+            _assemble_headers(child, count, built, headers)
+    return 0
+
+
+cdef int _assemble_headers(ArrowArray* lists, int64_t count, Block* built, HeaderLists* headers) except -1:
     cdef ArrowArray* pairs
-    _make_node(array, count, 0, 1, 5, NULL, NULL)
-    # a length of zero still wants buffers that are there
-    node = _make_node(array.children[0], count, 0, 2, 0, built, columns.arrays)
-    node.buffers[1] = columns.offsets if count else <const void*>built.data
-    node = _make_node(array.children[1], count, unknown_times, 2, 0, built, columns.arrays)
-    node.buffers[0] = times_validity
-    node.buffers[1] = columns.timestamps if count else <const void*>built.data
-    _assemble_bytes(array.children[2], columns, built, keys)
-    _assemble_bytes(array.children[3], columns, built, values)
-    lists = array.children[4]
-    node = _make_node(lists, count, 0, 2, 1, built, NULL)
+    cdef Node* node = _make_node(lists, count, 0, 2, 1, built, NULL)
     node.buffers[1] = headers.list_offsets
     pairs = lists.children[0]
     _make_node(pairs, headers.count, 0, 1, 2, NULL, NULL)
@@ -482,6 +561,8 @@ cdef bint _is_beyond_binary(const int32_t* sizes, int64_t count) noexcept nogil:
 cdef void _measure_bytes(Bytes* column, int64_t count) noexcept nogil:
     cdef int64_t i, size, position
     cdef int64_t first = INT32_MAX, stop = 0, nulls = 0, total = 0
+    if not column.is_wanted:
+        return
     if column.sizes == NULL:
         column.nulls = count
         return
@@ -504,6 +585,8 @@ cdef void _measure_bytes(Bytes* column, int64_t count) noexcept nogil:
 
 cdef void _fill_bytes(Bytes* column, const BatchColumns* columns) noexcept nogil:
     cdef int64_t i
+    if not column.is_wanted:
+        return
     if column.nulls:
         memset(column.validity, 0, <size_t>(columns.count + 7) >> 3)
         if column.sizes != NULL:
@@ -716,7 +799,7 @@ cdef void _release_stream(ArrowArrayStream* out) noexcept nogil:
 
 
 cdef int _stream_schema(ArrowArrayStream* out, ArrowSchema* schema) noexcept nogil:
-    return _build_schema(schema, (<Stream*>out.private_data).layouts)
+    return _build_schema(schema, &(<Stream*>out.private_data).layouts)
 
 
 cdef const char* _stream_error(ArrowArrayStream* out) noexcept nogil:
@@ -756,7 +839,7 @@ cdef int _pull_batch(Stream* stream, ArrowArray* array) except -1:
     if not isinstance(item, ColumnarBatch):
         raise TypeError(f"expected batches in an Arrow stream, found {type(item).__qualname__}")
     batch = item
-    return _build_batch(array, &batch.columns, stream.layouts)
+    return _build_batch(array, &batch.columns, batch.partition, stream.layouts)
 
 
 cdef void _drop_iterator(Stream* stream) noexcept:

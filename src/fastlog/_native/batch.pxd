@@ -38,7 +38,6 @@ cdef class HeadersColumn:
 
 cdef class RecordBatch(ColumnarBatch):
     cdef readonly str topic
-    cdef readonly int partition
     cdef readonly int64_t base_offset
     cdef readonly int64_t next_offset
     cdef bint is_append_time

@@ -34,3 +34,4 @@ cdef struct BatchColumns:
 cdef class ColumnarBatch:
     """Owner of one `BatchColumns`; `fastlog.RecordBatch` is its public face."""
     cdef BatchColumns columns
+    cdef readonly int partition

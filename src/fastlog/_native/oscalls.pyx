@@ -366,7 +366,7 @@ FAILPOINTS = (
     "append.unlocked", "roll.begun", "roll.created", "roll.published", "takeover.begun", "takeover.cut", "takeover.done",
     "sync.locked", "sync.synced", "sync.published", "sync.unlocked", "open.exclusive", "open.page_unlinked", "open.recovered",
     "open.page_written", "open.shared", "open.attached", "close.exclusive", "close.synced", "close.marked", "delete.published",
-    "delete.removed", "page.filling", "page.filled", "page.published", "page.retiring", "exchange.compared", "exchange.stored",
+    "delete.removed", "page.filling", "page.filled", "page.published", "page.retiring", "page.waiting", "exchange.compared", "exchange.stored",
     "compaction.swapped", "compaction.odd", "compaction.indexes_unlinked", "compaction.moved",
     "compaction.sources_unlinked", "compaction.indexes_installed", "compaction.swap_unlinked", "compaction.even",
     "store.folders_made", "store.made", "store.topic_written", "store.topic_altering", "store.topic_altered", "store.topic_deleting",

@@ -347,6 +347,7 @@ cdef class SharedPage(Mapping):
             left = stop - os_c.steady_nanoseconds()
             if left <= 0:
                 return False
+            os_c.reach(os_c.PAGE_WAITING)
             if self.writable:
                 sleep_on(&self.header.bell, heard, min(left, <int64_t>SLICE))
             else:

@@ -39,13 +39,35 @@ class Timer:
 
 
 class _Process:
-    """The end of one process, for all of its slots."""
+    """The owner of some slots, whose end concerns all of them.
 
-    __slots__ = ("file", "watched")
+    Where the kernel does not tell of its end (``file`` is None), one of its slots is looked at often, for all.
+    """
 
-    def __init__(self, file: oscalls.Descriptor) -> None:
+    __slots__ = ("file", "key", "watched")
+
+    def __init__(self, key: tuple[int, int, int], file: oscalls.Descriptor | None) -> None:
+        self.key = key
         self.file = file
-        self.watched: set[_Watched] = set()
+        self.watched: list[_Watched] = []
+
+    def add(self, watched: _Watched) -> None:
+        watched.process = self
+        self.watched.append(watched)
+        self.choose()
+
+    def remove(self, watched: _Watched) -> None:
+        """It is dead, or nobody cares: the others may be dead too."""
+        self.watched.remove(watched)
+        if self.file is None:
+            for other in self.watched:
+                other.due = 0
+            self.choose()
+
+    def choose(self) -> None:
+        """Let one be looked at often, if any has to."""
+        if self.file is None and self.watched:
+            self.watched[0].pause = OFTEN
 
 
 class _Watched:
@@ -56,7 +78,7 @@ class _Watched:
     def __init__(self, number: int, pause: int) -> None:
         self.number = number
         self.callbacks: list[Callable[[int], object]] = []
-        self.process: tuple[int, int] | None = None  # key in the watcher's processes
+        self.process: _Process | None = None
         self.pause = pause
         self.due = 0  # at once: it may be dead already
 
@@ -92,7 +114,7 @@ class Watcher:
         # reentrant: a finalizer may come in whenever this thread allocates
         self._guard = threading.RLock()
         self._watched: dict[int, _Watched] = {}
-        self._processes: dict[tuple[int, int], _Process] = {}
+        self._processes: dict[tuple[int, int, int], _Process] = {}
         self._timers: list[Timer] = []
         self._thread: threading.Thread | None = None
         self._pipe: tuple[oscalls.Descriptor, oscalls.Descriptor] | None = None
@@ -182,30 +204,32 @@ class Watcher:
     def _begin(self, number: int, identity: Mapping[str, int]) -> _Watched:
         """Find out how the death of a slot's owner can be noticed."""
         own = self._slots.identity
-        pid, started = identity["pid"], identity["start_time"]
-        if not own["pid_namespace"] or identity["pid_namespace"] != own["pid_namespace"]:
-            return _Watched(number, OFTEN)
-        if pid == own["pid"]:
-            return _Watched(number, SELDOM)
-        process = self._processes.get((pid, started))
-        if process is None:
-            file = oscalls.open_process(pid)
-            # the id may be that of another process by now
-            if file is None or oscalls.process_start_time(pid) != started:
-                return _Watched(number, OFTEN)
-            process = self._processes[pid, started] = _Process(file)
         watched = _Watched(number, SELDOM)
-        watched.process = pid, started
-        process.watched.add(watched)
+        key = identity["pid_namespace"], identity["pid"], identity["start_time"]
+        if key == (own["pid_namespace"], own["pid"], own["start_time"]):
+            return watched
+        process = self._processes.get(key)
+        if process is None:
+            process = self._processes[key] = _Process(key, self._end_of(identity))
+        process.add(watched)
         return watched
+
+    def _end_of(self, identity: Mapping[str, int]) -> oscalls.Descriptor | None:
+        """What the kernel makes ready when the process has ended; None when it cannot be asked, or is gone."""
+        namespace = self._slots.identity["pid_namespace"]
+        if not namespace or identity["pid_namespace"] != namespace:
+            return None
+        file = oscalls.open_process(identity["pid"])
+        # the id may be that of another process by now
+        return file if oscalls.process_start_time(identity["pid"]) == identity["start_time"] else None
 
     def _forget(self, watched: _Watched) -> None:
         self._watched.pop(watched.number, None)
-        if watched.process is not None:
-            process = self._processes[watched.process]
-            process.watched.discard(watched)
+        process = watched.process
+        if process is not None:
+            process.remove(watched)
             if not process.watched:
-                del self._processes[watched.process]
+                del self._processes[process.key]
 
     def _drop_timer(self, timer: Timer) -> None:
         if self._forks != oscalls.forks():
@@ -241,19 +265,19 @@ class Watcher:
     def _sleep(self, pipe: oscalls.Descriptor) -> None:
         """Until something is due, a process ends, or somebody calls."""
         with self._guard:
-            processes = list(self._processes.items())
+            processes = [process for process in self._processes.values() if process.file is not None]
             moments = [watched.due for watched in self._watched.values()] + [timer.due for timer in self._timers]
-        files = [pipe, *(process.file for _, process in processes)]
+        files = [pipe, *(process.file for process in processes if process.file is not None)]
         ready = oscalls.wait_for_files(files, max(0, min(moments) - oscalls.steady_clock()) if moments else -1)
         if not ready:
             return
         now = oscalls.steady_clock()
         with self._guard:
-            for key, process in processes:
+            for process in processes:
                 if process.file in ready:
                     # its slots are found by their locks from now on
-                    if self._processes.get(key) is process:
-                        del self._processes[key]
+                    if self._processes.get(process.key) is process:
+                        del self._processes[process.key]
                     for watched in process.watched:
                         watched.hurry(now)
         if pipe in ready:

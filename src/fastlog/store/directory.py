@@ -26,6 +26,7 @@ from fastlog.errors import (
     UnknownTopicError,
     UnsupportedFormatError,
 )
+from fastlog.liveness import Slots, Watcher
 from fastlog.partition import files as partition_files
 from fastlog.records import TopicPartition
 from fastlog.reports import MaintenanceReport
@@ -115,6 +116,7 @@ class Directory:
         directory._closers = []
         directory._held = {}
         directory._bells = directory._page = None
+        directory._slots = directory._watcher = None
         directory._seen = -1
         directory._looked_at = 0
         directory._version = 1
@@ -148,6 +150,8 @@ class Directory:
     _closers: list[Callable[[], object]]
     _held: dict[Key, Lease]
     _bells: Bells | None
+    _slots: Slots | None
+    _watcher: Watcher | None
     _page: SharedPage | None
     _seen: int
     _looked_at: int
@@ -217,6 +221,9 @@ class Directory:
                 return
             self._is_closed = True
             self._held.clear()
+            watcher = self._watcher
+        if watcher is not None:
+            watcher.close()
         errors += self._pool.close()
         if self._presence >= 0:
             try:
@@ -245,10 +252,10 @@ class Directory:
             if fd >= 0:
                 oscalls.close_file(fd)
         self._presence = self._broker_lock = -1
-        for shared in (self._bells, self._page):
+        for shared in (self._bells, self._page, self._slots):
             if shared is not None:
                 shared.close()
-        self._bells = self._page = None
+        self._bells = self._page = self._slots = None
 
     @property
     def closed(self) -> bool:
@@ -259,6 +266,11 @@ class Directory:
         """Have something called by ``close``, before partitions are closed; the last one added is called first."""
         self._require_open()
         self._closers.append(closer)
+
+    def remove_closer(self, closer: Callable[[], object]) -> None:
+        """Do not call it any more: what it closes is closed. One that is not there is passed over."""
+        if closer in self._closers:
+            self._closers.remove(closer)
 
     def __enter__(self) -> Directory:
         self._require_open()
@@ -513,6 +525,29 @@ class Directory:
             if self._bells is None:
                 self._bells = Bells.open(f"{self.control}/bells")
             return self._bells
+
+    @property
+    def slots(self) -> Slots:
+        """Locked bytes that tell who lives. Raises NotSupportedError with ``read_only=True``."""
+        self._require_writable()
+        with self._mutex:
+            if self._slots is None:
+                self._slots = Slots.open(f"{self.control}/slots")
+            return self._slots
+
+    @property
+    def watcher(self) -> Watcher:
+        """Tells of owners of slots that died. Raises NotSupportedError with ``read_only=True``."""
+        slots = self.slots
+        with self._mutex:
+            if self._watcher is None:
+                self._require_open()
+                self._watcher = Watcher(slots)
+            return self._watcher
+
+    def open_logs(self) -> list[tuple[TopicPartition, PartitionLog]]:
+        """The partitions that are open here now; not to be closed by the caller, maybe closed meanwhile."""
+        return [(TopicPartition(key.topic, key.partition), log) for key, log in self._pool.each_open()]
 
     # --- partitions --------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastlog._core import PartitionLog
 from fastlog._native import oscalls
@@ -30,13 +30,16 @@ from fastlog.transactions.statelog import StateLog
 from fastlog.transactions.states import TransactionState
 
 if TYPE_CHECKING:
+    from fastlog.liveness import Slot
+    from fastlog.liveness.watcher import Timer
     from fastlog.store.directory import Directory
 
 __all__ = ["Coordinator", "fresh_producer_id"]
 
 logger = logging.getLogger("fastlog.transactions")
 
-SWEEP_SECONDS = 0.1
+TICK_SECONDS = 0.1
+TICKS_PER_LOOK = 5  # at partitions that are open here
 STUCK_MS = 1000  # a last stable offset that stands still for so long is looked into
 _FIRST_ID, _LIMIT_ID = 1 << 40, 1 << 62
 
@@ -62,11 +65,15 @@ class Coordinator:
         self._settling = threading.RLock()
         self._started = False
         self._closed = False
-        self._liveness: Any = directory
-        self._slot: Any = None
+        self._slot: Slot | None = None
         self._prepared_here: dict[str, TransactionState] = {}
-        self._stuck: dict[TopicPartition, tuple[int, int]] = {}
-        self._cancel: Callable[[], None] | None = None
+        self._watched: set[int] = set()
+        self._dead: set[int] = set()
+        self._stable: dict[TopicPartition, tuple[int, int]] = {}  # last stable offset, and since when
+        self._suspects: set[TopicPartition] = set()
+        self._ticks = 0
+        self._runner: threading.Thread | None = None
+        self._timer: Timer | None = None
 
     @staticmethod
     def of(directory: Directory) -> Coordinator:
@@ -96,13 +103,9 @@ class Coordinator:
                 with self.registry.locked():
                     if not self.registry.is_made:
                         self.registry.create(self._recover())
-            self._slot = self._liveness.slots.enter()
+            self._slot = directory.slots.enter()
             self._started = True
-            for left in self.registry.running():
-                if left.slot == self._slot.number:
-                    # of a dead process that had the same slot
-                    self._attend(left, dead=True)
-            self._cancel = self._liveness.watcher.every(SWEEP_SECONDS, self.sweep)
+            self._timer = directory.watcher.every(TICK_SECONDS, self._tick)
 
     def close(self) -> None:
         """Stop taking part. Entries of ids that are still open stay until this process ends or closes its slot."""
@@ -110,8 +113,12 @@ class Coordinator:
             if self._closed:
                 return
             self._closed = True
-            if self._cancel is not None:
-                self._cancel()
+            if self._timer is not None:
+                self._timer.cancel()
+            runner = self._runner
+        if runner is not None and runner is not threading.current_thread():
+            runner.join()
+        with self._lock:
             if self._slot is not None:
                 self._slot.leave()
             self.registry.close()
@@ -121,13 +128,12 @@ class Coordinator:
         return self._closed
 
     @property
-    def slot(self) -> int:
-        """The number of this process' lock slot."""
+    def slot(self) -> Slot:
+        """The lock slot of this handle of the store."""
         self.start()
         if self._slot is None or self._closed:
             raise ClosedError(f"the store {self.directory.root} is closed")
-        number: int = self._slot.number
-        return number
+        return self._slot
 
     def _recover(self) -> bool:
         """Nobody else is there: end every transaction. Whether power loss may have taken records of producers."""
@@ -271,12 +277,70 @@ class Coordinator:
 
     # --- the dead and the late ----------------------------------------------------------------------------------------
 
+    def _tick(self) -> None:
+        """Called by the watcher, so it only looks; what there is to do another thread does."""
+        if self._closed:
+            return
+        now = oscalls.steady_clock()
+        own = -1 if self._slot is None else self._slot.number
+        due = False
+        slots = set()
+        for running in self.registry.running():
+            slots.add(running.slot)
+            if running.slot != own and running.slot not in self._watched:
+                self._watched.add(running.slot)
+                self.directory.watcher.watch(running.slot, running.identity, self._on_death)
+            due |= running.slot in self._dead or running.expired(now)
+        for gone in self._watched - slots:
+            self.directory.watcher.unwatch(gone, self._on_death)
+        self._watched &= slots
+        self._dead &= slots
+        self._ticks += 1
+        if self._ticks % TICKS_PER_LOOK == 0:
+            self._look_at_partitions(now)
+        if due or self._suspects:
+            self._begin_sweep()
+
+    def _look_at_partitions(self, now: int) -> None:
+        """Partitions whose last stable offset stands still for too long."""
+        seen: dict[TopicPartition, tuple[int, int]] = {}
+        for partition, log in self.directory.open_logs():
+            try:
+                stable = log.last_stable_offset
+                if stable == log.end_offset:
+                    continue
+            except Error:
+                continue  # closed meanwhile
+            offset, since = self._stable.get(partition, (-1, now))
+            if offset != stable:
+                since = now
+            elif now - since > STUCK_MS:
+                self._suspects.add(partition)
+                since = now
+            seen[partition] = (stable, since)
+        self._stable = seen
+
+    def _on_death(self, slot: int) -> None:
+        self._dead.add(slot)
+        self._begin_sweep()
+
+    def _begin_sweep(self) -> None:
+        with self._lock:
+            if self._closed or (self._runner is not None and self._runner.is_alive()):
+                return
+            self._runner = threading.Thread(target=self.sweep, name="fastlog-transactions", daemon=True)
+            self._runner.start()
+
     def sweep(self) -> None:
-        """End the transactions of dead owners, and those that take too long. Called by the watcher; never raises."""
+        """End the transactions of dead owners, those that take too long, and those that nobody knows. Never raises."""
         if self._closed:
             return
         try:
             self._sweep()
+            while self._suspects:
+                partition = self._suspects.pop()
+                with self.directory.lease(*partition) as lease:
+                    self._resolve(partition, lease.log)
         except ClosedError:
             pass
         except Exception:
@@ -287,7 +351,7 @@ class Coordinator:
         alive: dict[int, bool] = {} if self._slot is None else {self._slot.number: True}
         for running in self.registry.running():
             if running.slot not in alive:
-                alive[running.slot] = self._liveness.slots.is_alive(running.slot)
+                alive[running.slot] = self.directory.slots.is_alive(running.slot)
             dead = not alive[running.slot]
             if (dead or running.expired(now)) and self.registry.claim(running):
                 try:
@@ -324,11 +388,14 @@ class Coordinator:
         """
         self.start()
         self._sweep()
+        return self._resolve(partition, log)
+
+    def _resolve(self, partition: TopicPartition, log: PartitionLog) -> bool:
         for _ in range(3):
             end = log.end_offset
             still = log.open_transactions()
             for found in still:
-                if self._is_known(found.producer_id, found.producer_epoch, partition):
+                if self._is_known(found.producer_id, partition):
                     continue
                 with suppress(FencedError, ProducerFencedError):
                     # nobody may have written to the partition since: it could be the first batch of a new transaction
@@ -340,9 +407,14 @@ class Coordinator:
                 return not still
         return not log.open_transactions()
 
-    def _is_known(self, producer_id: int, producer_epoch: int, partition: TopicPartition) -> bool:
+    def _is_known(self, producer_id: int, partition: TopicPartition) -> bool:
+        for running in self.registry.running():
+            if running.producer_id == producer_id:
+                states = self._log(running.state_partition).states()
+                if any(is_part(state, producer_id, partition) for state in states.values()):
+                    return True
         found = self.find_producer(producer_id)
-        return found is not None and found[1].is_open and partition in found[1].partitions
+        return found is not None and is_part(found[1], producer_id, partition)
 
     def wait_until_stable(
         self, partition: TopicPartition, log: PartitionLog, offset: int, timeout_ms: float | None = None
@@ -362,6 +434,11 @@ class Coordinator:
             nap(pause)
             pause = min(2 * pause, 0.05)
         return True
+
+
+def is_part(state: TransactionState, producer_id: int, partition: TopicPartition) -> bool:
+    """Whether the partition is part of the open transaction of this producer."""
+    return state.producer_id == producer_id and state.is_open and partition in state.partitions
 
 
 def end_transaction(log: PartitionLog, prepared: TransactionState) -> None:

@@ -6,7 +6,8 @@ transaction takes longer than it may, without reading the log of every state par
 ::
 
     header   8 words: entries used so far, whether producer ids are renewed in this session
-    entry    8 words: slot + 1 (0 = free) | name | producer id | epoch | start | time-out | claim | 0
+    entry    10 words: slot + 1 (0 = free) | name | producer id | epoch | start | time-out | claim
+             | pid, start time and pid namespace of the owner's process
 
 ``slot`` is the lock slot of the owner's process (``liveness.slots``); ``name`` the hashed transactional id above the
 number of its state partition; ``start`` the steady clock in milliseconds when the transaction began, 0 when none is
@@ -25,14 +26,15 @@ from dataclasses import dataclass
 from fastlog._core import SharedPage
 from fastlog._native import oscalls
 from fastlog.errors import LockedError, TransactionError
+from fastlog.liveness import Slot
 from fastlog.transactions.records import partition_of
 
 __all__ = ["Entry", "Registry", "Running", "name_word", "nap"]
 
 _HEADER = 8
 _USED, _RENEWS = 0, 1
-_ENTRY = 8
-_SLOT, _NAME, _PRODUCER_ID, _EPOCH, _START, _TIMEOUT, _CLAIM = range(7)
+_ENTRY = 10
+_SLOT, _NAME, _PRODUCER_ID, _EPOCH, _START, _TIMEOUT, _CLAIM, _PID, _PROCESS_START, _NAMESPACE = range(_ENTRY)
 _MOST_ENTRIES = 4096
 _PARTITION_BITS = 6
 CLAIM_MS = 1000  # how long others leave it to whoever claimed it
@@ -64,6 +66,14 @@ class Running:
     start: int
     timeout: int
     claim: int
+    pid: int
+    process_start: int
+    namespace: int
+
+    @property
+    def identity(self) -> dict[str, int]:
+        """Of the owner's process, as ``Slot.identity`` has it."""
+        return {"pid": self.pid, "start_time": self.process_start, "pid_namespace": self.namespace}
 
     @property
     def state_partition(self) -> int:
@@ -122,7 +132,7 @@ class Registry:
         finally:
             oscalls.close_file(fd)
 
-    def enter(self, slot: int, transactional_id: str, timeout_ms: int) -> Entry:
+    def enter(self, slot: Slot, transactional_id: str, timeout_ms: int) -> Entry:
         """An entry for an id that the process with this slot opens. Raises TransactionError when all are taken."""
         page = self.page
         with self.locked():
@@ -135,7 +145,9 @@ class Registry:
             base = _HEADER + _ENTRY * index
             for word, value in (
                 (_NAME, name_word(transactional_id)), (_PRODUCER_ID, -1), (_EPOCH, -1), (_START, 0),
-                (_TIMEOUT, timeout_ms), (_CLAIM, 0), (_SLOT, slot + 1),
+                (_TIMEOUT, timeout_ms), (_CLAIM, 0), (_PID, slot.identity["pid"]),
+                (_PROCESS_START, slot.identity["start_time"]), (_NAMESPACE, slot.identity["pid_namespace"]),
+                (_SLOT, slot.number + 1),
             ):  # fmt: skip
                 page.store(base + word, value)
             if index == used:
@@ -149,7 +161,7 @@ class Registry:
             return []
         words = self.page.load_many(_HEADER, _ENTRY * count)
         return [
-            Running(at // _ENTRY, words[at] - 1, *words[at + _NAME : at + _CLAIM + 1])
+            Running(at // _ENTRY, words[at] - 1, *words[at + _NAME : at + _ENTRY])
             for at in range(0, len(words), _ENTRY)
             if words[at]
         ]

@@ -136,14 +136,14 @@ class TransactionalId:
             oscalls.reach_failpoint("transaction.entered")
             self._entered.update(added)
 
-    def append_offsets(
+    def append_records(
         self,
         partition: TopicPartition,
         keys: Sequence[bytes],
         values: Sequence[bytes | None],
         conditions: Sequence[Any] = (),
     ) -> int:
-        """Append records of an internal topic as one transactional batch; its base offset.
+        """Append keyed records, offsets for example, as one transactional batch at once; its base offset.
 
         The partition becomes part of the transaction. ``conditions``: as of ``PartitionLog.append_batch``. Raises
         FencedError when one does not hold; then nothing was written.
@@ -315,7 +315,8 @@ class TransactionalId:
                 return
             settled = False
             try:
-                if self.in_transaction and self._decided is None:
+                # of a closed store the slot is free: others abort
+                if self.in_transaction and self._decided is None and not self._coordinator.closed:
                     self.abort()
                 settled = not self.in_transaction
             finally:

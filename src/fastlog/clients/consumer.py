@@ -1,0 +1,1002 @@
+"""Consumers: records of many partitions, by iteration, poll or batches, alone or as a member of a group."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from importlib import import_module
+from itertools import chain, islice
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, Self, TypeVar
+
+from fastlog._core import Record, RecordBatch, RecordCursor
+from fastlog._native import oscalls
+from fastlog.config import ISOLATION_LEVELS, parse_duration_ms, parse_size
+from fastlog.errors import (
+    ClosedError,
+    CommitFailedError,
+    ConfigError,
+    Error,
+    ForkedHandleError,
+    GroupError,
+    InvalidRecordError,
+    LockedError,
+    UnknownTopicError,
+)
+from fastlog.groups.offsets import OffsetAndMetadata, OffsetStore
+from fastlog.records import TopicPartition
+
+from .bounds import Bounds
+from .fetching import Assigned, Fetcher, checked_out_of_range
+from .progress import Pulse, retention_warnings
+from .starting import Start, aware, offset_at, readable_end, start_of
+from .subscriptions import Subscription
+from .waiting import waiter_of
+
+if TYPE_CHECKING:
+    from fastlog.store.directory import Directory
+
+    Membership = Any  # until it is there
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+__all__ = ["Consumer", "ConsumerStats", "Lag"]
+
+logger = logging.getLogger("fastlog.consumer")
+
+Duration = float | str | timedelta
+Callback = Callable[[list[TopicPartition]], object]
+
+SLICE_MS = 50  # a writer that is killed before it rings delays nobody for longer
+RETENTION_CHECK_MS = 60_000
+
+
+class Lag(NamedTuple):
+    """How far a consumer is behind: records to come, and seconds since the oldest of them was stamped."""
+
+    records: int
+    seconds: float
+
+
+class ConsumerStats(NamedTuple):
+    """What a consumer did since it was opened: plain counts."""
+
+    records: int
+    batches: int
+    commits: int
+    failed_commits: int
+    rebalances: int
+    resets: int
+
+
+class Consumer(Generic[K, V]):
+    """Reads topics: alone, or as a member of a group that shares their partitions and remembers how far it is.
+
+    Opened by ``Store.consumer``. Iterate over it, or call ``poll``, ``batches`` or ``records``: all go on where the
+    last one ended. A record, list or batch is *finished* when the next is asked for, or by ``commit()``; an iterated
+    record also when the ``with`` block ends without an exception. What is finished is committed every
+    ``auto_commit_interval``, when partitions go to another member, and at the end: whatever dies, nothing is skipped,
+    and what was in hand comes again.
+
+    One thread at a time; another one meanwhile gets a LockedError. Only ``close`` may be called from any thread: it
+    ends the iteration.
+    """
+
+    def __init__(
+        self,
+        directory: Directory,
+        topics: str | Sequence[str] | re.Pattern[str],
+        *,
+        group: str | None = None,
+        start: Start = "latest",
+        auto_commit: bool = True,
+        auto_commit_interval: Duration = "1s",
+        isolation: str = "read_committed",
+        max_poll_interval: Duration = "5m",
+        session_timeout: Duration = "45s",
+        instance_id: str | None = None,
+        assignor: str = "cooperative-sticky",
+        key_deserializer: Callable[[bytes], K] | None = None,
+        value_deserializer: Callable[[bytes], V] | None = None,
+        on_assigned: Callback | None = None,
+        on_revoked: Callback | None = None,
+        on_lost: Callback | None = None,
+        partitions: Iterable[TopicPartition | tuple[str, int] | int] | None = None,
+        out_of_range: str = "start",
+        fetch_bytes: int | str = "1MiB",
+        client_id: str = "",
+    ) -> None:
+        if isolation not in ISOLATION_LEVELS:
+            raise ConfigError(f"isolation={isolation!r}: expected one of {', '.join(map(repr, ISOLATION_LEVELS))}")
+        if group is not None and (not isinstance(group, str) or not group):
+            raise GroupError(f"group={group!r}: expected a name, or None to read without a group")
+        if group is None and instance_id is not None:
+            raise ConfigError(f"instance_id={instance_id!r} without a group: name the group, or leave it out")
+        if group is not None and partitions is not None:
+            raise ConfigError(
+                f"partitions= together with group={group!r}: a group shares out the partitions itself. Leave one of "
+                "them out"
+            )
+        self._directory = directory
+        self._group = group
+        self._forks = oscalls.forks()
+        self._gate = threading.RLock()
+        self._state = threading.RLock()
+        self._depth = 0
+        self._closing = False
+        self._closed = False
+        self._auto_commit = auto_commit and group is not None
+        self._commit_interval = parse_duration_ms(auto_commit_interval, "auto_commit_interval")
+        self._committed_at = oscalls.steady_clock()
+        self._polled_at = self._committed_at
+        self._checked_at = self._committed_at
+        self._max_poll_interval = parse_duration_ms(max_poll_interval, "max_poll_interval")
+        self._key_deserializer = self._decoder(key_deserializer, "key")
+        self._value_deserializer = self._decoder(value_deserializer, "value")
+        self._on_assigned, self._on_revoked, self._on_lost = on_assigned, on_revoked, on_lost
+        self._cursor: RecordCursor | None = None
+        self._reading: Assigned | None = None
+        self._iterating = False
+        self._attention = False
+        self._touched: list[Assigned] = []
+        self._counts = dict.fromkeys(ConsumerStats._fields, 0)
+        self._counted = 0
+        self._enlisted = False
+        self._group_bell = 0
+        self._misses_partitions = False
+        self._has_joined = group is None
+        self._membership: Membership | None = None
+        self._offsets: OffsetStore | None = None
+        self._pulse: Pulse | None = None
+        self._fetcher = Fetcher(
+            directory,
+            isolation,
+            start_of(start),
+            checked_out_of_range(out_of_range),
+            parse_size(fetch_bytes, "fetch_bytes"),
+        )
+        self._subscription = Subscription(directory, topics, partitions)
+        self._waiter = waiter_of(directory)
+        if group is None:
+            self._follow_topics()
+        else:
+            self._join(
+                group, topics, instance_id, assignor, parse_duration_ms(session_timeout, "session_timeout"), client_id
+            )
+        directory.add_closer(self.close)
+
+    # --- opening and closing -----------------------------------------------------------------------------------------
+
+    def _join(
+        self,
+        group: str,
+        topics: str | Sequence[str] | re.Pattern[str],
+        instance_id: str | None,
+        assignor: str,
+        session_timeout_ms: int,
+        client_id: str,
+    ) -> None:
+        self._offsets = OffsetStore(self._directory)
+        self._membership = import_module("fastlog.groups.membership").Membership(
+            self._directory,
+            group,
+            topics=topics if isinstance(topics, re.Pattern) else self._subscription.topics,
+            instance_id=instance_id,
+            assignor=assignor,
+            session_timeout_ms=session_timeout_ms,
+            max_poll_interval_ms=self._max_poll_interval,
+            client_id=client_id,
+        )
+        self._membership.set_wake(self._interrupt)
+        self._group_bell = 1 << self._membership.bell
+        self._pulse = Pulse(self._beat, self._commit_interval)
+
+    def close(self) -> None:
+        """End the iteration, commit what is finished, leave the group, and give everything back. Idempotent.
+
+        May be called from any thread, and from a signal handler. What is in hand is not finished: it comes again.
+        A commit that fails here is logged.
+        """
+        if self._closed or oscalls.forks() != self._forks:
+            return
+        self._closing = True
+        self._interrupt()
+        with self._gate:
+            if self._depth == 0:  # else inside a call of this very thread: its end does the rest
+                self._finish()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exception_type is None and not self._closed and self._iterating:
+            with self._gate, self._state:
+                self._ask()
+        self.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the consumer was closed."""
+        return self._closed
+
+    def _finish(self) -> None:
+        """The end of this consumer; the gate is held."""
+        with self._state:
+            if self._closed:
+                return
+            try:
+                self._note_progress()
+                self._drop_cursor()
+                if self._membership is not None:
+                    self._leave(self._membership)
+            finally:
+                self._closed = True
+                self._fetcher.remove(self._fetcher.names())
+                self._directory.remove_closer(self.close)
+        if self._pulse is not None:
+            self._pulse.stop()
+
+    def _leave(self, membership: Membership) -> None:
+        names = self._fetcher.names()
+        try:
+            self._commit_quietly()
+            if names and self._on_revoked is not None and membership.fatal is None:
+                self._on_revoked(names)
+        finally:
+            membership.leave()
+
+    # --- who is inside -----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _entered(self) -> Iterator[None]:
+        """One thread at a time, and only while the consumer is open."""
+        with self._entered_unless_closed() as is_open:
+            if not is_open:
+                raise ClosedError("the consumer is closed: open a new one with store.consumer(…)")
+            yield
+
+    @contextmanager
+    def _entered_unless_closed(self) -> Iterator[bool]:
+        """One thread at a time; whether the consumer is open still: ``close`` ends an iteration without an error."""
+        if not self._gate.acquire(blocking=False):
+            raise LockedError(
+                "another thread is using this consumer: a consumer is used by one thread at a time, only close() may "
+                "be called from others. Open one consumer for each thread"
+            )
+        try:
+            with self._state:
+                if not self._closed:
+                    self._require_open()
+                self._depth += 1
+                try:
+                    yield not self._closed
+                finally:
+                    self._depth -= 1
+                    if self._closing and self._depth == 0:
+                        self._finish()
+        finally:
+            self._gate.release()
+
+    def _require_open(self) -> None:
+        if oscalls.forks() != self._forks:
+            raise ForkedHandleError("this consumer was opened before the fork: open the store anew in the child")
+        if self._closed:
+            raise ClosedError("the consumer is closed: open a new one with store.consumer(…)")
+
+    def _interrupt(self) -> None:
+        """From any thread: let the thread that iterates or waits look at the group, and at whether it has to end."""
+        self._attention = True
+        cursor = self._cursor
+        if cursor is not None and self._iterating:
+            cursor.stop()
+        self._waiter.wake()
+
+    def _beat(self) -> None:
+        """Every now and then, on a thread of its own: commit what is finished while a handler takes its time."""
+        if not self._state.acquire(blocking=False):
+            return  # a call is under way, which does this itself
+        try:
+            if self._closed or self._closing:
+                return
+            self._note_progress()
+            self._commit_if_due(oscalls.steady_clock())
+        finally:
+            self._state.release()
+        # whoever iterates shall look at the group now and then, also in the middle of a batch
+        self._interrupt()
+
+    # --- what is in hand ---------------------------------------------------------------------------------------------
+
+    def _ask(self) -> None:
+        """The next is asked for: whatever was handed out is finished."""
+        cursor, reading = self._cursor, self._reading
+        if cursor is not None and reading is not None:
+            self._count(cursor)
+            reading.position = reading.finished = cursor.next_offset
+            if cursor.stopped or cursor.next_index == len(cursor.batch):
+                self._cursor = self._reading = None
+        for found in self._touched:
+            found.finished = found.position
+        self._touched.clear()
+        self._iterating = False
+
+    def _note_progress(self) -> None:
+        """Bring positions up to date, without calling finished what is in hand."""
+        cursor, reading = self._cursor, self._reading
+        if cursor is None or reading is None:
+            return
+        self._count(cursor)
+        reading.position = cursor.next_offset
+        if self._iterating and cursor.current_offset is not None:
+            reading.finished = max(reading.finished, cursor.current_offset)
+
+    def _count(self, cursor: RecordCursor) -> None:
+        self._counts["records"] += cursor.next_index - self._counted
+        self._counted = cursor.next_index
+
+    def _drop_cursor(self) -> None:
+        """Forget what was fetched, but not handed out."""
+        if self._cursor is not None:
+            self._cursor.stop()
+        self._cursor = self._reading = None
+
+    # --- fetching ----------------------------------------------------------------------------------------------------
+
+    def _wait_for_batch(
+        self, deadline: int | None, bounds: Bounds | None = None
+    ) -> tuple[Assigned, RecordBatch] | None:
+        """The next batch of any partition; None at the deadline (steady ms), at the bounds, or when closing."""
+        heard = -1
+        while True:
+            self._attention = False
+            if heard != -1:
+                heard = self._waiter.listen(self._fetcher.bells | self._group_bell)
+            self._housekeep()
+            if self._closing:
+                return None
+            if bounds is not None:
+                bounds.look(self._fetcher)
+            found = self._fetcher.next_batch(bounds)
+            if found is not None:
+                self._counts["batches"] += 1
+                return found
+            if bounds is not None and self._is_done(bounds):
+                return None
+            left = SLICE_MS if deadline is None else min(deadline - oscalls.steady_clock(), SLICE_MS)
+            if left <= 0:
+                return None
+            if heard == -1:
+                heard = 0  # look once more after the bells know of us
+                continue
+            self._waiter.sleep(heard, left)
+
+    def _is_done(self, bounds: Bounds) -> bool:
+        if not self._has_joined:
+            return False
+        return all(bounds.is_reached(found) for found in self._fetcher)
+
+    def _open_cursor(self, found: Assigned, batch: RecordBatch) -> RecordCursor:
+        cursor = batch.cursor(self._key_deserializer, self._value_deserializer)
+        self._reading, self._cursor, self._counted = found, cursor, 0
+        return cursor
+
+    def _rest(self) -> RecordCursor | None:
+        """What was fetched and not handed out yet."""
+        cursor, reading = self._cursor, self._reading
+        if cursor is None or reading is None or cursor.stopped or reading.is_paused:
+            return None
+        return cursor if cursor.next_index < len(cursor.batch) else None
+
+    def _rest_after_upkeep(self) -> RecordCursor | None:
+        """What is left to hand out, after the group had its say about it."""
+        if self._rest() is None:
+            return None
+        self._attention = False
+        self._housekeep()
+        return self._rest()
+
+    def _cursors(self) -> Iterator[Iterable[Record[K, V]]]:
+        """For iteration: one cursor after the other. Between two of them everything else is seen to."""
+        while True:
+            with self._entered_unless_closed() as is_open:
+                if not is_open:
+                    return
+                self._ask()
+                cursor = self._rest_after_upkeep()
+                if cursor is None:
+                    found = self._wait_for_batch(None)
+                    if found is None:
+                        return
+                    cursor = self._open_cursor(*found)
+                self._iterating = True
+                if self._attention:
+                    cursor.stop()
+            yield cursor
+
+    def __iter__(self) -> Iterator[Record[K, V]]:
+        """Records, one after the other; waits for more. ``close`` ends it."""
+        self._require_open()
+        return chain.from_iterable(self._cursors())
+
+    def poll(self, max_records: int = 500, timeout: Duration | None = None) -> list[Record[K, V]]:
+        """Up to ``max_records`` records, as soon as there are any; an empty list when ``timeout`` passes (None: never).
+
+        All of the list is finished when the next call asks for more, or by ``commit()``.
+
+        Raises:
+            InvalidRecordError: a deserializer failed on the next record; it names it, and ``seek`` goes past it.
+            OffsetOutOfRangeError: the position is not in the log any more, and ``out_of_range`` says to raise.
+            CorruptLogError: the next records do not check out; ``next_offset`` of the error is where to seek.
+            GroupError: another consumer with the same ``instance_id`` took its place.
+            LockedError: another thread is using this consumer.
+            ClosedError: the consumer was closed.
+        """
+        if max_records < 1:
+            raise ConfigError(f"max_records={max_records}: expected at least 1")
+        with self._entered():
+            self._ask()
+            deadline = self._deadline(timeout)
+            if self._rest_after_upkeep() is None:
+                found = self._wait_for_batch(deadline)
+                if found is None:
+                    return []
+                self._open_cursor(*found)
+            return self._gather(max_records)
+
+    def _gather(self, max_records: int) -> list[Record[K, V]]:
+        """Records of what is fetched and of what can be fetched without waiting. All or nothing moves the positions."""
+        records: list[Record[K, V]] = []
+        before: list[tuple[Assigned, int]] = []
+        try:
+            while True:
+                cursor, reading = self._rest(), self._reading
+                if cursor is None or reading is None:
+                    found = self._fetcher.next_batch()
+                    if found is None:
+                        break
+                    self._counts["batches"] += 1
+                    reading, cursor = found[0], self._open_cursor(*found)
+                before.append((reading, reading.position))
+                try:
+                    records.extend(islice(cursor, max_records - len(records)))
+                except InvalidRecordError:
+                    if not records:
+                        raise
+                    break  # the records before it first
+                finally:
+                    self._count(cursor)
+                    reading.position = cursor.next_offset
+                if len(records) >= max_records:
+                    break
+        except BaseException:
+            self._drop_cursor()
+            for reading, position in reversed(before):
+                reading.position = position
+            raise
+        self._touched += [reading for reading, _ in before]
+        return records
+
+    def batches(self, timeout: Duration | None = None) -> Iterator[RecordBatch]:
+        """Record batches as columns, one partition after the other; ends when nothing comes for ``timeout``.
+
+        A batch is finished when the next one is asked for, or by ``commit()``. Deserializers are not called. Without a
+        ``timeout`` it waits for ever.
+        """
+        self._require_open()
+        return self._batches(timeout)
+
+    def _batches(self, timeout: Duration | None) -> Iterator[RecordBatch]:
+        while True:
+            with self._entered_unless_closed() as is_open:
+                if not is_open:
+                    return
+                self._ask()
+                self._drop_cursor()
+                found = self._wait_for_batch(self._deadline(timeout))
+                if found is None:
+                    return
+                reading, batch = found
+                reading.position = batch.next_offset
+                self._touched.append(reading)
+                self._counts["records"] += len(batch)
+            yield batch
+
+    def records(
+        self,
+        until: str | datetime | Mapping[TopicPartition, int] | None = "end",
+        idle_timeout: Duration | None = None,
+    ) -> Iterator[Record[K, V]]:
+        """Records up to an end, one after the other, then stop.
+
+        Args:
+            until: ``"end"``: what is there when the iteration begins; an aware datetime: records before that time,
+                waiting for it when it lies ahead; offsets by partition (exclusive): only these partitions; None: no
+                end.
+            idle_timeout: stop as well when nothing comes for so long.
+        """
+        self._require_open()
+        bounds = None if until is None else Bounds(until)
+        return chain.from_iterable(self._bounded_cursors(bounds, idle_timeout))
+
+    def _bounded_cursors(
+        self, bounds: Bounds | None, idle_timeout: Duration | None
+    ) -> Iterator[Iterable[Record[K, V]]]:
+        while True:
+            with self._entered_unless_closed() as is_open:
+                if not is_open:
+                    return
+                self._ask()
+                self._drop_cursor()
+                found = self._wait_for_batch(self._deadline(idle_timeout), bounds)
+                if found is None:
+                    return
+                cursor = self._open_cursor(*found)
+                count = len(cursor.batch) if bounds is None else bounds.allowed(found[0], cursor)
+                self._iterating = True
+                if self._attention:
+                    cursor.stop()
+            yield islice(cursor, count)
+
+    @staticmethod
+    def _deadline(timeout: Duration | None) -> int | None:
+        return None if timeout is None else oscalls.steady_clock() + parse_duration_ms(timeout, "timeout")
+
+    # --- upkeep between two batches ----------------------------------------------------------------------------------
+
+    def _housekeep(self) -> None:
+        """Everything that has its time between two batches: the group, new partitions, commits, warnings."""
+        now = oscalls.steady_clock()
+        self._polled_at = now
+        if self._membership is not None:
+            self._follow_group(self._membership)
+        elif self._subscription.has_changed() or self._misses_partitions:
+            self._follow_topics()
+        self._commit_if_due(now)
+        if self._group is not None and now - self._checked_at >= RETENTION_CHECK_MS:
+            self._checked_at = now
+            retention_warnings(self._group, self._fetcher)
+
+    def _follow_topics(self) -> None:
+        """Without a group: read what the subscription names now."""
+        wanted = self._subscription.partitions()
+        gone = [name for name in self._fetcher.names() if name not in wanted]
+        if gone:
+            logger.warning("%s were deleted: not read any longer", ", ".join(f"{name[0]}-{name[1]}" for name in gone))
+            self._forget(gone)
+        self._misses_partitions = False
+        for name in wanted:
+            if self._fetcher.get(name) is not None:
+                continue
+            if self._directory.read_only and not self._directory.is_created(*name):
+                self._misses_partitions = True  # nothing to open before somebody writes to it
+                continue
+            self._fetcher.add(name, None, is_new=self._subscription.is_following)
+        self._subscription.is_following = True
+
+    def _follow_group(self, membership: Membership) -> None:
+        """Let go of what others shall have, take what is ours now. Callbacks run here."""
+        changes = membership.poll()
+        if membership.fatal is not None:
+            self._forget(self._fetcher.names())
+            raise membership.fatal
+        if changes is None:
+            return
+        self._counts["rebalances"] += 1
+        if changes.lost:
+            self._lose(list(changes.lost))
+        if changes.revoked:
+            self._let_go(membership, list(changes.revoked))
+        if changes.assigned:
+            self._take(list(changes.assigned))
+        self._has_joined = True
+
+    def _lose(self, names: list[TopicPartition]) -> None:
+        self._forget(names)
+        logger.warning("group %r: lost %s", self._group, ", ".join(f"{topic}-{number}" for topic, number in names))
+        if self._on_lost is not None:
+            self._on_lost(names)
+
+    def _let_go(self, membership: Membership, names: list[TopicPartition]) -> None:
+        try:
+            self._note_progress()
+            self._commit_quietly()
+            if self._on_revoked is not None:
+                self._on_revoked(names)
+        finally:
+            self._forget(names)
+            membership.release(names)
+
+    def _take(self, names: list[TopicPartition]) -> None:
+        committed = self._committed_offsets(names)
+        for name in names:
+            known = committed.get(name)
+            found = self._fetcher.add(name, None if known is None else known.offset)
+            found.written = None if known is None else known.offset
+        if self._on_assigned is not None:
+            self._on_assigned(names)
+
+    def _forget(self, names: list[TopicPartition]) -> None:
+        """Read these no longer, and drop what was fetched of them."""
+        if self._reading is not None and self._reading.name in names:
+            self._drop_cursor()
+        self._touched = [found for found in self._touched if found.name not in names]
+        self._fetcher.remove(names)
+
+    # --- commits -----------------------------------------------------------------------------------------------------
+
+    def commit(
+        self,
+        what: Record[Any, Any] | RecordBatch | Mapping[TopicPartition, int | OffsetAndMetadata] | None = None,
+    ) -> None:
+        """Remember for the group how far it is; durable when it returns, as the store's level says.
+
+        Args:
+            what: None: everything that was handed out, which is finished then; a Record: its partition up to and
+                including it; a RecordBatch: its partition up to its end; offsets by partition: the next offset to read
+                of each.
+
+        Raises:
+            CommitFailedError: a partition belongs to another member by now; nothing was committed.
+            GroupError: the consumer has no group.
+            StorageError: the commit could not be written.
+        """
+        with self._entered():
+            if self._membership is None:
+                raise GroupError("this consumer has no group, so there is nobody to remember: open it with group=…")
+            if what is None:
+                iterating = self._iterating
+                self._ask()
+                self._iterating = iterating
+                self._commit_finished()
+            else:
+                self._commit_given(self._offsets_of(what))
+
+    def _offsets_of(self, what: object) -> dict[TopicPartition, OffsetAndMetadata]:
+        if isinstance(what, Record):
+            return {TopicPartition(what.topic, what.partition): OffsetAndMetadata(what.offset + 1)}
+        if isinstance(what, RecordBatch):
+            return {TopicPartition(what.topic, what.partition): OffsetAndMetadata(what.next_offset)}
+        if not isinstance(what, Mapping):
+            raise ConfigError(
+                f"commit({type(what).__name__}): expected a Record, a RecordBatch, {{TopicPartition: offset}} or "
+                "nothing"
+            )
+        found = {}
+        for name, offset in what.items():
+            entry = offset if isinstance(offset, OffsetAndMetadata) else OffsetAndMetadata(offset)
+            if isinstance(entry.offset, bool) or not isinstance(entry.offset, int) or entry.offset < 0:
+                raise ConfigError(f"{name}: {entry.offset!r} is no offset to commit: expected an integer from 0")
+            found[TopicPartition(*name)] = entry
+        return found
+
+    def _commit_given(self, offsets: dict[TopicPartition, OffsetAndMetadata]) -> None:
+        self._write(offsets)
+        for name, entry in offsets.items():
+            found = self._fetcher.get(name)
+            if found is not None:
+                found.finished = max(found.finished, min(entry.offset, found.position))
+                found.written = found.finished
+
+    def _write(self, offsets: dict[TopicPartition, OffsetAndMetadata]) -> None:
+        if self._membership is None or not offsets:
+            return
+        try:
+            self._membership.commit(offsets)
+        except BaseException:
+            self._counts["failed_commits"] += 1
+            raise
+        self._counts["commits"] += 1
+
+    def _commit_finished(self) -> None:
+        """Write what is finished and was not written yet."""
+        self._committed_at = oscalls.steady_clock()
+        due = [found for found in self._fetcher if found.finished != found.written]
+        self._write({found.name: OffsetAndMetadata(found.finished) for found in due})
+        for found in due:
+            found.written = found.finished
+
+    def _commit_if_due(self, now: int) -> None:
+        if self._auto_commit and now - self._committed_at >= self._commit_interval:
+            self._commit_quietly()
+
+    def _commit_quietly(self) -> None:
+        """An automatic commit: what goes wrong is logged, and costs repeats, no records."""
+        if not self._auto_commit:
+            return
+        try:
+            self._commit_finished()
+        except CommitFailedError as error:
+            logger.warning("group %r: an automatic commit was refused: %s", self._group, error)
+        except Error as error:
+            logger.error("group %r: an automatic commit failed: %s", self._group, error)
+
+    def committed(
+        self, partitions: Iterable[TopicPartition] | None = None
+    ) -> dict[TopicPartition, OffsetAndMetadata | None]:
+        """What the group has committed for these partitions, by default those assigned; None where there is nothing.
+
+        Raises GroupError without a group.
+        """
+        with self._entered():
+            return self._committed_offsets(self._chosen(partitions))
+
+    def _committed_offsets(self, names: list[TopicPartition]) -> dict[TopicPartition, OffsetAndMetadata | None]:
+        if self._offsets is None or self._group is None:
+            raise GroupError("this consumer has no group, so nothing is committed: open it with group=…")
+        resolve_pending(self._directory, self._group, names)
+        return self._offsets.committed(self._group, names)
+
+    # --- where it is -------------------------------------------------------------------------------------------------
+
+    def assignment(self) -> list[TopicPartition]:
+        """The partitions that this consumer reads, sorted. In a group those that it was given so far."""
+        with self._entered():
+            self._settle()
+            return self._fetcher.names()
+
+    def position(self, topic: str | TopicPartition, partition: int | None = None) -> int:
+        """Offset of the record that comes next. Raises UnknownTopicError for a partition that is not assigned."""
+        with self._entered():
+            self._settle()
+            self._note_progress()
+            return self._assigned(topic, partition).position
+
+    def seek(
+        self,
+        topic: str | TopicPartition | None = None,
+        partition: int | None = None,
+        *,
+        offset: int | None = None,
+        timestamp: datetime | None = None,
+    ) -> None:
+        """Go on elsewhere: at an offset of one partition, or in one or all of them at the first record from a time on.
+
+        What is in hand of these partitions counts no more; the next commit writes the new position. Whether the offset
+        is in the log is seen when it is fetched: OffsetOutOfRangeError. A time after the last record means the end.
+
+        Raises:
+            ConfigError: neither or both of ``offset`` and ``timestamp``, or an offset without a partition.
+            UnknownTopicError: the partition is not assigned.
+        """
+        if (offset is None) == (timestamp is None):
+            raise ConfigError("seek takes either offset= or timestamp=")
+        with self._entered():
+            self._settle()
+            if offset is not None:
+                if isinstance(offset, bool) or not isinstance(offset, int) or offset < 0:
+                    raise ConfigError(f"offset={offset!r}: expected an integer from 0")
+                self._move(self._assigned(topic, partition), offset)
+                return
+            if timestamp is None or not isinstance(timestamp, datetime):
+                raise ConfigError(f"timestamp={timestamp!r}: expected an aware datetime")
+            aware(timestamp, "timestamp")
+            for found in self._targets(topic, partition):
+                self._move(found, offset_at(found.log, timestamp))
+
+    def seek_to_beginning(self, *partitions: TopicPartition) -> None:
+        """Go on at the first record of these partitions, of all of them when none is named."""
+        with self._entered():
+            self._settle()
+            for found in self._named(partitions):
+                self._move(found, found.log.start_offset)
+
+    def seek_to_end(self, *partitions: TopicPartition) -> None:
+        """Go on behind the last readable record of these partitions, of all of them when none is named."""
+        with self._entered():
+            self._settle()
+            for found in self._named(partitions):
+                self._move(found, readable_end(found.log))
+
+    def _move(self, found: Assigned, offset: int) -> None:
+        self._note_progress()
+        if self._reading is found:
+            self._drop_cursor()
+        self._touched = [other for other in self._touched if other is not found]
+        found.move(offset)
+
+    def pause(self, *partitions: TopicPartition) -> None:
+        """Hand out nothing of these partitions, of all when none is named, until ``resume``. They stay assigned."""
+        with self._entered():
+            self._settle()
+            for found in self._named(partitions):
+                found.is_paused = True
+                if self._reading is found and self._iterating and self._cursor is not None:
+                    self._cursor.stop()
+
+    def resume(self, *partitions: TopicPartition) -> None:
+        """Undo ``pause``."""
+        with self._entered():
+            for found in self._named(partitions):
+                found.is_paused = False
+
+    def paused(self) -> list[TopicPartition]:
+        """The partitions that are paused, sorted."""
+        with self._entered():
+            return sorted(found.name for found in self._fetcher if found.is_paused)
+
+    def beginning_offsets(self, partitions: Iterable[TopicPartition] | None = None) -> dict[TopicPartition, int]:
+        """The first offset of each of these partitions, by default of those assigned."""
+        with self._entered():
+            return self._looked_up(partitions, lambda log: log.start_offset)
+
+    def end_offsets(self, partitions: Iterable[TopicPartition] | None = None) -> dict[TopicPartition, int]:
+        """The readable end of each of these partitions, by default of those assigned."""
+        with self._entered():
+            return self._looked_up(partitions, readable_end)
+
+    def lag(self) -> dict[TopicPartition, Lag]:
+        """How far this consumer is behind in each partition: records to come, and the age of the oldest of them."""
+        with self._entered():
+            self._settle()
+            self._note_progress()
+            now = oscalls.wall_clock()
+            return {found.name: lag_of(found, now) for found in self._fetcher}
+
+    def stats(self) -> ConsumerStats:
+        """Counts since the consumer was opened."""
+        with self._entered():
+            self._note_progress()
+            return ConsumerStats(**self._counts | {"resets": self._fetcher.resets})
+
+    def _settle(self) -> None:
+        """A member of a group that was never polled looks what it was given."""
+        if not self._has_joined:
+            self._housekeep()
+
+    def _looked_up(
+        self, partitions: Iterable[TopicPartition] | None, look: Callable[[Any], int]
+    ) -> dict[TopicPartition, int]:
+        self._settle()
+        result = {}
+        for name in self._chosen(partitions):
+            found = self._fetcher.get(name)
+            if found is not None:
+                result[name] = look(found.log)
+                continue
+            with self._directory.lease(*name, self._fetcher.isolation) as lease:
+                result[name] = look(lease.log)
+        return result
+
+    def _chosen(self, partitions: Iterable[TopicPartition] | None) -> list[TopicPartition]:
+        if partitions is None:
+            self._settle()
+            return self._fetcher.names()
+        return [TopicPartition(*name) for name in partitions]
+
+    def _named(self, partitions: Sequence[TopicPartition]) -> list[Assigned]:
+        if not partitions:
+            return list(self._fetcher)
+        return [self._assigned(TopicPartition(*name), None) for name in partitions]
+
+    def _targets(self, topic: str | TopicPartition | None, partition: int | None) -> list[Assigned]:
+        if topic is None:
+            return list(self._fetcher)
+        if isinstance(topic, str) and partition is None:
+            return [found for found in self._fetcher if found.name.topic == topic] or self._unassigned(topic)
+        return [self._assigned(topic, partition)]
+
+    def _assigned(self, topic: str | TopicPartition | None, partition: int | None) -> Assigned:
+        if isinstance(topic, tuple) and partition is None:
+            name = TopicPartition(*topic)
+        elif isinstance(topic, str) and isinstance(partition, int):
+            name = TopicPartition(topic, partition)
+        else:
+            raise ConfigError(
+                f"{topic!r}, {partition!r}: expected a topic and a partition's number, or a TopicPartition"
+            )
+        return self._fetcher.get(name) or self._unassigned(f"{name.topic}-{name.partition}")
+
+    def _unassigned(self, what: str) -> NoReturn:
+        names = ", ".join(f"{topic}-{number}" for topic, number in self._fetcher.names()) or "nothing so far"
+        raise UnknownTopicError(f"{what} is not assigned to this consumer, which reads {names}")
+
+    # --- deserializers -----------------------------------------------------------------------------------------------
+
+    def _decoder(self, deserializer: Callable[[bytes], Any] | None, what: str) -> Callable[[bytes], Any] | None:
+        """The user's callable, with errors that name the record."""
+        if deserializer is None:
+            return None
+        if not callable(deserializer):
+            raise ConfigError(
+                f"{what}_deserializer is a {type(deserializer).__name__}: expected a callable that takes bytes"
+            )
+        return lambda data: self._decode(deserializer, what, data)
+
+    def _decode(self, deserializer: Callable[[bytes], Any], what: str, data: bytes) -> Any:
+        try:
+            return deserializer(data)
+        except Exception as error:
+            cursor = self._cursor
+            if cursor is None:
+                raise
+            batch = cursor.batch
+            offset = int(batch.offsets[cursor.next_index])
+            raise InvalidRecordError(
+                f"the {what} of {batch.topic}-{batch.partition} at offset {offset} cannot be decoded "
+                f"({type(error).__name__}: {error}): repair the deserializer, or go past the record with "
+                f"seek({batch.topic!r}, {batch.partition}, offset={offset + 1})",
+                batch.topic, batch.partition, offset,
+            ) from error  # fmt: skip
+
+    # --- for transactions --------------------------------------------------------------------------------------------
+
+    @property
+    def group(self) -> str | None:
+        """The group's name, None without one."""
+        return self._group
+
+    @property
+    def membership(self) -> Membership | None:
+        """The place in the group, for transactions; None without a group."""
+        return self._membership
+
+    def enlist(self) -> None:
+        """Commits belong to transactions from now on: automatic ones end, for the life of this consumer."""
+        with self._entered():
+            if self._membership is None:
+                raise GroupError(
+                    "a consumer without a group has no offsets to commit in a transaction: open it with group=…"
+                )
+            if not self._enlisted:
+                self._note_progress()
+                self._commit_quietly()
+                self._enlisted = True
+                self._auto_commit = False
+
+    @property
+    def is_enlisted(self) -> bool:
+        """Whether a transaction has taken over the commits."""
+        return self._enlisted
+
+    def offsets_in_hand(self) -> dict[TopicPartition, OffsetAndMetadata]:
+        """The next offset of each partition that records were handed out of: what a transaction commits."""
+        with self._entered():
+            self._note_progress()
+            return {
+                found.name: OffsetAndMetadata(found.position)
+                for found in self._fetcher
+                if found.position != found.written
+            }
+
+    def rewind(self) -> None:
+        """Go back to what is committed, and drop what was fetched: a transaction was aborted."""
+        with self._entered():
+            self._drop_cursor()
+            self._touched.clear()
+            committed = self._committed_offsets(self._fetcher.names())
+            for found in self._fetcher:
+                known = committed.get(found.name)
+                found.position = found.finished = found.initial if known is None else known.offset
+                found.written = None if known is None else known.offset
+
+    def __repr__(self) -> str:
+        whose = f" of group {self._group!r}" if self._group else ""
+        return f"<Consumer{whose}: {len(self._fetcher)} partitions{', closed' if self._closed else ''}>"
+
+
+def lag_of(found: Assigned, now: int) -> Lag:
+    """How far one partition is behind; ``now`` is the wall clock in ms."""
+    end = readable_end(found.log)
+    position = max(found.position, found.log.start_offset)
+    if position >= end:
+        return Lag(0, 0.0)
+    first = found.log.read(position, 1)
+    stamp = int(first.timestamps[0]) if len(first) else -1
+    return Lag(end - position, 0.0 if stamp < 0 else max(now - stamp, 0) / 1000)
+
+
+def resolve_pending(directory: Directory, group: str, names: list[TopicPartition]) -> None:
+    """Settle offsets that a transaction left undecided, before they are relied upon."""
+    resolve = getattr(import_module("fastlog.transactions"), "resolve_pending", None)
+    if resolve is not None:
+        resolve(directory, group, names)

@@ -1,0 +1,74 @@
+"""What a consumer in a group sees to besides reading: commits in time, and retention that comes too close."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from fastlog._native import oscalls
+
+if TYPE_CHECKING:
+    from .fetching import Assigned, Fetcher
+
+__all__ = ["Pulse", "retention_warnings"]
+
+logger = logging.getLogger("fastlog.consumer")
+
+LONGEST_BEAT_MS = 1000
+ALARMING_PART = 0.8
+
+
+class Pulse:
+    """A daemon thread that calls ``beat`` every so often, until it is stopped. What ``beat`` raises is logged."""
+
+    def __init__(self, beat: Callable[[], None], interval_ms: int) -> None:
+        self._beat = beat
+        self._interval = max(min(interval_ms, LONGEST_BEAT_MS), 10) / 1000
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="fastlog-consumer", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._interval):
+            try:
+                self._beat()
+            except Exception:
+                logger.exception("a consumer's upkeep failed, and is tried again")
+
+    def stop(self) -> None:
+        """End the thread, and wait for it unless it is the caller."""
+        self._stopped.set()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+
+def retention_warnings(group: str, fetcher: Fetcher) -> None:
+    """Warn of partitions whose next record retention will soon take away."""
+    now = oscalls.wall_clock()
+    for found in fetcher:
+        reason = danger(found, now)
+        if reason is not None:
+            logger.warning(
+                "group %r is about to lose records of %s-%d: %s. Read faster, or keep more", group, *found.name, reason
+            )
+
+
+def danger(found: Assigned, now: int) -> str | None:
+    """Why the record at the position will soon be deleted, None when it will not."""
+    log = found.log
+    if not log.config.deletes or not log.start_offset <= found.position < log.readable_offset:
+        return None
+    retention_ms, retention_bytes = log.config.retention_ms, log.config.retention_bytes
+    if retention_ms >= 0:
+        batch = log.read(found.position, 1)
+        if len(batch) and 0 <= batch.timestamps[0] < now - ALARMING_PART * retention_ms:
+            age = (now - int(batch.timestamps[0])) / 1000
+            return f"the next one is {age:.0f} s old, and retention.ms is {retention_ms / 1000:.0f} s"
+    if retention_bytes >= 0:
+        segments = log.segments()
+        ahead = sum(segment.size for segment in segments if segment.end_offset > found.position)
+        if len(segments) > 1 and ahead > ALARMING_PART * retention_bytes:
+            return f"{ahead} bytes are still to be read, and retention.bytes is {retention_bytes}"
+    return None

@@ -1,0 +1,262 @@
+"""``fastlog.open``: the face of a store of topics."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import import_module
+from types import TracebackType
+from typing import Any, Self
+
+from fastlog.records import TopicPartition
+from fastlog.reports import MaintenanceReport
+from fastlog.store.directory import Directory
+
+from .consumer import Callback, Consumer, Duration
+from .starting import Start
+from .topic import Topic
+
+__all__ = ["Store", "open_store"]
+
+
+def open_store(
+    path: str | os.PathLike[str],
+    *,
+    durability: str = "group",
+    read_only: bool = False,
+    flush_interval: Duration | None = None,
+    lock_timeout: Duration | None = None,
+) -> Store:
+    """Open the store in the folder ``path``; a writer creates it when it is not there.
+
+    Args:
+        path: the folder. Any number of processes may have it open at once, there is no server.
+        durability: when writing counts: ``"group"`` (default), after an fdatasync that all waiting writers share;
+            ``"batch"``, after one of its own; ``"interval"``, when the page cache has it, and a sync follows within
+            ``flush_interval``; ``"os"``, when the page cache has it. The first two survive power loss, all survive the
+            death of the process.
+        read_only: change nothing at all. Beside writers it sees what they write.
+        flush_interval: with ``durability="interval"``; default one second.
+        lock_timeout: how long to wait for locks that other processes hold; default 30 seconds.
+
+    Raises:
+        LockedError: a Kafka broker uses the folder, or a lock was not to be had in time.
+        UnsupportedFormatError: the folder holds something else, or a newer format; nothing was touched.
+        NotSupportedError: the file system is not known to hold locks between processes.
+        ConfigError, CorruptLogError, StorageError: an option is wrong; a file is damaged; the operating system refused.
+    """
+    return Store(
+        Directory.open(
+            path,
+            durability=durability,
+            read_only=read_only,
+            flush_interval=flush_interval,
+            lock_timeout=lock_timeout,
+        )
+    )
+
+
+class Store:
+    """Topics in a folder, opened with ``fastlog.open``: a context manager, or call ``close``. Thread-safe.
+
+    Producers and consumers that were opened here are closed with it.
+    """
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+
+    # --- the store itself --------------------------------------------------------------------------------------------
+
+    @property
+    def path(self) -> str:
+        """The folder, absolute."""
+        return self._directory.root
+
+    @property
+    def durability(self) -> str:
+        """``"group"``, ``"batch"``, ``"interval"`` or ``"os"``."""
+        return self._directory.durability
+
+    @property
+    def read_only(self) -> bool:
+        """Whether this handle may change anything."""
+        return self._directory.read_only
+
+    @property
+    def cluster_id(self) -> str:
+        """Kafka's id of the store, made with it."""
+        return self._directory.cluster_id
+
+    @property
+    def closed(self) -> bool:
+        """Whether the store was closed."""
+        return self._directory.closed
+
+    @property
+    def directory(self) -> Directory:
+        """What the store is made of, for what is built on it."""
+        return self._directory
+
+    def close(self) -> None:
+        """Close consumers, producers and partitions. Idempotent. Raises the first error, when all is closed."""
+        self._directory.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- topics ------------------------------------------------------------------------------------------------------
+
+    def create_topic(
+        self,
+        name: str,
+        partitions: int = 1,
+        *,
+        retention: Duration | None = None,
+        config: Mapping[str, Any] | None = None,
+        exist_ok: bool = False,
+    ) -> Topic:
+        """Create a topic; its partitions cost nothing until they are used.
+
+        Args:
+            name: 1 to 249 letters and digits of ASCII, ``.``, ``_`` and ``-``, as Kafka has it.
+            partitions: how many. More can be added later, none taken away.
+            retention: how long records are kept at least, such as ``"7d"``; None: for ever.
+            config: options by Kafka's names (``{"cleanup.policy": "compact"}``) or with underscores.
+            exist_ok: take a topic of that name as it is, whatever its partitions and options.
+
+        Raises:
+            TopicExistsError, InvalidTopicError: there is one; Kafka would not take the name.
+            ConfigError: an option is unknown (the nearest is named) or out of range.
+        """
+        options = dict(config or {})
+        if retention is not None:
+            options["retention"] = retention
+        self._directory.create_topic(name, partitions, options=options, exist_ok=exist_ok)
+        return Topic(self._directory, name)
+
+    def alter_topic(self, name: str, config: Mapping[str, Any]) -> None:
+        """Change options of a topic; None puts one back to its default. Open handles follow, in every process.
+
+        Raises ConfigError, UnknownTopicError.
+        """
+        self._directory.alter_topic(name, config)
+
+    def add_partitions(self, name: str, total: int) -> None:
+        """Let a topic have ``total`` partitions, more than before. The order of a key's records ends there, as in
+        Kafka: it may go to another partition from then on. Raises InvalidTopicError, UnknownTopicError."""
+        self._directory.add_partitions(name, total)
+
+    def delete_topic(self, name: str) -> None:
+        """Delete a topic and its records. Whoever reads or writes it gets UnknownTopicError from then on."""
+        self._directory.delete_topic(name)
+
+    def topics(self) -> list[str]:
+        """Names of all topics, sorted; fastlog's own internal ones are left out."""
+        return self._directory.topics()
+
+    def topic(self, name: str) -> Topic:
+        """A topic. Raises UnknownTopicError, which names the nearest."""
+        return Topic(self._directory, name)
+
+    # --- producers and consumers -------------------------------------------------------------------------------------
+
+    def producer(self, **options: Any) -> Any:
+        """Open a producer; see ``Producer`` for its options."""
+        return import_module("fastlog.clients.producer").Producer(self._directory, **options)
+
+    def consumer(
+        self,
+        topics: str | Sequence[str] | re.Pattern[str],
+        group: str | None = None,
+        start: Start = "latest",
+        *,
+        auto_commit: bool = True,
+        auto_commit_interval: Duration = "1s",
+        isolation: str = "read_committed",
+        max_poll_interval: Duration = "5m",
+        session_timeout: Duration = "45s",
+        instance_id: str | None = None,
+        assignor: str = "cooperative-sticky",
+        key_deserializer: Callable[[bytes], Any] | None = None,
+        value_deserializer: Callable[[bytes], Any] | None = None,
+        on_assigned: Callback | None = None,
+        on_revoked: Callback | None = None,
+        on_lost: Callback | None = None,
+        partitions: Iterable[TopicPartition | tuple[str, int] | int] | None = None,
+        out_of_range: str = "start",
+        fetch_bytes: int | str = "1MiB",
+        client_id: str = "",
+    ) -> Consumer[Any, Any]:
+        """Open a consumer: alone, or as a member of a group.
+
+        Args:
+            topics: a name, names, or a compiled pattern that has to match whole names, and follows new topics.
+            group: members of a group share the partitions, and what they finished is remembered for it. None: all
+                partitions, or the given ones, and nothing is remembered.
+            start: where nothing was committed: ``"latest"``, ``"earliest"``, an aware datetime, a span before now such
+                as ``"-10m"``, or a callable that is given a TopicPartition and returns an offset or any of these.
+            auto_commit: commit what is finished every ``auto_commit_interval``, when partitions go to another member,
+                and at the end: everything is handled at least once. False: only ``commit()`` does.
+            isolation: ``"read_committed"`` hands out records of transactions once they are committed;
+                ``"read_uncommitted"`` everything.
+            max_poll_interval: a member that asks for nothing for so long loses its partitions to others.
+            session_timeout: how long the partitions of an ``instance_id`` that is gone are kept for it.
+            instance_id: a name of this member that outlives it: when it comes back in time, nothing moves.
+            assignor: how the group shares out partitions: ``"cooperative-sticky"``, ``"range"`` or ``"round-robin"``.
+            key_deserializer, value_deserializer: callables that are given bytes; null stays None.
+            on_assigned, on_revoked, on_lost: called with a list of TopicPartition, inside of ``poll`` and iteration:
+                after partitions came; before they go, when commits still count; after they are gone, when no commit
+                counts.
+            partitions: without a group, only these: TopicPartitions, or numbers with a single topic.
+            out_of_range: what to do when the offset to go on at is not in the log any more: ``"start"`` (default)
+                begins where ``start`` says when retention took it away, and raises when it lies beyond the end;
+                ``"earliest"``, ``"latest"``, or ``"raise"``. Any reset is logged.
+            fetch_bytes: how much is read at a time.
+            client_id: a name for descriptions of the group.
+
+        Raises:
+            UnknownTopicError: a topic or partition is not there.
+            GroupError: the name of the group is none, or it is used with another assignor.
+            ConfigError: an option is unknown or out of range, or options exclude each other.
+        """
+        return Consumer(
+            self._directory,
+            topics,
+            group=group,
+            start=start,
+            auto_commit=auto_commit,
+            auto_commit_interval=auto_commit_interval,
+            isolation=isolation,
+            max_poll_interval=max_poll_interval,
+            session_timeout=session_timeout,
+            instance_id=instance_id,
+            assignor=assignor,
+            key_deserializer=key_deserializer,
+            value_deserializer=value_deserializer,
+            on_assigned=on_assigned,
+            on_revoked=on_revoked,
+            on_lost=on_lost,
+            partitions=partitions,
+            out_of_range=out_of_range,
+            fetch_bytes=fetch_bytes,
+            client_id=client_id,
+        )
+
+    # --- upkeep ------------------------------------------------------------------------------------------------------
+
+    def maintain(self, topics: Iterable[str] | None = None) -> dict[TopicPartition, MaintenanceReport]:
+        """Delete what retention no longer wants, and compact, now; by default in all topics. One process at a time does
+        it; it also happens by itself every few minutes. Raises StorageError."""
+        return self._directory.maintain(topics)
+
+    def __repr__(self) -> str:
+        return f"<Store {self.path!r}{', closed' if self.closed else ''}>"
