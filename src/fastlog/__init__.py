@@ -28,11 +28,13 @@ from fastlog._core import (
 )
 from fastlog.config import LogConfig
 from fastlog.errors import (
+    BufferFullError,
     ClosedError,
     CommitFailedError,
     ConfigError,
     CorruptLogError,
     CorruptRecordError,
+    DeliveryTimeoutError,
     Error,
     FencedError,
     ForkedHandleError,
@@ -52,7 +54,7 @@ from fastlog.errors import (
     UnknownTopicError,
     UnsupportedFormatError,
 )
-from fastlog.records import Headers, RecordMetadata, TopicPartition
+from fastlog.records import BatchMetadata, Headers, RecordMetadata, TopicPartition
 from fastlog.reports import (
     BatchInfo,
     CompactionReport,
@@ -71,15 +73,21 @@ from fastlog.reports import (
 
 if _typing.TYPE_CHECKING:
     from fastlog.clients.consumer import Consumer, ConsumerStats, Lag
+    from fastlog.clients.producer import BatchDelivery, Delivery, Producer
     from fastlog.clients.store import Store
     from fastlog.clients.store import open_store as open
     from fastlog.clients.topic import Topic, TopicRead
+    from fastlog.groups.admin import GroupDescription, MemberDescription
+    from fastlog.groups.formats import OffsetAndMetadata
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BatchDelivery",
     "BatchInfo",
+    "BatchMetadata",
     "BinaryColumn",
+    "BufferFullError",
     "ClosedError",
     "CommitFailedError",
     "CompactionReport",
@@ -90,9 +98,12 @@ __all__ = [
     "CorruptRecordError",
     "CutTail",
     "Damage",
+    "Delivery",
+    "DeliveryTimeoutError",
     "Error",
     "FencedError",
     "ForkedHandleError",
+    "GroupDescription",
     "GroupError",
     "Headers",
     "HeadersColumn",
@@ -104,10 +115,13 @@ __all__ = [
     "LockedError",
     "LogConfig",
     "MaintenanceReport",
+    "MemberDescription",
     "NotSupportedError",
+    "OffsetAndMetadata",
     "OffsetOutOfRangeError",
     "OutOfOrderSequenceError",
     "PartitionLog",
+    "Producer",
     "ProducerFencedError",
     "Record",
     "RecordBatch",
@@ -140,9 +154,15 @@ __all__ = [
 
 # what a single partition does not need
 _LATER = {
+    "BatchDelivery": "fastlog.clients.producer:BatchDelivery",
     "Consumer": "fastlog.clients.consumer:Consumer",
     "ConsumerStats": "fastlog.clients.consumer:ConsumerStats",
+    "GroupDescription": "fastlog.groups.admin:GroupDescription",
     "Lag": "fastlog.clients.consumer:Lag",
+    "Delivery": "fastlog.clients.producer:Delivery",
+    "Producer": "fastlog.clients.producer:Producer",
+    "MemberDescription": "fastlog.groups.admin:MemberDescription",
+    "OffsetAndMetadata": "fastlog.groups.formats:OffsetAndMetadata",
     "Store": "fastlog.clients.store:Store",
     "Topic": "fastlog.clients.topic:Topic",
     "TopicRead": "fastlog.clients.topic:TopicRead",

@@ -27,6 +27,7 @@ from fastlog.errors import (
     LockedError,
     UnknownTopicError,
 )
+from fastlog.groups.membership import Membership
 from fastlog.groups.offsets import OffsetAndMetadata, OffsetStore
 from fastlog.records import TopicPartition
 
@@ -39,8 +40,6 @@ from .waiting import waiter_of
 
 if TYPE_CHECKING:
     from fastlog.store.directory import Directory
-
-    Membership = Any  # until it is there
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -149,6 +148,7 @@ class Consumer(Generic[K, V]):
         self._enlisted = False
         self._group_bell = 0
         self._misses_partitions = False
+        self._unresolved: list[TopicPartition] = []
         self._has_joined = group is None
         self._membership: Membership | None = None
         self._offsets: OffsetStore | None = None
@@ -163,7 +163,11 @@ class Consumer(Generic[K, V]):
         self._subscription = Subscription(directory, topics, partitions)
         self._waiter = waiter_of(directory)
         if group is None:
-            self._follow_topics()
+            try:
+                self._follow_topics()
+            except BaseException:
+                self._fetcher.remove(self._fetcher.names())
+                raise
         else:
             self._join(
                 group, topics, instance_id, assignor, parse_duration_ms(session_timeout, "session_timeout"), client_id
@@ -182,7 +186,7 @@ class Consumer(Generic[K, V]):
         client_id: str,
     ) -> None:
         self._offsets = OffsetStore(self._directory)
-        self._membership = import_module("fastlog.groups.membership").Membership(
+        self._membership = Membership(
             self._directory,
             group,
             topics=topics if isinstance(topics, re.Pattern) else self._subscription.topics,
@@ -194,7 +198,14 @@ class Consumer(Generic[K, V]):
         )
         self._membership.set_wake(self._interrupt)
         self._group_bell = 1 << self._membership.bell
-        self._pulse = Pulse(self._beat, self._commit_interval)
+        self._pulse = Pulse(
+            self._beat,
+            self._interrupt,
+            lambda: self._iterating,
+            waiter_of(self._directory),
+            self._group_bell,
+            self._commit_interval,
+        )
 
     def close(self) -> None:
         """End the iteration, commit what is finished, leave the group, and give everything back. Idempotent.
@@ -381,7 +392,7 @@ class Consumer(Generic[K, V]):
             self._waiter.sleep(heard, left)
 
     def _is_done(self, bounds: Bounds) -> bool:
-        if not self._has_joined:
+        if not self._has_joined or self._unresolved:
             return False
         return all(bounds.is_reached(found) for found in self._fetcher)
 
@@ -573,32 +584,32 @@ class Consumer(Generic[K, V]):
         if gone:
             logger.warning("%s were deleted: not read any longer", ", ".join(f"{name[0]}-{name[1]}" for name in gone))
             self._forget(gone)
-        self._misses_partitions = False
-        for name in wanted:
-            if self._fetcher.get(name) is not None:
-                continue
-            if self._directory.read_only and not self._directory.is_created(*name):
-                self._misses_partitions = True  # nothing to open before somebody writes to it
-                continue
-            self._fetcher.add(name, None, is_new=self._subscription.is_following)
+        self._misses_partitions = True  # until all are there: one that cannot be opened is tried again
+        missing = [name for name in wanted if self._fetcher.get(name) is None]
+        for name in missing:
+            # where nothing may be written there is nothing to open before somebody writes to it
+            if not self._directory.read_only or self._directory.is_created(*name):
+                self._fetcher.add(name, None, is_new=self._subscription.is_following)
+        self._misses_partitions = len(self._fetcher) < len(wanted)
         self._subscription.is_following = True
 
     def _follow_group(self, membership: Membership) -> None:
         """Let go of what others shall have, take what is ours now. Callbacks run here."""
-        changes = membership.poll()
-        if membership.fatal is not None:
-            self._forget(self._fetcher.names())
-            raise membership.fatal
-        if changes is None:
-            return
-        self._counts["rebalances"] += 1
-        if changes.lost:
-            self._lose(list(changes.lost))
-        if changes.revoked:
-            self._let_go(membership, list(changes.revoked))
-        if changes.assigned:
-            self._take(list(changes.assigned))
+        try:
+            changes = membership.poll()
+        except GroupError:
+            self._forget(self._fetcher.names())  # for good: somebody else has its place
+            raise
         self._has_joined = True
+        if changes is not None:
+            self._counts["rebalances"] += 1
+            if changes.lost:
+                self._lose(changes.lost)
+            if changes.revoked:
+                self._let_go(membership, changes.revoked)
+            self._unresolved += changes.assigned
+        if self._unresolved:
+            self._take_resolved()
 
     def _lose(self, names: list[TopicPartition]) -> None:
         self._forget(names)
@@ -616,20 +627,30 @@ class Consumer(Generic[K, V]):
             self._forget(names)
             membership.release(names)
 
-    def _take(self, names: list[TopicPartition]) -> None:
-        committed = self._committed_offsets(names)
-        for name in names:
-            known = committed.get(name)
-            found = self._fetcher.add(name, None if known is None else known.offset)
-            found.written = None if known is None else known.offset
-        if self._on_assigned is not None:
-            self._on_assigned(names)
+    def _take_resolved(self) -> None:
+        """Begin to read new partitions, unless a transaction that is open yet may move the group's offsets."""
+        if not resolve_pending(self._directory, self._group or "", self._unresolved):
+            return
+        committed = self._committed_offsets(self._unresolved)
+        taken = []
+        try:
+            while self._unresolved:
+                name = self._unresolved[0]
+                known = committed.get(name)
+                found = self._fetcher.add(name, None if known is None else known.offset)
+                found.written = None if known is None else known.offset
+                taken.append(self._unresolved.pop(0))
+        finally:
+            # one that cannot be opened is tried again by the next call
+            if taken and self._on_assigned is not None:
+                self._on_assigned(taken)
 
     def _forget(self, names: list[TopicPartition]) -> None:
         """Read these no longer, and drop what was fetched of them."""
         if self._reading is not None and self._reading.name in names:
             self._drop_cursor()
         self._touched = [found for found in self._touched if found.name not in names]
+        self._unresolved = [name for name in self._unresolved if name not in names]
         self._fetcher.remove(names)
 
     # --- commits -----------------------------------------------------------------------------------------------------
@@ -733,7 +754,6 @@ class Consumer(Generic[K, V]):
     def _committed_offsets(self, names: list[TopicPartition]) -> dict[TopicPartition, OffsetAndMetadata | None]:
         if self._offsets is None or self._group is None:
             raise GroupError("this consumer has no group, so nothing is committed: open it with group=…")
-        resolve_pending(self._directory, self._group, names)
         return self._offsets.committed(self._group, names)
 
     # --- where it is -------------------------------------------------------------------------------------------------
@@ -995,8 +1015,7 @@ def lag_of(found: Assigned, now: int) -> Lag:
     return Lag(end - position, 0.0 if stamp < 0 else max(now - stamp, 0) / 1000)
 
 
-def resolve_pending(directory: Directory, group: str, names: list[TopicPartition]) -> None:
-    """Settle offsets that a transaction left undecided, before they are relied upon."""
+def resolve_pending(directory: Directory, group: str, names: list[TopicPartition]) -> bool:
+    """Whether no transaction is under way that commits offsets of these; those of the dead are ended. Does not wait."""
     resolve = getattr(import_module("fastlog.transactions"), "resolve_pending", None)
-    if resolve is not None:
-        resolve(directory, group, names)
+    return resolve is None or bool(resolve(directory, group, names, timeout_ms=0))
