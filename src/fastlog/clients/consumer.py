@@ -732,6 +732,7 @@ class Consumer(Generic[K, V]):
         return found
 
     def _commit_given(self, offsets: dict[TopicPartition, OffsetAndMetadata]) -> None:
+        self._note_progress()  # else what is committed of an iteration would look as if it lay ahead
         self._write(offsets)
         for name, entry in offsets.items():
             found = self._fetcher.get(name)
