@@ -72,6 +72,7 @@ from fastlog.reports import (
 )
 
 if _typing.TYPE_CHECKING:
+    from fastlog import aio
     from fastlog.clients.consumer import Consumer, ConsumerStats, Lag
     from fastlog.clients.producer import BatchDelivery, Delivery, Producer
     from fastlog.clients.store import Store
@@ -145,6 +146,7 @@ __all__ = [
     "UnsupportedFormatError",
     "VerifyReport",
     "__version__",
+    "aio",
     "diagnose",
     "open",
     "read_batch",
@@ -171,6 +173,8 @@ _LATER = {
 
 
 def __getattr__(name: str) -> _typing.Any:
+    if name == "aio":
+        return _importlib.import_module("fastlog.aio")
     place = _LATER.get(name)
     if place is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -180,7 +184,7 @@ def __getattr__(name: str) -> _typing.Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER})
+    return sorted({*globals(), *_LATER, "aio"})
 
 
 _logging.getLogger("fastlog").addHandler(_logging.NullHandler())

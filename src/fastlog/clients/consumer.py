@@ -194,7 +194,11 @@ class Consumer(Generic[K, V]):
         )
         self._membership.set_wake(self._interrupt)
         self._group_bell = 1 << self._membership.bell
-        self._pulse = Pulse(self._beat, self._commit_interval)
+        self._pulse = self._start_pulse()
+
+    def _start_pulse(self) -> Pulse | None:
+        """What commits while a handler takes its time."""
+        return Pulse(self._beat, self._commit_interval)
 
     def close(self) -> None:
         """End the iteration, commit what is finished, leave the group, and give everything back. Idempotent.
@@ -364,11 +368,8 @@ class Consumer(Generic[K, V]):
             self._housekeep()
             if self._closing:
                 return None
-            if bounds is not None:
-                bounds.look(self._fetcher)
-            found = self._fetcher.next_batch(bounds)
+            found = self._look(bounds)
             if found is not None:
-                self._counts["batches"] += 1
                 return found
             if bounds is not None and self._is_done(bounds):
                 return None
@@ -379,6 +380,15 @@ class Consumer(Generic[K, V]):
                 heard = 0  # look once more after the bells know of us
                 continue
             self._waiter.sleep(heard, left)
+
+    def _look(self, bounds: Bounds | None = None) -> tuple[Assigned, RecordBatch] | None:
+        """The next batch of any partition, None when there is none now."""
+        if bounds is not None:
+            bounds.look(self._fetcher)
+        found = self._fetcher.next_batch(bounds)
+        if found is not None:
+            self._counts["batches"] += 1
+        return found
 
     def _is_done(self, bounds: Bounds) -> bool:
         if not self._has_joined or self._unresolved:
@@ -505,11 +515,15 @@ class Consumer(Generic[K, V]):
                 found = self._wait_for_batch(self._deadline(timeout))
                 if found is None:
                     return
-                reading, batch = found
-                reading.position = batch.next_offset
-                self._touched.append(reading)
-                self._counts["records"] += len(batch)
+                batch = self._hand_out(*found)
             yield batch
+
+    def _hand_out(self, reading: Assigned, batch: RecordBatch) -> RecordBatch:
+        """A whole batch is in hand now."""
+        reading.position = batch.next_offset
+        self._touched.append(reading)
+        self._counts["records"] += len(batch)
+        return batch
 
     def records(
         self,
@@ -540,12 +554,17 @@ class Consumer(Generic[K, V]):
                 found = self._wait_for_batch(self._deadline(idle_timeout), bounds)
                 if found is None:
                     return
-                cursor = self._open_cursor(*found)
-                count = len(cursor.batch) if bounds is None else bounds.allowed(found[0], cursor)
-                self._iterating = True
-                if self._attention:
-                    cursor.stop()
-            yield islice(cursor, count)
+                records = self._bounded(*found, bounds)
+            yield records
+
+    def _bounded(self, reading: Assigned, batch: RecordBatch, bounds: Bounds | None) -> Iterator[Record[K, V]]:
+        """Those records of a batch that lie before the end."""
+        cursor = self._open_cursor(reading, batch)
+        count = len(cursor.batch) if bounds is None else bounds.allowed(reading, cursor)
+        self._iterating = True
+        if self._attention:
+            cursor.stop()
+        return islice(cursor, count)
 
     @staticmethod
     def _deadline(timeout: Duration | None) -> int | None:
