@@ -18,7 +18,8 @@ for each record. An open store, and what was opened with it, belongs to one even
 
 from .consumer import Consumer
 from .producer import BatchDelivery, Delivery, Producer
-from .store import Store, open_aio_store as open
+from .store import Store
+from .store import open_aio_store as open
 from .topic import Topic, TopicRead
 from .transaction import Transaction
 

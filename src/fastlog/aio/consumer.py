@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
 from fastlog._core import Record, RecordBatch
 from fastlog._native import oscalls
 from fastlog.clients.bounds import Bounds
-from fastlog.clients.consumer import Callback, Consumer as SynchronousConsumer, ConsumerStats, Duration, Lag
+from fastlog.clients.consumer import Callback, ConsumerStats, Duration, Lag
+from fastlog.clients.consumer import Consumer as SynchronousConsumer
 from fastlog.errors import ClosedError, ConfigError, LockedError
 from fastlog.groups.offsets import OffsetAndMetadata
 from fastlog.records import TopicPartition
@@ -79,7 +80,7 @@ class Consumer(Generic[K, V]):
         stepping: SteppingConsumer[Any, Any] = await workers.make(
             partial(SteppingConsumer, directory, topics, nudge=ear.nudge, **options), SteppingConsumer.close
         )
-        return cls(stepping, ear, workers, calls)  # type: ignore[arg-type]
+        return cls(stepping, ear, workers, calls)
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
@@ -201,7 +202,12 @@ class Consumer(Generic[K, V]):
     # --- handing out -------------------------------------------------------------------------------------------------
 
     async def _next(
-        self, step: Callable[[], T | None], timeout: Duration | None, *, bounds: Bounds | None = None, drops: bool = False
+        self,
+        step: Callable[[], T | None],
+        timeout: Duration | None,
+        *,
+        bounds: Bounds | None = None,
+        drops: bool = False,
     ) -> T | None:
         """What ``step`` hands out as soon as there is something; None at the deadline, the bounds, or the end.
 
@@ -212,12 +218,12 @@ class Consumer(Generic[K, V]):
         await self._idle()
         if stepping.is_ending or not stepping.ask(drops=drops):
             return None
-        deadline = None if timeout is None else SynchronousConsumer._deadline(timeout)  # noqa: SLF001
+        deadline = None if timeout is None else SynchronousConsumer._deadline(timeout)
         found = await self._look(step)
         if found is not None:
             return found
         with self._ear.attend(partial(stepping.has_news, bounds)) as listener:
-            while not stepping.is_ending:
+            while True:
                 listener.listen(stepping.bells)
                 found = await self._look(step)
                 if found is not None or stepping.is_through(bounds):
@@ -226,7 +232,6 @@ class Consumer(Generic[K, V]):
                 if left is not None and left <= 0:
                     return None
                 await listener.wait(left)
-        return None
 
     async def _look(self, step: Callable[[], T | None]) -> T | None:
         while True:
@@ -331,7 +336,7 @@ class Consumer(Generic[K, V]):
         offset: int | None = None,
         timestamp: datetime | None = None,
     ) -> None:
-        """Go on elsewhere: at an offset of one partition, or in one or all of them at the first record from a time on."""
+        """Go on elsewhere: at an offset of one partition, or in one or all at the first record from a time on."""
         seek = partial(self._stepping.seek, topic, partition, offset=offset, timestamp=timestamp)
         await (self._tell(seek) if timestamp is None else self._do(seek))
 

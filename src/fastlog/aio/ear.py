@@ -1,4 +1,4 @@
-"""How an event loop hears of new records: one thread that sleeps on the bells of a store for all consumers of the loop."""
+"""How an event loop hears of new records: one thread sleeps on the bells of a store for all consumers."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ ALL_BELLS: Final = (1 << 64) - 1
 class Ear:
     """Wakes tasks when bells of a store ring. Belongs to one event loop; only ``nudge`` may be called from any thread.
 
-    The thread starts with the first listener, sleeps without a tick while there are none, and tells the loop of all that
-    has rung by one callback.
+    The thread starts with the first listener, sleeps without a tick while there are none, and tells the loop of all
+    that has rung by one callback.
     """
 
     def __init__(self, directory: Directory, loop: asyncio.AbstractEventLoop) -> None:

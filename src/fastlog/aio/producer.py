@@ -11,7 +11,8 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeVar
 
-from fastlog._core import BatchDelivery as SynchronousBatchDelivery, Delivery as SynchronousDelivery
+from fastlog._core import BatchDelivery as SynchronousBatchDelivery
+from fastlog._core import Delivery as SynchronousDelivery
 from fastlog._native import oscalls
 from fastlog.clients.producer import Producer as SynchronousProducer
 from fastlog.config import parse_duration_ms
@@ -88,7 +89,7 @@ class Awaited(Generic[M]):
     def _woken(self) -> asyncio.Future[None]:
         future = self._completions.future()
         # a cancelled await has not looked: flush and close still tell of a failure
-        self._delivery._when_done(partial(self._completions.complete, future))  # noqa: SLF001
+        self._delivery._when_done(partial(self._completions.complete, future))
         return future
 
     async def result(self, timeout: Duration | None = None) -> M:
@@ -155,7 +156,7 @@ class Producer:
         self._completions = Completions(asyncio.get_running_loop())
         self._queue = asyncio.Lock()
         self._in_a_row = 0
-        producer._never_wait_in(threading.get_ident())  # noqa: SLF001
+        producer._never_wait_in(threading.get_ident())
 
     async def send(
         self,
@@ -229,7 +230,7 @@ class Producer:
     async def _room(self) -> None:
         """Until memory is given back, or a moment has passed."""
         future = self._completions.future()
-        self._producer._when_room(partial(self._completions.complete, future))  # noqa: SLF001
+        self._producer._when_room(partial(self._completions.complete, future))
         await asyncio.wait([future], timeout=LONGEST_NAP_MS / 1000)
 
     async def flush(self, timeout: Duration | None = None) -> None:
@@ -239,12 +240,12 @@ class Producer:
         cancelled flush leaves everything on its way.
         """
         await self.sent(timeout)
-        self._producer._raise_failure()  # noqa: SLF001
+        self._producer._raise_failure()
 
     async def sent(self, timeout: Duration | None = None) -> None:
         """The outcome of everything that was sent so far is there."""
         future = self._completions.future()
-        self._producer._when_sent(partial(self._completions.complete, future))  # noqa: SLF001
+        self._producer._when_sent(partial(self._completions.complete, future))
         try:
             async with asyncio.timeout(seconds_of(timeout)):
                 await future
@@ -318,7 +319,8 @@ class Producer:
     def transaction(self, consumer: Consumer[Any, Any] | None = None) -> Transaction:
         """A block whose records become visible together, or not at all: ``async with producer.transaction() as tx``.
 
-        The end of the block commits; an exception aborts, a cancellation included. See ``fastlog.Producer.transaction``.
+        The end of the block commits; an exception aborts, a cancellation included. See
+        ``fastlog.Producer.transaction``.
         """
         stepping = None if consumer is None else consumer.stepping
         return Transaction(self, self._producer.transaction(stepping), consumer, self._workers)

@@ -23,8 +23,8 @@ V = TypeVar("V")
 class SteppingConsumer(Consumer[K, V]):
     """A synchronous consumer, taken apart. What finished, committed and lost mean is all decided there.
 
-    ``needs_upkeep`` before each step: when it says so, ``upkeep`` comes first, in a thread. Steps return None when there
-    is nothing to hand out now.
+    ``needs_upkeep`` before each step: when it says so, ``upkeep`` comes first, in a thread. Steps return None when
+    there is nothing to hand out now.
     """
 
     def __init__(self, directory: Directory, topics: Any, *, nudge: Callable[[], None], **options: Any) -> None:
@@ -173,8 +173,8 @@ class SteppingConsumer(Consumer[K, V]):
             return None if found is None else self._bounded(*found, bounds)
 
     def is_through(self, bounds: Bounds | None) -> bool:
-        """Whether all before the end was handed out."""
-        return bounds is not None and self._is_done(bounds)
+        """Whether nothing more comes: all before the end was handed out, or ``close`` was called."""
+        return self.is_ending or (bounds is not None and self._is_done(bounds))
 
     def has_news(self, bounds: Bounds | None = None) -> bool:
         """Whether a task that waits should look."""

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar, Unpack, overload
 
-from fastlog.clients.consumer import Duration
+from fastlog.clients.consumer import Callback, Duration
 from fastlog.clients.starting import Start
-from fastlog.clients.store import Store as SynchronousStore, open_store
+from fastlog.clients.store import ConsumerOptions, open_store
+from fastlog.clients.store import Store as SynchronousStore
 from fastlog.config import parse_duration_ms
 from fastlog.groups.admin import GroupDescription
 from fastlog.groups.offsets import OffsetAndMetadata
@@ -30,6 +31,9 @@ from .workers import Opening, Workers
 
 __all__ = ["Store", "open_aio_store"]
 
+K = TypeVar("K")
+V = TypeVar("V")
+
 
 def open_aio_store(
     path: str | os.PathLike[str],
@@ -39,7 +43,7 @@ def open_aio_store(
     flush_interval: Duration | None = None,
     lock_timeout: Duration | None = None,
 ) -> Opening[Store]:
-    """Open the store in the folder ``path``: ``async with fastlog.aio.open(path) as store``, or ``await`` it and close it.
+    """Open the store in the folder ``path``: ``async with fastlog.aio.open(path) as store``, or ``await`` and close it.
 
     Arguments and errors as of ``fastlog.open``. The store belongs to the event loop that runs.
     """
@@ -181,34 +185,140 @@ class Store:
 
     # --- producers and consumers -------------------------------------------------------------------------------------
 
-    def producer(self, *, max_block: Duration = "60s", **options: Any) -> Opening[Producer]:
-        """Open a producer: ``async with store.producer() as producer``, or ``await`` it. See ``fastlog.Store.producer``."""
+    def producer(
+        self,
+        *,
+        linger: Duration = 0,
+        compression: str | None = None,
+        batch_size: int | str = "1MiB",
+        buffer_memory: int | str = "32MiB",
+        max_block: Duration = "60s",
+        delivery_timeout: Duration = "120s",
+        transactional_id: str | None = None,
+        transaction_timeout: Duration = "60s",
+        source: str | None = None,
+        key_serializer: Callable[[Any], Any] | None = None,
+        value_serializer: Callable[[Any], Any] | None = None,
+    ) -> Opening[Producer]:
+        """Open a producer: ``async with store.producer() as producer``, or ``await`` it.
+
+        See ``fastlog.Store.producer``.
+        """
+
+        opening = partial(
+            self._store.producer,
+            linger=linger,
+            compression=compression,
+            batch_size=batch_size,
+            buffer_memory=buffer_memory,
+            max_block=max_block,
+            delivery_timeout=delivery_timeout,
+            transactional_id=transactional_id,
+            transaction_timeout=transaction_timeout,
+            source=source,
+            key_serializer=key_serializer,
+            value_serializer=value_serializer,
+        )
 
         async def make() -> Producer:
             longest = parse_duration_ms(max_block, "max_block")
-            opening = partial(self._store.producer, max_block=max_block, **options)
             producer = Producer(await self._workers.make(opening, close_quietly), self._workers, longest)
             self._opened.add(producer)
             return producer
 
         return Opening(make)
 
+    @overload
     def consumer(
         self,
         topics: str | Sequence[str] | re.Pattern[str],
         group: str | None = None,
         start: Start = "latest",
-        **options: Any,
+        **options: Unpack[ConsumerOptions],
+    ) -> Opening[Consumer[bytes | None, bytes | None]]: ...
+    @overload
+    def consumer(
+        self,
+        topics: str | Sequence[str] | re.Pattern[str],
+        group: str | None = None,
+        start: Start = "latest",
+        *,
+        value_deserializer: Callable[[bytes], V],
+        **options: Unpack[ConsumerOptions],
+    ) -> Opening[Consumer[bytes | None, V | None]]: ...
+    @overload
+    def consumer(
+        self,
+        topics: str | Sequence[str] | re.Pattern[str],
+        group: str | None = None,
+        start: Start = "latest",
+        *,
+        key_deserializer: Callable[[bytes], K],
+        **options: Unpack[ConsumerOptions],
+    ) -> Opening[Consumer[K | None, bytes | None]]: ...
+    @overload
+    def consumer(
+        self,
+        topics: str | Sequence[str] | re.Pattern[str],
+        group: str | None = None,
+        start: Start = "latest",
+        *,
+        key_deserializer: Callable[[bytes], K],
+        value_deserializer: Callable[[bytes], V],
+        **options: Unpack[ConsumerOptions],
+    ) -> Opening[Consumer[K | None, V | None]]: ...
+    def consumer(
+        self,
+        topics: str | Sequence[str] | re.Pattern[str],
+        group: str | None = None,
+        start: Start = "latest",
+        *,
+        auto_commit: bool = True,
+        auto_commit_interval: Duration = "1s",
+        isolation: str = "read_committed",
+        max_poll_interval: Duration = "5m",
+        session_timeout: Duration = "45s",
+        instance_id: str | None = None,
+        assignor: str = "cooperative-sticky",
+        key_deserializer: Callable[[bytes], Any] | None = None,
+        value_deserializer: Callable[[bytes], Any] | None = None,
+        on_assigned: Callback | None = None,
+        on_revoked: Callback | None = None,
+        on_lost: Callback | None = None,
+        partitions: Iterable[TopicPartition | tuple[str, int] | int] | None = None,
+        out_of_range: str = "start",
+        fetch_bytes: int | str = "1MiB",
+        client_id: str = "",
     ) -> Opening[Consumer[Any, Any]]:
         """Open a consumer: ``async with store.consumer("orders", group="mailer") as consumer``, or ``await`` it.
 
-        See ``fastlog.Store.consumer``. Callbacks run in the event loop, and may be coroutine functions; ``start``, if it
-        is a callable, and deserializers are plain functions.
+        See ``fastlog.Store.consumer``. Callbacks run in the event loop, and may be coroutine functions; ``start``, if
+        it is a callable, and deserializers are plain functions.
         """
 
+        options = {
+            "group": group,
+            "start": start,
+            "auto_commit": auto_commit,
+            "auto_commit_interval": auto_commit_interval,
+            "isolation": isolation,
+            "max_poll_interval": max_poll_interval,
+            "session_timeout": session_timeout,
+            "instance_id": instance_id,
+            "assignor": assignor,
+            "key_deserializer": key_deserializer,
+            "value_deserializer": value_deserializer,
+            "on_assigned": on_assigned,
+            "on_revoked": on_revoked,
+            "on_lost": on_lost,
+            "partitions": partitions,
+            "out_of_range": out_of_range,
+            "fetch_bytes": fetch_bytes,
+            "client_id": client_id,
+        }
+
         async def make() -> Consumer[Any, Any]:
-            given = {"group": group, "start": start, **options}
-            consumer = await Consumer.open(self._store.directory, self._ear, self._workers, topics, given)
+            consumer = await Consumer.open(self._store.directory, self._ear, self._workers, topics, dict(options))
             self._opened.add(consumer)
             return consumer
 

@@ -7,7 +7,8 @@ from datetime import datetime
 from typing import Any
 
 from fastlog._core import PartitionLog, RecordBatch
-from fastlog.clients.topic import Topic as SynchronousTopic, TopicRead as SynchronousTopicRead
+from fastlog.clients.topic import Topic as SynchronousTopic
+from fastlog.clients.topic import TopicRead as SynchronousTopicRead
 
 from .workers import Workers
 
@@ -58,7 +59,7 @@ class Topic:
         partitions: Iterable[int] | None = None,
         isolation: str = "read_committed",
     ) -> TopicRead:
-        """Records as a table, read when somebody asks for it: ``async for batch in topic.read()``; see ``fastlog.Topic.read``.
+        """Records as a table, read when somebody asks for it; see ``fastlog.Topic.read``. ``async for`` gives batches.
 
         As an Arrow stream it is synchronous: hand it to ``asyncio.to_thread``.
         """
