@@ -78,7 +78,7 @@ class SteppingConsumer(Consumer[K, V]):
             return self._subscription.is_outdated or self._misses_partitions
         if not self._has_joined or self._unresolved or not membership.is_settled:
             return True
-        membership.touch()
+        membership.stamp()
         return self._owes_commit(now) or now - self._checked_at >= RETENTION_CHECK_MS
 
     def _owes_commit(self, now: int) -> bool:

@@ -206,7 +206,7 @@ class Membership:
         ClosedError after ``leave``.
         """
         if self.is_settled:
-            self.touch()
+            self.stamp()
             return None
         with self._lock:
             return self._follow()
@@ -224,7 +224,7 @@ class Membership:
             and page.load(self._number_word) == self._number
         )
 
-    def touch(self) -> None:
+    def stamp(self) -> None:
         """Tell the others that this member is at work. Only while it ``is_settled``."""
         self._page.store(self._stamp_word, oscalls.steady_clock())
 
