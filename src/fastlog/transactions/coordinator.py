@@ -442,5 +442,8 @@ def is_part(state: TransactionState, producer_id: int, partition: TopicPartition
 
 
 def end_transaction(log: PartitionLog, prepared: TransactionState) -> None:
-    """Write the marker of a decision. Raises ProducerFencedError when the partition has seen a newer epoch."""
-    log.end_transaction(prepared.producer_id, prepared.producer_epoch, commit=prepared.commits)
+    """Write the marker of a decision. Raises ProducerFencedError when the partition has seen a newer epoch.
+
+    The decision is durable, and it brings the marker back if that is lost: nobody waits for a sync of it.
+    """
+    log.end_transaction(prepared.producer_id, prepared.producer_epoch, commit=prepared.commits, durable=False)

@@ -155,7 +155,7 @@ class TransactionalId:
                 list(values), list(keys), producer_id=self.producer_id, producer_epoch=self.producer_epoch,
                 base_sequence=sequence, transactional=True,
             )  # fmt: skip
-            base: int = self._log_at(partition).append_batch(batch, conditions=conditions)
+            base: int = self._log_at(partition).append_batch(batch, conditions=conditions, durable=False)
             self._sequences[partition] = (sequence + len(keys)) & 0x7FFFFFFF
             return base
 
