@@ -28,11 +28,13 @@ from fastlog._core import (
 )
 from fastlog.config import LogConfig
 from fastlog.errors import (
+    BufferFullError,
     ClosedError,
     CommitFailedError,
     ConfigError,
     CorruptLogError,
     CorruptRecordError,
+    DeliveryTimeoutError,
     Error,
     FencedError,
     ForkedHandleError,
@@ -52,7 +54,7 @@ from fastlog.errors import (
     UnknownTopicError,
     UnsupportedFormatError,
 )
-from fastlog.records import Headers, RecordMetadata, TopicPartition
+from fastlog.records import BatchMetadata, Headers, RecordMetadata, TopicPartition
 from fastlog.reports import (
     BatchInfo,
     CompactionReport,
@@ -79,7 +81,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BatchInfo",
+    "BatchMetadata",
     "BinaryColumn",
+    "BufferFullError",
     "ClosedError",
     "CommitFailedError",
     "CompactionReport",
@@ -90,6 +94,7 @@ __all__ = [
     "CorruptRecordError",
     "CutTail",
     "Damage",
+    "DeliveryTimeoutError",
     "Error",
     "FencedError",
     "ForkedHandleError",

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from typing_extensions import TypeVar
 
 from fastlog.config import LogConfig, ResolvedConfig
-from fastlog.records import Headers
+from fastlog.records import BatchMetadata, Headers, RecordMetadata
 from fastlog.reports import (
     BatchInfo,
     IndexEntry,
@@ -23,8 +23,11 @@ from fastlog.reports import (
 )
 
 __all__ = [
+    "Accumulator",
+    "BatchDelivery",
     "Bells",
     "BinaryColumn",
+    "Delivery",
     "HeadersColumn",
     "PartitionLog",
     "Record",
@@ -40,6 +43,8 @@ __all__ = [
     "diagnose",
     "encode_batch",
     "mark_deleted",
+    "murmur2",
+    "partition_for_key",
     "read_batch",
     "scan_index",
     "scan_segment",
@@ -375,3 +380,72 @@ def encode_batch(
 def read_batch(path: str | PathLike[str], position: int, max_decompressed_bytes: int = 67108864) -> RecordBatch: ...
 def scan_index(path: str | PathLike[str]) -> Sequence[IndexEntry] | Sequence[TimeIndexEntry]: ...
 def scan_segment(path: str | PathLike[str], max_decompressed_bytes: int = 67108864) -> Iterator[BatchInfo]: ...
+
+class Delivery:
+    def done(self) -> bool: ...
+    def result(self, timeout: float | str | timedelta | None = None) -> RecordMetadata: ...
+    def exception(self, timeout: float | str | timedelta | None = None) -> Exception | None: ...
+    def add_done_callback(self, fn: Callable[[Delivery], object]) -> None: ...
+
+class BatchDelivery:
+    def __len__(self) -> int: ...
+    def done(self) -> bool: ...
+    def result(self, timeout: float | str | timedelta | None = None) -> BatchMetadata: ...
+    def exception(self, timeout: float | str | timedelta | None = None) -> Exception | None: ...
+    def add_done_callback(self, fn: Callable[[BatchDelivery], object]) -> None: ...
+
+class Accumulator:
+    def __init__(
+        self,
+        catalog: Any,
+        *,
+        linger_ms: int,
+        codec: int,
+        batch_size: int,
+        buffer_memory: int,
+        max_block_ms: int,
+        delivery_timeout_ms: int,
+        key_serializer: Callable[[Any], Any] | None,
+        value_serializer: Callable[[Any], Any] | None,
+    ) -> None: ...
+    @property
+    def closed(self) -> bool: ...
+    @property
+    def buffered_bytes(self) -> int: ...
+    def send(
+        self,
+        topic: str,
+        value: Any,
+        key: Any = None,
+        headers: Any = None,
+        timestamp: int | datetime | None = None,
+        partition: int | None = None,
+    ) -> Delivery: ...
+    def send_many(
+        self,
+        topic: str,
+        values: Any,
+        keys: Any = None,
+        timestamps: Any = None,
+        headers: Any = None,
+        partition: int | None = None,
+    ) -> BatchDelivery: ...
+    def counts(self) -> dict[str, int]: ...
+    def wait_until_sent(self, timeout: float | str | timedelta | None = None) -> bool: ...
+    def flush(self, timeout: float | str | timedelta | None = None) -> None: ...
+    def close(self, timeout: float | str | timedelta | None = None) -> None: ...
+    def set_transactional(self, transactional: Any) -> None: ...
+    def begin_transactional(self) -> None: ...
+    def drain_transaction(self, timeout: float | str | timedelta | None = None) -> None: ...
+    def discard_transaction(self) -> None: ...
+    def end_transactional(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+def murmur2(key: bytes) -> int: ...
+def partition_for_key(key: bytes, partitions: int) -> int: ...

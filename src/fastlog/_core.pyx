@@ -37,6 +37,7 @@ from fastlog._native.shared cimport BELL_COUNT, Bells
 from fastlog._native.validator cimport ValidatedBatches
 from fastlog._native.syncing cimport keep_interval, persist, poisoned_error, sync_all, sync_own, sync_until
 
+from fastlog._native import accumulator as accumulator_room
 from fastlog._native import control as presence
 from fastlog._native import oscalls
 from fastlog._native.checksum import crc32c
@@ -61,8 +62,11 @@ from fastlog.partition.verify import verify as verify_segments
 from fastlog.reports import CODECS, OpenTransaction, SegmentInfo
 
 __all__ = [
+    "Accumulator",
+    "BatchDelivery",
     "Bells",
     "BinaryColumn",
+    "Delivery",
     "HeadersColumn",
     "PartitionLog",
     "Record",
@@ -78,12 +82,17 @@ __all__ = [
     "diagnose",
     "encode_batch",
     "mark_deleted",
+    "murmur2",
+    "partition_for_key",
     "read_batch",
     "scan_index",
     "scan_segment",
 ]
 
 # a cimported class is a C name only: this is where Python finds it
+globals().update(
+    {name: getattr(accumulator_room, name) for name in ("Accumulator", "BatchDelivery", "Delivery", "murmur2", "partition_for_key")}
+)
 globals().update(
     {name: getattr(batch_room, name) for name in ("BinaryColumn", "HeadersColumn", "Record", "RecordBatch", "RecordCursor")}
 )

@@ -10,6 +10,8 @@
     ├── LockedError                 another process (or handle) holds what is needed         retriable
     ├── StorageError                the operating system refused a read, write or sync
     │   └── StorageFullError        no space, quota or file-size limit left                  retriable
+    ├── BufferFullError             a producer's buffer stayed full: the disk is slower      kafka 7, retriable
+    ├── DeliveryTimeoutError        a delivery, or a flush, was not decided in time          kafka 7, retriable
     ├── UnsupportedFormatError      the files are newer, older or somebody else's
     ├── CorruptLogError             stored bytes no longer check out                         kafka 2
     │   └── CorruptRecordError      the checksum holds, but the format is broken             kafka 2
@@ -35,11 +37,13 @@ from __future__ import annotations
 from typing import ClassVar
 
 __all__ = [
+    "BufferFullError",
     "ClosedError",
     "CommitFailedError",
     "ConfigError",
     "CorruptLogError",
     "CorruptRecordError",
+    "DeliveryTimeoutError",
     "Error",
     "FencedError",
     "ForkedHandleError",
@@ -124,6 +128,20 @@ class StorageFullError(StorageError):
     """No space, quota or file-size limit is left. Nothing was appended; the log stays usable."""
 
     retriable = True
+
+
+class BufferFullError(Error):
+    """A producer's ``buffer_memory`` was full for ``max_block``: the record was not sent. Send it again later."""
+
+    retriable = True
+    kafka_code = 7
+
+
+class DeliveryTimeoutError(Error, TimeoutError):
+    """What became of a record was not decided in time. Whether it is still on its way the message tells."""
+
+    retriable = True
+    kafka_code = 7
 
 
 class UnsupportedFormatError(Error):

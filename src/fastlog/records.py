@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple, overload
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 from fastlog.errors import InvalidRecordError
 
-__all__ = ["Headers", "RecordMetadata", "TopicPartition"]
+if TYPE_CHECKING:
+    import numpy
+    from numpy.typing import NDArray
+
+__all__ = ["BatchMetadata", "Headers", "RecordMetadata", "TopicPartition"]
 
 
 class TopicPartition(NamedTuple):
@@ -24,6 +28,49 @@ class RecordMetadata(NamedTuple):
     partition: int
     offset: int
     timestamp: int
+
+
+class BatchMetadata:
+    """Where the records of one ``send_many`` were stored: a column for each fact, one entry per record, as passed.
+
+    ``len``, indexing and iterating give a ``RecordMetadata`` per record. Immutable.
+
+    Attributes:
+        topic: the topic's name.
+        partitions: NumPy int32.
+        offsets: NumPy int64.
+        timestamps: NumPy int64, milliseconds since the epoch, -1 = none.
+    """
+
+    __slots__ = ("offsets", "partitions", "timestamps", "topic")
+
+    def __init__(
+        self,
+        topic: str,
+        partitions: NDArray[numpy.int32],
+        offsets: NDArray[numpy.int64],
+        timestamps: NDArray[numpy.int64],
+    ) -> None:
+        self.topic = topic
+        self.partitions = partitions
+        self.offsets = offsets
+        self.timestamps = timestamps
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def __getitem__(self, index: int) -> RecordMetadata:
+        return RecordMetadata(
+            self.topic, int(self.partitions[index]), int(self.offsets[index]), int(self.timestamps[index])
+        )
+
+    def __iter__(self) -> Iterator[RecordMetadata]:
+        columns = (self.partitions.tolist(), self.offsets.tolist(), self.timestamps.tolist())
+        for partition, offset, timestamp in zip(*columns, strict=True):
+            yield RecordMetadata(self.topic, partition, offset, timestamp)
+
+    def __repr__(self) -> str:
+        return f"<BatchMetadata of {len(self)} records in {self.topic}>"
 
 
 class Headers:
