@@ -11,9 +11,11 @@ from datetime import timedelta
 from typing import Any, Final
 
 from fastlog._core import Accumulator, BatchDelivery, Delivery, murmur2, partition_for_key
+from fastlog.clients.transaction import Enlisted, Transaction, source_id, source_position
 from fastlog.config import KIB, MIB, LogConfig, ResolvedConfig, parse_duration_ms, parse_size
-from fastlog.errors import ConfigError, Error, NotSupportedError
+from fastlog.errors import ConfigError, Error, NotSupportedError, TransactionError
 from fastlog.reports import CODECS
+from fastlog.transactions import TransactionalId
 
 __all__ = ["BatchDelivery", "Delivery", "Producer", "murmur2", "partition_for_key"]
 
@@ -23,6 +25,7 @@ DEFAULT_BATCH_SIZE: Final = MIB
 DEFAULT_BUFFER_MEMORY: Final = 32 * MIB
 DEFAULT_MAX_BLOCK: Final = "60s"
 DEFAULT_DELIVERY_TIMEOUT: Final = "120s"
+DEFAULT_TRANSACTION_TIMEOUT: Final = "60s"
 LEAST_BUFFER_MEMORY: Final = 4 * KIB
 
 
@@ -47,8 +50,15 @@ class Producer(Accumulator):
         buffer_memory: bytes that may wait to be appended. Default 32 MiB. When it is full, ``send`` blocks.
         max_block: how long ``send`` blocks at most, before a BufferFullError. Default 60 seconds.
         delivery_timeout: how long a locked log is tried again, before the delivery fails. Default 120 seconds.
-        transactional: whose transactions the records belong to; ``store.producer(transactional_id=...)`` fills it in.
-        source: name of the source of an exactly-once import; ``store.producer(source=...)`` fills it in.
+        transactional_id: name of a producer whose records belong to transactions; see ``transaction``. Opening it
+        again,
+            anywhere, replaces this one: its open transaction is aborted, and whatever it does raises
+            ProducerFencedError.
+        transaction_timeout: how long a transaction may take from its first record on, before anybody aborts it. Default
+            60 seconds.
+        source: name of the source of an exactly-once import, ``"flights.csv"``: two importers of one source replace
+            each other. It stands for a transactional id; see ``source_position`` and ``Transaction.commit_source``.
+        transactional: a TransactionalId that is open already, in the place of ``transactional_id``.
         key_serializer, value_serializer: called with each key (but None) and value; what they return is stored.
 
     Raises ConfigError for an option out of range, NotSupportedError for a read-only store.
@@ -64,8 +74,10 @@ class Producer(Accumulator):
         buffer_memory: int | str = DEFAULT_BUFFER_MEMORY,
         max_block: float | str | timedelta = DEFAULT_MAX_BLOCK,
         delivery_timeout: float | str | timedelta = DEFAULT_DELIVERY_TIMEOUT,
-        transactional: Any = None,
+        transactional_id: str | None = None,
+        transaction_timeout: float | str | timedelta = DEFAULT_TRANSACTION_TIMEOUT,
         source: str | None = None,
+        transactional: TransactionalId | None = None,
         key_serializer: Callable[[Any], Any] | None = None,
         value_serializer: Callable[[Any], Any] | None = None,
     ) -> None:
@@ -73,8 +85,12 @@ class Producer(Accumulator):
             raise NotSupportedError("the store was opened with read_only=True: open it without to send records")
         if compression is not None and compression not in CODECS:
             raise ConfigError(f"compression={compression!r}: expected one of {', '.join(map(repr, CODECS))}, or None")
-        self.transactional_state = transactional
+        if source is not None and (transactional_id is not None or transactional is not None):
+            raise ConfigError(
+                "source stands for a transactional id of its own: give one of source and transactional_id"
+            )
         self.source = source
+        self._transactional: TransactionalId | None = None
         super().__init__(
             DirectoryCatalog(directory),
             linger_ms=_duration(linger, "linger"),
@@ -87,8 +103,59 @@ class Producer(Accumulator):
             value_serializer=value_serializer,
         )
         _deliver_at_exit(self)
+        name = transactional_id if source is None else source_id(source)
+        if transactional is None and name is not None:
+            try:
+                timeout = _duration(transaction_timeout, "transaction_timeout")
+                transactional = TransactionalId(directory, name, timeout)
+            except BaseException:
+                super().close()
+                raise
         if transactional is not None:
+            self._transactional = transactional
             self.set_transactional(transactional)
+
+    # --- transactions ------------------------------------------------------------------------------------------------
+
+    def transaction(self, consumer: Enlisted | None = None) -> Transaction:
+        """A block whose records become visible together, or not at all: ``with producer.transaction() as tx``.
+
+        The end of the block commits, an exception aborts. A consumer of a group is enlisted: ``tx.commit_offsets()``
+        moves its offsets with the transaction, and an abort takes it back to what is committed. Its automatic commits
+        are off from then on. Raises TransactionError for a producer without a transactional id.
+        """
+        return Transaction(self, self._require_transactional("transaction"), consumer, self.source)
+
+    def source_position(self) -> bytes | None:
+        """The position that the last committed transaction of this source gave to ``commit_source``; None before the
+        first.
+
+        Importers before this one were fenced when it was opened. Waits for transactions of other sources that are open
+        now.
+        """
+        transactional = self._require_transactional("source_position")
+        if self.source is None:
+            raise TransactionError("the producer has no source: open it with producer(source=…)")
+        return source_position(transactional, self.source)
+
+    def close(self, timeout: float | str | timedelta | None = None) -> None:
+        transactional = self._transactional
+        if transactional is None:
+            super().close(timeout)
+            return
+        try:
+            if transactional.in_transaction and not self.closed:
+                self.discard_transaction()
+            super().close(timeout)
+        finally:
+            transactional.close()
+
+    close.__doc__ = Accumulator.close.__doc__
+
+    def _require_transactional(self, what: str) -> TransactionalId:
+        if self._transactional is None:
+            raise TransactionError(f"{what} needs a transactional producer: open it with producer(transactional_id=…)")
+        return self._transactional
 
     def __repr__(self) -> str:
         counts = self.counts()
