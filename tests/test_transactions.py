@@ -22,7 +22,7 @@ from fastlog._native.transactions import (
     read_marker,
     unpack_entries,
 )
-from fastlog.partition import files, snapshots
+from fastlog.partition import files, recovery, snapshots
 from tests.reference import producers as model
 from tests.reference.batch import CONTROL, Record, decode_batch, encode_batch, fix_crc, make_batch, seal
 from tests.reference.producers import Producers, marker
@@ -341,3 +341,14 @@ def test_I6_a_snapshot_beyond_the_end_is_not_believed_later(folder: Path) -> Non
         assert log.append_batch(batch_of(7, 3, b"new")) == 3
         assert log.append_batch(batch_of(7, 3, b"new")) == 3
         assert [record.value for record in log.records()] == [b"kept", b"kept", b"kept", b"new"]
+
+
+def test_a_segment_moved_aside_leaves_no_index_for_its_successor(folder: Path) -> None:
+    """A segment made anew at the same offset would be believed to have aborted transactions."""
+    path = Path(files.segment_path(str(folder), 7))
+    for beside in (path, *map(Path, files.segment_files(str(path)))):
+        beside.write_bytes(b"x")
+    findings = recovery._Findings()
+    recovery.move_aside([7], str(folder), findings, read_only=False)
+    assert [entry.name for entry in folder.iterdir()] == [f"{path.name}.torn-0"]
+    assert findings.moved_aside == [str(folder / f"{path.name}.torn-0")]

@@ -76,6 +76,8 @@ if _typing.TYPE_CHECKING:
     from fastlog.clients.store import Store
     from fastlog.clients.store import open_store as open
     from fastlog.clients.topic import Topic, TopicRead
+    from fastlog.groups.admin import GroupDescription, MemberDescription
+    from fastlog.groups.formats import OffsetAndMetadata
 
 __version__ = "0.1.0"
 
@@ -98,6 +100,7 @@ __all__ = [
     "Error",
     "FencedError",
     "ForkedHandleError",
+    "GroupDescription",
     "GroupError",
     "Headers",
     "HeadersColumn",
@@ -109,7 +112,9 @@ __all__ = [
     "LockedError",
     "LogConfig",
     "MaintenanceReport",
+    "MemberDescription",
     "NotSupportedError",
+    "OffsetAndMetadata",
     "OffsetOutOfRangeError",
     "OutOfOrderSequenceError",
     "PartitionLog",
@@ -147,7 +152,10 @@ __all__ = [
 _LATER = {
     "Consumer": "fastlog.clients.consumer:Consumer",
     "ConsumerStats": "fastlog.clients.consumer:ConsumerStats",
+    "GroupDescription": "fastlog.groups.admin:GroupDescription",
     "Lag": "fastlog.clients.consumer:Lag",
+    "MemberDescription": "fastlog.groups.admin:MemberDescription",
+    "OffsetAndMetadata": "fastlog.groups.formats:OffsetAndMetadata",
     "Store": "fastlog.clients.store:Store",
     "Topic": "fastlog.clients.topic:Topic",
     "TopicRead": "fastlog.clients.topic:TopicRead",

@@ -2,7 +2,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from os import PathLike
 from types import TracebackType
-from typing import Any, Generic, Literal, Self, SupportsIndex, overload
+from typing import Any, Generic, Literal, Self, SupportsIndex, final, overload
 
 import numpy
 from numpy.typing import NDArray
@@ -381,6 +381,7 @@ def read_batch(path: str | PathLike[str], position: int, max_decompressed_bytes:
 def scan_index(path: str | PathLike[str]) -> Sequence[IndexEntry] | Sequence[TimeIndexEntry]: ...
 def scan_segment(path: str | PathLike[str], max_decompressed_bytes: int = 67108864) -> Iterator[BatchInfo]: ...
 
+@final
 class Delivery:
     def done(self) -> bool: ...
     def result(self, timeout: float | str | timedelta | None = None) -> RecordMetadata: ...

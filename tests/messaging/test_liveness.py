@@ -304,8 +304,11 @@ def test_a_death_is_believed_once_the_lock_is_free(
     assert deaths.wait_for(1)
 
 
-def test_an_id_that_is_used_again_is_no_sign_of_life(slots: Slots, watching: Watcher) -> None:
-    """Nor one of death."""
+def test_an_id_that_is_used_again_is_no_sign_of_life(
+    slots: Slots, watching: Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor one of death: the lock is asked for often."""
+    monkeypatch.setattr(watcher, "SELDOM", 10_000_000)
     parent = {**slots.identity, "pid": os.getppid(), "start_time": 1}
     slot, deaths = slots.enter(), Deaths()
     watching.watch(slot.number, parent, deaths)

@@ -158,6 +158,15 @@ cdef class Accumulator:
     cdef int append_one(self, PartitionTarget target, PendingAppend pending) except -1
     cdef int reach_level(self, PartitionTarget target) except -1
     cdef int finish(self, PartitionTarget target, PendingAppend pending, error) except -1
+    cdef int begin_epoch(self, PartitionTarget target) except -1
+    cdef TopicTarget described(self, str topic)
+    cdef bint drain(self) except -1
+    cdef int end(self, error) except -1
+    cdef int forget_failures_of(self, int64_t number) except -1
+    cdef int give_up(self, timeout) except -1
+    cdef int raise_failure(self) except -1
+    cdef object too_large(self, TopicTarget topic, int64_t size)
+    cdef int try_later(self, PartitionTarget target, PendingAppend pending, error) except -1
     cdef int fail_everything(self, error) except -1
     cdef list unfinished(self)
     cdef int32_t write_source(

@@ -573,15 +573,10 @@ cdef class Accumulator:
         self.producer_id = (1 << 40) + random % ((1 << 62) - (1 << 40))
         self.random_state = random | 1
         self.thread = threading.Thread(
-            target=run_drain, args=(weakref.ref(self, self.signal_of()), self.signal, self.topics), name="fastlog-producer", daemon=True
+            target=run_drain, args=(weakref.ref(self, ringer(self.signal)), self.signal, self.topics), name="fastlog-producer", daemon=True
         )
         self.is_closed = self.is_closing = self.has_ended = False
         self.thread.start()
-
-    def signal_of(self) -> object:
-        """What wakes the drain when the producer is gone."""
-        cdef DrainSignal signal = self.signal
-        return lambda _: ring_signal(signal)
 
     cdef int require_open(self) except -1:
         if self.signal.fork_generation != os_c.fork_generation():
@@ -608,7 +603,7 @@ cdef class Accumulator:
             self.topics[topic] = found
         return found
 
-    def described(self, topic: str) -> TopicTarget:
+    cdef TopicTarget described(self, str topic):
         """What the catalog says of a topic. Raises UnknownTopicError."""
         cdef TopicTarget found = TopicTarget.__new__(TopicTarget)
         partitions, config, found.topic_id = self.catalog.describe(topic)
@@ -823,10 +818,10 @@ cdef class Accumulator:
             self.signal.ring()
         return delivery
 
-    def too_large(self, topic: TopicTarget, size: int) -> Exception:
-        if size > (<TopicTarget>topic).record_limit:
+    cdef object too_large(self, TopicTarget topic, int64_t size):
+        if size > topic.record_limit:
             return RecordTooLargeError(
-                f"the record takes a batch of {size} bytes, more than the {(<TopicTarget>topic).record_limit} that max.message.bytes "
+                f"the record takes a batch of {size} bytes, more than the {topic.record_limit} that max.message.bytes "
                 f"(or segment.bytes) of topic {topic.name!r} allows; nothing was sent"
             )
         return RecordTooLargeError(
@@ -1274,20 +1269,16 @@ cdef class Accumulator:
                 break
         return 0
 
-    def try_later(self, target: PartitionTarget, pending: PendingAppend, error: Exception) -> None:
+    cdef int try_later(self, PartitionTarget target, PendingAppend pending, error) except -1:
         """A log that somebody else has locked is tried again, until `delivery_timeout` is over."""
-        cdef PartitionTarget target_ = target
-        cdef PendingAppend pending_ = pending
         cdef int64_t now = os_c.steady_nanoseconds()
-        if now < pending_.created + self.delivery_timeout and not self.has_given_up:
-            target_.retry_at = now + RETRY_AFTER
-            target_.hindrance = error
-            return
-        failure = DeliveryTimeoutError(
-            f"not delivered within delivery_timeout={self.delivery_timeout / 1e9:g} s: {error}"
-        )
+        if now < pending.created + self.delivery_timeout and not self.has_given_up:
+            target.retry_at = now + RETRY_AFTER
+            target.hindrance = error
+            return 0
+        failure = DeliveryTimeoutError(f"not delivered within delivery_timeout={self.delivery_timeout / 1e9:g} s: {error}")
         failure.__cause__ = error
-        self.finish(target_, pending_, failure)
+        return self.finish(target, pending, failure)
 
     cdef int finish(self, PartitionTarget target, PendingAppend pending, error) except -1:
         """Delivered, or failed with `error`: take it out of its queue and tell everybody."""
@@ -1329,14 +1320,14 @@ cdef class Accumulator:
                 run_callback(fn, delivery)
         return 0
 
-    def begin_epoch(self, target: PartitionTarget) -> None:
+    cdef int begin_epoch(self, PartitionTarget target) except -1:
         """After a failure of which it is not known what it left: sequence numbers begin anew, so that nothing is missed."""
-        cdef PartitionTarget target_ = target
         if self.transactional is not None:
-            return
-        target_.next_sequence = 0
-        if target_.producer_epoch < MOST_EPOCH:
-            target_.producer_epoch += 1
+            return 0
+        target.next_sequence = 0
+        if target.producer_epoch < MOST_EPOCH:
+            target.producer_epoch += 1
+        return 0
 
     cdef int fail_everything(self, error) except -1:
         cdef PartitionTarget target
@@ -1351,7 +1342,7 @@ cdef class Accumulator:
         os_c.os_wake(&self.memory_word)
         return 0
 
-    def drain(self) -> bool:
+    cdef bint drain(self) except -1:
         """The thread's work: returns False when the producer was closed and everything is done, True when nothing waits."""
         cdef int64_t pause
         cdef uint32_t heard
@@ -1365,10 +1356,10 @@ cdef class Accumulator:
             if pause > 0 and heard == self.signal.word:
                 self.signal.sleep(heard, min(pause, <int64_t>MOST_SLEEP))
 
-    def end(self, error: Exception) -> None:
+    cdef int end(self, error) except -1:
         """The thread ends by an error that nobody foresaw."""
         self.has_ended = True
-        self.fail_everything(error)
+        return self.fail_everything(error)
 
     # --- flush and close ---------------------------------------------------------------------------------------------
 
@@ -1401,13 +1392,13 @@ cdef class Accumulator:
             self.flushing -= 1
         return True
 
-    def raise_failure(self) -> None:
+    cdef int raise_failure(self) except -1:
         """Raise the first failure that nobody has looked at, and forget all of them."""
         cdef PendingAppend failed
         failures, self.failures = self.failures, []
         unseen = [failed for failed in failures if (<PendingAppend>failed).unseen > 0]
         if not unseen:
-            return
+            return 0
         failed = unseen[0]
         error = again(failed.error)
         if len(unseen) > 1:
@@ -1455,7 +1446,7 @@ cdef class Accumulator:
         self.is_closed = True
         self.raise_failure()
 
-    def give_up(self, timeout: object) -> None:
+    cdef int give_up(self, timeout) except -1:
         """Fail what waits; an append that is under way ends by itself."""
         cdef PartitionTarget target
         cdef PendingAppend pending
@@ -1471,6 +1462,7 @@ cdef class Accumulator:
                 pending = pending.next
             for pending in waiting:
                 self.finish(target, pending, error)
+        return 0
 
     @property
     def closed(self) -> bool:
@@ -1522,10 +1514,11 @@ cdef class Accumulator:
             self.forget_failures_of(self.transaction)
             raise again(self.transaction_error)
 
-    def forget_failures_of(self, number: int) -> None:
+    cdef int forget_failures_of(self, int64_t number) except -1:
         """They are told of by the outcome of the transaction."""
         cdef PendingAppend failed
         self.failures = [failed for failed in self.failures if (<PendingAppend>failed).transaction != number]
+        return 0
 
     def discard_transaction(self) -> None:
         """Before an abort: what the transaction has sent and nobody has appended yet fails; what is being appended is waited for."""
@@ -1662,6 +1655,11 @@ cdef int64_t encode_at(
 
 
 # --- the thread --------------------------------------------------------------------------------------------------------
+
+def ringer(signal: DrainSignal):
+    """What wakes the drain when its producer is gone."""
+    return lambda _: ring_signal(signal)
+
 
 def ring_signal(signal: DrainSignal) -> None:
     (<DrainSignal>signal).ring()

@@ -27,6 +27,7 @@ from fastlog.errors import (
     LockedError,
     UnknownTopicError,
 )
+from fastlog.groups.membership import Membership
 from fastlog.groups.offsets import OffsetAndMetadata, OffsetStore
 from fastlog.records import TopicPartition
 
@@ -39,8 +40,6 @@ from .waiting import waiter_of
 
 if TYPE_CHECKING:
     from fastlog.store.directory import Directory
-
-    Membership = Any  # until it is there
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -149,6 +148,7 @@ class Consumer(Generic[K, V]):
         self._enlisted = False
         self._group_bell = 0
         self._misses_partitions = False
+        self._unresolved: list[TopicPartition] = []
         self._has_joined = group is None
         self._membership: Membership | None = None
         self._offsets: OffsetStore | None = None
@@ -182,7 +182,7 @@ class Consumer(Generic[K, V]):
         client_id: str,
     ) -> None:
         self._offsets = OffsetStore(self._directory)
-        self._membership = import_module("fastlog.groups.membership").Membership(
+        self._membership = Membership(
             self._directory,
             group,
             topics=topics if isinstance(topics, re.Pattern) else self._subscription.topics,
@@ -381,7 +381,7 @@ class Consumer(Generic[K, V]):
             self._waiter.sleep(heard, left)
 
     def _is_done(self, bounds: Bounds) -> bool:
-        if not self._has_joined:
+        if not self._has_joined or self._unresolved:
             return False
         return all(bounds.is_reached(found) for found in self._fetcher)
 
@@ -585,20 +585,21 @@ class Consumer(Generic[K, V]):
 
     def _follow_group(self, membership: Membership) -> None:
         """Let go of what others shall have, take what is ours now. Callbacks run here."""
-        changes = membership.poll()
-        if membership.fatal is not None:
-            self._forget(self._fetcher.names())
-            raise membership.fatal
-        if changes is None:
-            return
-        self._counts["rebalances"] += 1
-        if changes.lost:
-            self._lose(list(changes.lost))
-        if changes.revoked:
-            self._let_go(membership, list(changes.revoked))
-        if changes.assigned:
-            self._take(list(changes.assigned))
+        try:
+            changes = membership.poll()
+        except GroupError:
+            self._forget(self._fetcher.names())  # for good: somebody else has its place
+            raise
         self._has_joined = True
+        if changes is not None:
+            self._counts["rebalances"] += 1
+            if changes.lost:
+                self._lose(changes.lost)
+            if changes.revoked:
+                self._let_go(membership, changes.revoked)
+            self._unresolved += changes.assigned
+        if self._unresolved:
+            self._take_resolved()
 
     def _lose(self, names: list[TopicPartition]) -> None:
         self._forget(names)
@@ -616,7 +617,11 @@ class Consumer(Generic[K, V]):
             self._forget(names)
             membership.release(names)
 
-    def _take(self, names: list[TopicPartition]) -> None:
+    def _take_resolved(self) -> None:
+        """Begin to read new partitions, unless a transaction that is open yet may move the group's offsets."""
+        if not resolve_pending(self._directory, self._group or "", self._unresolved):
+            return
+        names, self._unresolved = self._unresolved, []
         committed = self._committed_offsets(names)
         for name in names:
             known = committed.get(name)
@@ -630,6 +635,7 @@ class Consumer(Generic[K, V]):
         if self._reading is not None and self._reading.name in names:
             self._drop_cursor()
         self._touched = [found for found in self._touched if found.name not in names]
+        self._unresolved = [name for name in self._unresolved if name not in names]
         self._fetcher.remove(names)
 
     # --- commits -----------------------------------------------------------------------------------------------------
@@ -733,7 +739,6 @@ class Consumer(Generic[K, V]):
     def _committed_offsets(self, names: list[TopicPartition]) -> dict[TopicPartition, OffsetAndMetadata | None]:
         if self._offsets is None or self._group is None:
             raise GroupError("this consumer has no group, so nothing is committed: open it with group=…")
-        resolve_pending(self._directory, self._group, names)
         return self._offsets.committed(self._group, names)
 
     # --- where it is -------------------------------------------------------------------------------------------------
@@ -995,8 +1000,7 @@ def lag_of(found: Assigned, now: int) -> Lag:
     return Lag(end - position, 0.0 if stamp < 0 else max(now - stamp, 0) / 1000)
 
 
-def resolve_pending(directory: Directory, group: str, names: list[TopicPartition]) -> None:
-    """Settle offsets that a transaction left undecided, before they are relied upon."""
+def resolve_pending(directory: Directory, group: str, names: list[TopicPartition]) -> bool:
+    """Whether no transaction is under way that commits offsets of these; those of the dead are ended. Does not wait."""
     resolve = getattr(import_module("fastlog.transactions"), "resolve_pending", None)
-    if resolve is not None:
-        resolve(directory, group, names)
+    return resolve is None or bool(resolve(directory, group, names, timeout_ms=0))

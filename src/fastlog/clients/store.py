@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from importlib import import_module
 from types import TracebackType
 from typing import Any, Self
 
+from fastlog.groups.admin import GroupDescription, delete_group, describe, list_groups, reset_offsets
+from fastlog.groups.offsets import OffsetAndMetadata
 from fastlog.records import TopicPartition
 from fastlog.reports import MaintenanceReport
 from fastlog.store.directory import Directory
@@ -250,6 +253,38 @@ class Store:
             fetch_bytes=fetch_bytes,
             client_id=client_id,
         )
+
+    # --- groups ------------------------------------------------------------------------------------------------------
+
+    def groups(self) -> list[str]:
+        """Names of all consumer groups that have members or committed offsets, sorted."""
+        return list_groups(self._directory)
+
+    def describe_group(self, group: str) -> GroupDescription:
+        """Members of a group, what they own, and what is committed. One that there is not is ``"Dead"``."""
+        return describe(self._directory, group)
+
+    def reset_offsets(
+        self,
+        group: str,
+        topics: Iterable[TopicPartition] | Iterable[str] | None = None,
+        *,
+        to: str | int | datetime | Mapping[TopicPartition, int],
+    ) -> dict[TopicPartition, OffsetAndMetadata]:
+        """Let a group without members go on elsewhere; returns where.
+
+        Args:
+            group: its name.
+            topics: names of topics, or partitions; None: all that it has an offset for.
+            to: ``"earliest"``, ``"latest"``, an offset, an aware datetime, or offsets by partition, which then are all.
+
+        Raises GroupError when it has members, UnknownTopicError.
+        """
+        return reset_offsets(self._directory, group, topics, to=to)
+
+    def delete_group(self, group: str) -> None:
+        """Forget what a group has committed. Raises GroupError when it has members."""
+        delete_group(self._directory, group)
 
     # --- upkeep ------------------------------------------------------------------------------------------------------
 

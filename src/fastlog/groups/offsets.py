@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -140,11 +139,9 @@ class OffsetStore:
         """Everything that a partition says now, locked."""
         replay = self._replay(number)
         with replay.lock:
-            try:
+            # who may only read cannot make the partition: as long as nobody has, it is empty
+            if replay.log is not None or not self.directory.read_only or self._exists(number):
                 replay.catch_up(self._log(number))
-            except UnknownTopicError:
-                if not self.directory.read_only:
-                    raise  # only who may not make the topic finds none
             yield replay
 
     # --- reading ---------------------------------------------------------------------------------------------------
@@ -246,8 +243,10 @@ class OffsetStore:
 
     def _exists(self, number: int) -> bool:
         """Whether the partition was ever used: looking must not make 50 folders."""
-        path = os.path.join(self.directory.root, "topics", f"{OFFSETS_TOPIC}-{number}")
-        return bool(oscalls.is_directory(path))
+        try:
+            return self.directory.is_created(OFFSETS_TOPIC, number)
+        except UnknownTopicError:
+            return False
 
 
 def as_partition(partition: tuple[str, int]) -> TopicPartition:

@@ -519,7 +519,7 @@ def cut_tail(path: str, result: ScanResult, size: int, findings: _Findings, *, r
 
 
 def move_aside(bases: list[int], folder: str, findings: _Findings, *, read_only: bool) -> None:
-    """Rename segments beyond the end of the log; their indexes, which can be rebuilt, go."""
+    """Rename segments beyond the end of the log; their indexes go: a segment made anew must not find them beside it."""
     for base in bases:
         path = files.segment_path(folder, base)
         if read_only:
@@ -527,7 +527,7 @@ def move_aside(bases: list[int], folder: str, findings: _Findings, *, read_only:
             continue
         target = side_file(path, 0)
         oscalls.rename(path, target)
-        for index in files.index_paths(path):
+        for index in (*files.index_paths(path), files.transaction_index_path(path)):
             oscalls.remove(index)
         findings.moved_aside.append(target)
 

@@ -30,7 +30,8 @@ from fastlog.liveness import Slots, Watcher
 from fastlog.partition import files as partition_files
 from fastlog.records import TopicPartition
 from fastlog.reports import MaintenanceReport
-from fastlog.store import catalog, deleting, files, handover, naming, options, setup
+from fastlog.store import backup, catalog, deleting, files, handover, naming, options, setup
+from fastlog.store.backup import BackupReport
 from fastlog.store.catalog import Catalog, TopicInfo
 from fastlog.store.leases import Key, Lease, LogPool
 from fastlog.store.maintenance import needs_upkeep
@@ -191,6 +192,7 @@ class Directory:
         files.empty_folder(self.control)
         if oscalls.remove(f"{self._topics}/{files.CLEAN_SHUTDOWN}"):
             oscalls.sync_directory(self._topics)
+        oscalls.remove(f"{self.root}/{files.UNFINISHED_BACKUP}")
         for path in (self.root, self._topics, self._config):
             deleting.remove_temporary_files(path)
         self._catalog.read()
@@ -606,6 +608,20 @@ class Directory:
         self._require_writable()
         names = self.topics(internal=True) if topics is None else list(topics)
         return self._upkeep([self.topic(name) for name in names])
+
+    def backup(self, target: str | os.PathLike[str]) -> BackupReport:
+        """Copy everything that is in the store now into a new or empty folder, which then opens as a store of its own.
+
+        Others go on appending meanwhile. Each partition ends at one offset, and no transaction is in it by halves.
+        Closed
+        segments are hard links where the file system allows it: the copy takes little space and time, and shares their
+        bytes
+        with the original (a copy on another disk survives the loss of this one). The copy is durable when this returns.
+        When it fails nothing is left; what a crash leaves behind does not open.
+        Raises UnsupportedFormatError for a target that holds something, StorageError, StorageFullError.
+        """
+        self._require_open()
+        return backup.back_up(self, os.path.abspath(os.fsdecode(target)), self._lock_timeout)
 
     def _upkeep(self, infos: Iterable[TopicInfo]) -> dict[TopicPartition, MaintenanceReport]:
         reports = {}

@@ -1,0 +1,484 @@
+"""Members of groups: who owns what, when it changes hands, and that nobody else can commit."""
+
+from __future__ import annotations
+
+import random
+import re
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastlog._native import oscalls
+from fastlog.errors import ClosedError, CommitFailedError, ConfigError, GroupError
+from fastlog.groups.admin import delete_group, describe, list_groups, reset_offsets
+from fastlog.groups.membership import Changes, Membership
+from fastlog.groups.offsets import OffsetAndMetadata, OffsetStore
+from fastlog.groups.table import GroupTable, peek
+from fastlog.records import TopicPartition
+from fastlog.store.directory import Directory
+
+Members = list[Membership]
+
+
+@pytest.fixture
+def directory(folder: Path) -> Iterator[Directory]:
+    with Directory.open(folder / "store", durability="os") as opened:
+        yield opened
+
+
+class Clock:
+    """The steady clock, moved by hand from where it was."""
+
+    def __init__(self) -> None:
+        self.now = oscalls.steady_clock()
+
+    def __call__(self) -> int:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(oscalls, "steady_clock", clock)
+    return clock
+
+
+def join(directory: Directory, *topics: str, **options: Any) -> Membership:
+    return Membership(directory, options.pop("group", "g"), topics=topics or ["t"], **options)
+
+
+def turn(member: Membership) -> Changes | None:
+    """What a consumer does when it is polled: let go of what it has to."""
+    changes = member.poll()
+    if changes is not None:
+        member.release(changes.revoked)
+    return changes
+
+
+def settle(members: Members, turns: int = 50) -> None:
+    """Poll everybody until nobody has anything to do."""
+    for _ in range(turns):
+        if not [one for one in members if turn(one) is not None]:
+            return
+    raise AssertionError(f"not settled after {turns} turns")
+
+
+def partitions(topic: str, count: int) -> list[TopicPartition]:
+    return [TopicPartition(topic, number) for number in range(count)]
+
+
+def check_shared(members: Members, wanted: list[TopicPartition]) -> None:
+    """Everything wanted is owned once."""
+    assert sorted(one for member in members for one in member.owned()) == sorted(wanted)
+
+
+# --- joining and leaving --------------------------------------------------------------------------------------------
+
+
+def test_a_single_member_owns_everything_at_its_first_poll(directory: Directory) -> None:
+    directory.create_topic("t", 3)
+    member = join(directory)
+    assert member.owned() == {}
+    assert member.poll() == Changes([], [], partitions("t", 3))
+    assert member.poll() is None
+    assert list(member.owned()) == partitions("t", 3)
+    member.leave()
+    member.leave()
+    with pytest.raises(ClosedError, match="has left group 'g'"):
+        member.poll()
+
+
+def test_a_partition_is_taken_when_its_owner_has_let_go(directory: Directory) -> None:
+    directory.create_topic("t", 4)
+    first, second = join(directory), join(directory)
+    assert first.poll() == Changes([], [], partitions("t", 2))
+    second.leave()
+    assert first.poll() == Changes([], [], partitions("t", 4)[2:])
+    third = join(directory)
+    assert third.poll() is None
+    changes = first.poll()
+    assert changes is not None
+    assert len(changes.revoked) == 2 and not changes.lost and not changes.assigned
+    assert third.poll() is None, "nobody has let go yet"
+    assert set(changes.revoked) <= set(first.owned()), "still the owner, who may commit"
+    first.commit(dict.fromkeys(changes.revoked, OffsetAndMetadata(5)))
+    first.release(changes.revoked)
+    taken = third.poll()
+    assert taken == Changes([], [], changes.revoked)
+    assert OffsetStore(directory).committed("g", changes.revoked).keys() == set(changes.revoked)
+    for member in (first, third):
+        member.leave()
+
+
+def test_closing_the_directory_leaves(folder: Path) -> None:
+    with Directory.open(folder / "store", durability="os") as other:
+        other.create_topic("t", 2)
+        with Directory.open(folder / "store", durability="os") as directory:
+            member = join(directory)
+            member.poll()
+        assert describe(other, "g").members == []
+        with pytest.raises(ClosedError):
+            member.poll()
+
+
+def test_members_beyond_the_partitions_are_idle(directory: Directory) -> None:
+    directory.create_topic("t", 2)
+    members = [join(directory) for _ in range(4)]
+    settle(members)
+    assert sorted(len(one.owned()) for one in members) == [0, 0, 1, 1]
+    check_shared(members, partitions("t", 2))
+    for one in members:
+        one.leave()
+
+
+def test_members_may_subscribe_to_different_topics(directory: Directory) -> None:
+    directory.create_topic("a", 3)
+    directory.create_topic("b", 3)
+    both, only = join(directory, "a", "b"), join(directory, "b")
+    settle([both, only])
+    check_shared([both, only], partitions("a", 3) + partitions("b", 3))
+    assert len(both.owned()) == 3
+    assert set(only.owned()) <= set(partitions("b", 3))
+    only.leave()
+    both.leave()
+
+
+def test_groups_do_not_see_each_other(directory: Directory) -> None:
+    directory.create_topic("t", 2)
+    first, second = join(directory), join(directory, group="other")
+    settle([first, second])
+    assert list(first.owned()) == list(second.owned()) == partitions("t", 2)
+    first.leave()
+    second.leave()
+
+
+def test_one_assignor_for_the_group(directory: Directory) -> None:
+    directory.create_topic("t", 4)
+    first = join(directory, assignor="range")
+    with pytest.raises(GroupError, match="uses the assignor 'range', found 'round-robin'"):
+        join(directory, assignor="round-robin")
+    second = join(directory, assignor="range")
+    settle([first, second])
+    assert list(first.owned()) == partitions("t", 2)
+    first.leave()
+    second.leave()
+
+
+def test_names_are_checked(directory: Directory) -> None:
+    with pytest.raises(ConfigError, match="at least one character"):
+        join(directory, group="")
+    with pytest.raises(ConfigError, match="a list of topics or a compiled expression, found 't'"):
+        Membership(directory, "g", topics="t")
+    with pytest.raises(ConfigError, match="assignor is one of"):
+        join(directory, assignor="fair")
+
+
+# --- topics ---------------------------------------------------------------------------------------------------------
+
+
+def test_new_partitions_and_topics_are_taken(directory: Directory) -> None:
+    member = Membership(directory, "g", topics=re.compile("t.*"))
+    assert member.poll() is None
+    directory.create_topic("t1", 1)
+    directory.create_topic("other", 1)
+    assert member.poll() == Changes([], [], partitions("t1", 1))
+    directory.add_partitions("t1", 3)
+    assert member.poll() == Changes([], [], partitions("t1", 3)[1:])
+    directory.create_topic("t2", 1)
+    assert member.poll() == Changes([], [], partitions("t2", 1))
+    member.leave()
+
+
+def test_a_deleted_topic_is_lost_and_a_new_one_of_its_name_starts_anew(directory: Directory) -> None:
+    directory.create_topic("t", 1)
+    member = join(directory)
+    member.poll()
+    (one,) = member.owned()
+    member.commit({one: OffsetAndMetadata(7)})
+    directory.delete_topic("t")
+    assert member.poll() == Changes([], [one], [])
+    with pytest.raises(CommitFailedError, match="does not own t-0"):
+        member.commit({one: OffsetAndMetadata(8)})
+    directory.create_topic("t", 1)
+    assert member.poll() == Changes([], [], [one])
+    assert OffsetStore(directory).committed("g", [one]) == {one: None}, "that was another topic's offset"
+    member.commit({one: OffsetAndMetadata(3)})
+    assert OffsetStore(directory).committed("g", [one])[one] is not None
+    member.leave()
+
+
+def test_a_topic_that_is_made_again_between_two_polls_changes_hands(directory: Directory) -> None:
+    directory.create_topic("t", 1)
+    member = join(directory)
+    member.poll()
+    directory.delete_topic("t")
+    directory.create_topic("t", 1)
+    assert member.poll() == Changes([], partitions("t", 1), partitions("t", 1))
+    member.leave()
+
+
+# --- members that stop to poll --------------------------------------------------------------------------------------
+
+
+def test_who_does_not_poll_is_put_out_and_cannot_commit(directory: Directory, clock: Clock) -> None:
+    directory.create_topic("t", 2)
+    idle, busy = join(directory, max_poll_interval_ms=1000), join(directory)
+    settle([idle, busy])
+    mine = list(idle.owned())
+    conditions = idle.conditions(mine)
+    clock.now += 1001
+    busy._table.tick()
+    assert busy.poll() == Changes([], [], mine)
+    with pytest.raises(CommitFailedError, match="What it handled since its last commit comes again"):
+        idle.commit(dict.fromkeys(mine, OffsetAndMetadata(99)))
+    assert any(page.load(word) != value for page, word, value in conditions)
+    busy.commit(dict.fromkeys(mine, OffsetAndMetadata(1)))
+    before = idle.member_id
+    changes = idle.poll()
+    assert changes is not None
+    assert changes.lost == mine
+    assert idle.member_id != before
+    settle([idle, busy])
+    check_shared([idle, busy], partitions("t", 2))
+    stored = OffsetStore(directory).committed("g", mine)[mine[0]]
+    assert stored is not None and stored.offset == 1
+    idle.leave()
+    busy.leave()
+
+
+def test_who_was_put_out_cannot_take(directory: Directory, clock: Clock) -> None:
+    """It read a target before it was put out, and acts by it after."""
+    directory.create_topic("t", 1)
+    idle = join(directory, max_poll_interval_ms=1000)
+    view = idle._table.view()
+    clock.now += 1001
+    GroupTable.share(directory, "g").update()
+    assert idle._take(view, {TopicPartition("t", 0)}) == []
+    assert view.owner_value(TopicPartition("t", 0)) == 0
+    idle.leave()
+    idle._table.release()
+
+
+def test_owner_epochs_are_never_equal_again(directory: Directory) -> None:
+    directory.create_topic("t", 1)
+    member = join(directory)
+    (one,) = partitions("t", 1)
+    seen = set()
+    for _ in range(5):
+        member.poll()
+        seen.add(member.owned()[one].value)
+        member.release([one])
+    assert len(seen) == 5
+    member.leave()
+
+
+# --- static members -------------------------------------------------------------------------------------------------
+
+
+def test_partitions_of_a_static_member_wait_for_it(directory: Directory, clock: Clock) -> None:
+    directory.create_topic("t", 4)
+    static, other = join(directory, instance_id="one", session_timeout_ms=5000), join(directory)
+    settle([static, other])
+    mine = sorted(static.owned())
+    static.leave()
+    settle([other])
+    assert len(other.owned()) == 2, "the rest is reserved"
+    again = join(directory, instance_id="one", session_timeout_ms=5000)
+    assert again.poll() == Changes([], [], mine)
+    again.leave()
+    clock.now += 4999
+    other._table.tick()
+    settle([other])
+    assert len(other.owned()) == 2
+    clock.now += 1
+    other._table.tick()
+    settle([other])
+    assert len(other.owned()) == 4
+    other.leave()
+
+
+def test_the_newer_of_one_instance_wins(directory: Directory) -> None:
+    directory.create_topic("t", 4)
+    older = join(directory, instance_id="one")
+    settle([older])
+    newer = join(directory, instance_id="one")
+    with pytest.raises(CommitFailedError):
+        older.commit({TopicPartition("t", 0): OffsetAndMetadata(1)})
+    assert newer.poll() == Changes([], [], partitions("t", 4))
+    for _ in range(2):
+        with pytest.raises(GroupError, match="a newer member of group 'g' has the instance id 'one'"):
+            older.poll()
+    assert older.fatal is not None
+    older.leave()
+    settle([newer])
+    assert len(newer.owned()) == 4, "the older one's leaving takes nothing away"
+    newer.leave()
+
+
+# --- larger pages ---------------------------------------------------------------------------------------------------
+
+
+def test_the_page_grows_and_owners_stay(directory: Directory) -> None:
+    directory.create_topic("t", 2)
+    member = join(directory)
+    member.poll()
+    held = member.owned()
+    old = member.conditions(held)
+    directory.create_topic("u", 1000)
+    other = join(directory, "t", "u")
+    assert old[0][0].replaced
+    assert member.is_page_replaced(old)
+    member.commit(dict.fromkeys(held, OffsetAndMetadata(4)))
+    assert member.owned() == held
+    settle([member, other])
+    check_shared([member, other], partitions("t", 2) + partitions("u", 1000))
+    member.leave()
+    other.leave()
+
+
+def test_commits_go_on_while_the_page_grows(directory: Directory, seed: int) -> None:
+    """Every commit of an owner succeeds, whenever the page is replaced."""
+    directory.create_topic("t", 1)
+    chance = random.Random(seed)
+    member = join(directory)
+    member.poll()
+    (one,) = member.owned()
+    failures: list[BaseException] = []
+    done = threading.Event()
+
+    def commit() -> None:
+        offset = 0
+        try:
+            while not done.is_set():
+                offset += 1
+                member.commit({one: OffsetAndMetadata(offset)})
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=commit)
+    thread.start()
+    others = []
+    for number in range(6):
+        directory.create_topic(f"more{number}", 1 << (number + 6))
+        others.append(join(directory, f"more{number}", client_id="x" * chance.randrange(3000)))
+    done.set()
+    thread.join()
+    assert not failures, failures
+    for each in [member, *others]:
+        each.leave()
+
+
+# --- from outside ---------------------------------------------------------------------------------------------------
+
+
+def test_describe_tells_members_and_offsets(directory: Directory) -> None:
+    directory.create_topic("t", 2)
+    assert describe(directory, "g").state == "Dead"
+    member = join(directory, client_id="c")
+    assert describe(directory, "g").state == "Reconciling"
+    member.poll()
+    member.commit({TopicPartition("t", 1): OffsetAndMetadata(3, "note")})
+    found = describe(directory, "g")
+    assert (found.state, found.assignor, found.generation) == ("Stable", "cooperative-sticky", member.generation)
+    (told,) = found.members
+    assert told.member_id == member.member_id and told.client_id == "c"
+    assert told.pid == oscalls.process_id()
+    assert told.partitions == partitions("t", 2)
+    assert told.last_poll_age is not None and 0 <= told.last_poll_age < 10
+    assert found.offsets[TopicPartition("t", 1)].metadata == "note"
+    assert list_groups(directory) == ["g"]
+    member.leave()
+    assert describe(directory, "g").state == "Empty"
+    assert list_groups(directory) == ["g"]
+
+
+def test_offsets_are_reset_only_while_nobody_works(directory: Directory) -> None:
+    directory.create_topic("t", 2)
+    directory.partition_log("t", 0).append([b"x"] * 10)
+    member = join(directory)
+    member.poll()
+    one, two = partitions("t", 2)
+    member.commit({one: OffsetAndMetadata(5), two: OffsetAndMetadata(0)})
+    with pytest.raises(GroupError, match="has members: close them before"):
+        reset_offsets(directory, "g", to="earliest")
+    with pytest.raises(GroupError, match="own t-0: nothing was changed"):
+        reset_offsets(directory, "g", [one], to="earliest", only_unowned=True)
+    with pytest.raises(GroupError):
+        delete_group(directory, "g")
+    member.release([one])
+    assert reset_offsets(directory, "g", [one], to=2, only_unowned=True)[one].offset == 2
+    member.leave()
+    assert {each.offset for each in reset_offsets(directory, "g", ["t"], to="latest").values()} == {10, 0}
+    assert reset_offsets(directory, "g", to={one: 3}) == {one: OffsetAndMetadata(3)}
+    assert reset_offsets(directory, "g", [one], to=99)[one].offset == 10
+    store = OffsetStore(directory)
+    assert store.all_committed("g")[one].offset == 10
+    assert delete_group(directory, "g") == [one, two]
+    assert store.all_committed("g") == {}
+    assert store.groups() == []
+
+
+def test_a_page_of_nobody_is_left_out(directory: Directory) -> None:
+    directory.create_topic("t", 2)
+    assert peek(directory, "g") is None
+    join(directory).leave()
+    view = peek(directory, "g")
+    assert view is not None and not view.table.members
+    view.page.close()
+
+
+# --- many -----------------------------------------------------------------------------------------------------------
+
+
+def test_50_members_and_200_partitions_settle(directory: Directory) -> None:
+    directory.create_topic("t", 200)
+    members = [join(directory) for _ in range(50)]
+    settle(members)
+    assert {len(one.owned()) for one in members} == {4}
+    check_shared(members, partitions("t", 200))
+    for one in members[:10]:
+        one.leave()
+    settle(members[10:])
+    assert {len(one.owned()) for one in members[10:]} == {5}
+    for one in members[10:]:
+        one.leave()
+
+
+def test_threads_that_poll_on_their_own_settle(directory: Directory) -> None:
+    directory.create_topic("t", 40)
+    stop = threading.Event()
+    members: Members = []
+    failures: list[BaseException] = []
+    wake: Callable[[], None] = lambda: None  # noqa: E731
+
+    def work() -> None:
+        try:
+            member = join(directory)
+            members.append(member)
+            member.set_wake(wake)
+            while not stop.wait(0.001):
+                changes = turn(member)
+                if changes is not None and changes.assigned:
+                    member.commit(dict.fromkeys(changes.assigned, OffsetAndMetadata(1)))
+        except CommitFailedError:
+            pass
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(10)]
+    for thread in threads:
+        thread.start()
+    for _ in range(1000):
+        if len(members) == 10 and all(len(one.owned()) == 4 for one in members):
+            break
+        stop.wait(0.01)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not failures, failures
+    check_shared(members, partitions("t", 40))
+    for one in members:
+        one.leave()

@@ -1,0 +1,188 @@
+"""Backups of a store in use: a prefix of each partition, that opens; half ones do not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fastlog
+from fastlog._native import oscalls
+from fastlog.store.directory import Directory
+from tests.messaging.processes import crew
+
+SMALL = {"segment.bytes": 2000}
+
+
+def values(store: Directory, topic: str, partition: int = 0) -> list[bytes]:
+    with store.lease(topic, partition) as lease:
+        return [bytes(record.value) for record in lease.log.records()]
+
+
+def numbers(count: int) -> list[bytes]:
+    return [b"%05d" % number + bytes(100) for number in range(count)]
+
+
+def filled(root: Path) -> Directory:
+    store = Directory.open(root, durability="os")
+    store.create_topic("a", partitions=3, options=SMALL)
+    store.create_topic("empty", partitions=2, options={"retention": "7d"})
+    for value in numbers(60):
+        store.partition_log("a", 0).append([value])
+        store.partition_log("a", 2).append([value])
+    store.partition_log("a", 2).delete_records(30)
+    return store
+
+
+def test_a_backup_is_a_store(tmp_path: Path) -> None:
+    with filled(tmp_path / "store") as store:
+        report = store.backup(tmp_path / "copy")
+        assert (report.topics, report.partitions) == (2, 2) and report.linked_bytes > report.copied_bytes > 0
+        store.partition_log("a", 0).append([b"later"])
+        with Directory.open(tmp_path / "copy", durability="os") as copy:
+            assert copy.topics() == ["a", "empty"] and copy.cluster_id == store.cluster_id
+            assert copy.topic("a") == store.topic("a") and copy.topic("empty") == store.topic("empty")
+            assert values(copy, "a") == numbers(60) and values(copy, "a", 2) == numbers(60)[30:]
+            log = copy.partition_log("a", 0)
+            # nothing had to be read again
+            assert log.recovery is None or log.recovery.scanned_bytes == 0
+            assert log.config.segment_bytes == 2000 and not log.verify().damages
+            assert copy.partition_log("a", 2).start_offset == 30
+            log.append([b"only here"])
+            assert copy.partition_log("a", 1).append([b"x"]) == 0
+        assert values(store, "a") == [*numbers(60), b"later"] and not store.is_created("a", 1)
+    assert not (tmp_path / "copy/backup.unfinished").exists()
+    assert (tmp_path / "copy/topics/.kafka_cleanshutdown").exists()
+
+
+def test_a_reader_backs_up_without_writing(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    filled(root).close()
+    names = sorted(path for path in root.rglob("*"))
+    with Directory.open(root, read_only=True) as store:
+        store.backup(tmp_path / "copy")
+    assert sorted(path for path in root.rglob("*")) == names
+    with Directory.open(tmp_path / "copy", read_only=True) as copy:
+        assert values(copy, "a") == numbers(60)
+
+
+def test_links_are_copies_on_another_file_system(tmp_path: Path) -> None:
+    with filled(tmp_path / "store") as store:
+        oscalls.inject("link", errno=18)
+        try:
+            report = store.backup(tmp_path / "copy")
+        finally:
+            oscalls.clear()
+        assert report.linked_bytes == 0 and report.copied_bytes > 0
+        assert not list((tmp_path / "store/control").glob("backup.*"))
+    shared = {path.stat().st_nlink for path in (tmp_path / "copy/topics").rglob("*.log")}
+    assert shared == {1}
+    with Directory.open(tmp_path / "copy") as copy:
+        assert values(copy, "a") == numbers(60)
+
+
+def test_targets_that_hold_something_are_refused(tmp_path: Path) -> None:
+    with filled(tmp_path / "store") as store:
+        (tmp_path / "full").mkdir()
+        (tmp_path / "full/x").write_text("x")
+        for target in (tmp_path / "full", tmp_path / "store", tmp_path / "store/topics/copy", tmp_path / "full/x"):
+            with pytest.raises(fastlog.UnsupportedFormatError):
+                store.backup(target)
+        assert (tmp_path / "full/x").read_text() == "x"
+        (tmp_path / "new").mkdir()
+        store.backup(tmp_path / "new")
+
+
+@pytest.mark.parametrize("call", ["pwrite", "fdatasync", "fsync", "rename", "link"])
+def test_I9_a_full_disk_leaves_nothing(tmp_path: Path, call: str) -> None:
+    with filled(tmp_path / "store") as store:
+        failures = 0
+        for nth in (1, 2, 3, 5, 8, 13, 21, 34):
+            oscalls.inject(call, errno=28, nth=nth)
+            try:
+                store.backup(tmp_path / f"copy{nth}")
+            except fastlog.StorageFullError:
+                failures += 1
+                assert list((tmp_path / f"copy{nth}").iterdir()) == []
+            finally:
+                oscalls.clear()
+        assert failures
+        assert store.partition_log("a", 0).append([b"goes on"]) == 60
+
+
+@pytest.mark.parametrize("point", ["backup.linked", "backup.copied", "backup.finished"])
+def test_I4_killed_in_mid_backup(tmp_path: Path, point: str) -> None:
+    filled(tmp_path / "store").close()
+    script = (
+        "import sys; from fastlog.store.directory import Directory\n"
+        "Directory.open(sys.argv[1], durability='os').backup(sys.argv[2])"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "store"), str(tmp_path / "copy")]
+    run = subprocess.run(command, env={**os.environ, "FASTLOG_FAILPOINT": point}, check=False)
+    assert run.returncode == -signal.SIGKILL
+    if point == "backup.finished":
+        with Directory.open(tmp_path / "copy") as copy:
+            assert values(copy, "a") == numbers(60)
+        assert not (tmp_path / "copy/backup.unfinished").exists()
+    else:
+        for read_only in (False, True):
+            with pytest.raises(fastlog.UnsupportedFormatError):
+                Directory.open(tmp_path / "copy", read_only=read_only)
+    with Directory.open(tmp_path / "store") as store:
+        assert values(store, "a") == numbers(60)
+
+
+def append_for_ever(connection: Connection, root: str) -> None:
+    with Directory.open(root, durability="os") as store:
+        logs = [store.partition_log("a", number) for number in range(2)]
+        connection.send("going")
+        number = 0
+        while not connection.poll():
+            # first the one, then the other: at no moment is the second ahead of the first
+            for log in logs:
+                log.append([b"%d" % number])
+            number += 1
+            if number % 50 == 0:
+                logs[0].maintain()
+        connection.send(number)
+
+
+def test_backups_of_a_busy_store_are_prefixes(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    with Directory.open(root, durability="os") as store, crew() as start:
+        store.create_topic("a", partitions=2, options={"segment.bytes": 3000, "retention.bytes": 20_000})
+        worker = start(append_for_ever, str(root))
+        worker.answer()
+        stop = threading.Event()
+
+        def come_and_go() -> None:
+            while not stop.is_set():
+                store.create_topic("passing")
+                store.partition_log("passing", 0).append([b"x"])
+                store.delete_topic("passing")
+
+        passing = threading.Thread(target=come_and_go)
+        passing.start()
+        for number in range(8):
+            store.backup(tmp_path / f"copy{number}")
+        stop.set()
+        passing.join()
+        worker.tell("stop")
+        count = worker.answer()
+    ends = []
+    for number in range(8):
+        with Directory.open(tmp_path / f"copy{number}", durability="os") as copy:
+            for partition in range(2):
+                log: Any = copy.partition_log("a", partition)
+                found = [int(bytes(record.value)) for record in log.records()]
+                assert found == list(range(log.start_offset, log.end_offset))
+                assert log.recovery is None or not log.recovery.cut
+            ends.append(copy.partition_log("a", 0).end_offset)
+    assert ends == sorted(ends) and ends[-1] <= count

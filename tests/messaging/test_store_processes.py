@@ -1,0 +1,259 @@
+"""Several processes and one store: created, changed, deleted and opened at once; killed at every step; a full disk."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+
+import fastlog
+from fastlog._native import oscalls
+from fastlog.store.directory import Directory
+from tests.messaging.processes import crew
+
+POINTS = [name for name in oscalls.FAILPOINTS if name.startswith("store.")]
+
+# everything that changes a store, in one short life
+LIFE = """
+import sys
+from fastlog.store.directory import Directory
+with Directory.open(sys.argv[1], durability="os") as store:
+    store.create_topic("kept", partitions=2, exist_ok=True)
+    store.partition_log("kept", 1).append([b"x"])
+    store.create_topic("gone", partitions=2)
+    store.partition_log("gone", 0).append([b"y"])
+    store.partition_log("gone", 1).append([b"y"])
+    store.alter_topic("kept", {"retention": "7d"})
+    store.add_partitions("kept", 3)
+    store.delete_topic("gone")
+    store.create_topic("gone")
+    store.partition_log("gone", 0).append([b"z"])
+"""
+
+
+def live(root: Path, failpoint: str = "") -> int:
+    """One life in a process of its own: its exit code."""
+    environment = {**os.environ, "FASTLOG_FAILPOINT": failpoint}
+    return subprocess.run([sys.executable, "-c", LIFE, str(root)], env=environment, check=False).returncode
+
+
+def check_whole(root: Path) -> None:
+    """Whatever happened before: the store opens, what it says is true, and it can be used."""
+    with Directory.open(root, durability="os") as store:
+        assert set(store.topics()) <= {"kept", "gone"}
+        for name in store.topics():
+            for partition in range(store.topic(name).partitions):
+                log = store.partition_log(name, partition)
+                assert log.end_offset in (0, 1, 2, 3) and not log.verify().damages
+                log.append([b"again"])
+        if "gone" in store.topics():
+            store.delete_topic("gone")
+        store.create_topic("gone", partitions=5)
+        for partition in range(5):
+            assert store.partition_log("gone", partition).end_offset == 0
+        store.delete_topic("gone")
+    left = sorted(
+        str(path.relative_to(root)) for path in root.rglob("*") if ".tmp" in path.name or "-delete" in path.name
+    )
+    assert left == []
+    assert (root / "topics/.kafka_cleanshutdown").exists()
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_I4_killed_at_every_step(tmp_path: Path, point: str) -> None:
+    deaths = 0
+    for nth in range(1, 5):
+        root = tmp_path / f"store{nth}"
+        code = live(root, f"{point}:kill:{nth}")
+        deaths += code == -signal.SIGKILL
+        assert code in (0, -signal.SIGKILL)
+        check_whole(root)
+        if code == 0:
+            break
+    assert deaths, f"nobody passed {point}"
+
+
+def test_the_next_opener_finishes_a_deletion(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    assert live(root, "store.partition_renamed") == -signal.SIGKILL
+    before = set((root / "topics").iterdir())
+    assert any(path.name.endswith("-delete") for path in before)
+    with Directory.open(root, read_only=True) as reader:
+        assert reader.topics() == ["kept"]
+    assert set((root / "topics").iterdir()) == before
+    with Directory.open(root) as store:
+        assert store.topics() == ["kept"] and dict(store.topic("kept").options) == {"retention.ms": 604_800_000}
+        assert [path.name for path in (root / "topics").glob("gone*")] == []
+
+
+def test_others_go_on_when_a_deleter_dies(tmp_path: Path) -> None:
+    """Nobody is alone, so nobody tidies up: the next who touches the topic finishes."""
+    root = tmp_path / "store"
+    with Directory.open(root, durability="os") as store:
+        assert live(root, "store.topic_deleting") == -signal.SIGKILL
+        time.sleep(0.2)
+        assert store.topics() == ["kept"]
+        with pytest.raises(fastlog.UnknownTopicError):
+            store.lease("gone", 0)
+        store.create_topic("gone")
+        assert store.partition_log("gone", 0).end_offset == 0
+
+
+def test_a_change_is_seen_though_its_maker_died_before_telling(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    with Directory.open(root, durability="os") as store:
+        version = store.topics_version
+        assert live(root, "store.topic_written") == -signal.SIGKILL
+        time.sleep(0.2)
+        assert store.topics_version != version and store.topics() == ["kept"]
+
+
+# --- several at once -------------------------------------------------------------------------------------------------
+
+
+def churn(connection: Connection, root: str, seed: int, rounds: int) -> None:
+    """Open, create, delete, append, close, in no order; say what went wrong."""
+    chance = random.Random(seed)
+    appended = 0
+    try:
+        for _ in range(rounds):
+            with Directory.open(root, durability="os") as store:
+                store.create_topic("shared", partitions=2, exist_ok=True)
+                for _ in range(6):
+                    name = f"t{chance.randrange(3)}"
+                    try:
+                        what = chance.randrange(5)
+                        if what == 0:
+                            store.create_topic(name, partitions=chance.choice([1, 2]), exist_ok=chance.random() < 0.5)
+                        elif what == 1:
+                            store.delete_topic(name)
+                        elif what == 2:
+                            store.alter_topic(name, {"retention.ms": chance.randrange(10**9, 10**10)})
+                        else:
+                            with store.lease(name, 0) as lease:
+                                lease.log.append([b"x"])
+                    except (fastlog.UnknownTopicError, fastlog.TopicExistsError):
+                        pass
+                    with store.lease("shared", chance.randrange(2)) as lease:
+                        lease.log.append([b"x"])
+                        appended += 1
+        connection.send(appended)
+    except BaseException as error:
+        connection.send(f"seed {seed}: {type(error).__name__}: {error}")
+
+
+def test_several_processes_create_delete_and_open_the_same_topics(tmp_path: Path) -> None:
+    seed = random.SystemRandom().randrange(1 << 30)
+    print(f"seed {seed}")
+    with crew() as start:
+        workers = [start(churn, str(tmp_path / "store"), seed + number, 8) for number in range(4)]
+        answers = [worker.answer(120) for worker in workers]
+    assert all(isinstance(answer, int) for answer in answers), answers
+    with Directory.open(tmp_path / "store") as store:
+        ends = [store.partition_log("shared", number).end_offset for number in range(2)]
+        assert sum(ends) == sum(answers)
+    assert not list((tmp_path / "store/topics").glob("*-delete"))
+    assert (tmp_path / "store/topics/.kafka_cleanshutdown").exists()
+
+
+def test_several_processes_and_kills(tmp_path: Path) -> None:
+    seed = random.SystemRandom().randrange(1 << 30)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    with crew() as start:
+        for _ in range(6):
+            workers = [start(churn, str(tmp_path / "store"), chance.randrange(1 << 30), 50) for _ in range(2)]
+            time.sleep(0.4 + chance.random())
+            for worker in workers:
+                worker.kill()
+                if worker.connection.poll():
+                    try:
+                        answer = worker.connection.recv()
+                    except EOFError:
+                        continue
+                    assert isinstance(answer, int), answer
+    with Directory.open(tmp_path / "store") as store:
+        for name in store.topics():
+            for partition in range(store.topic(name).partitions):
+                assert not store.partition_log(name, partition).verify().damages
+    assert not list((tmp_path / "store/topics").glob("*-delete"))
+
+
+def open_and_tell(connection: Connection, root: str) -> None:
+    with Directory.open(root, durability="os") as store:
+        connection.send(store.cluster_id)
+        connection.recv()
+
+
+def test_a_first_opening_by_many_makes_one_store(tmp_path: Path) -> None:
+    with crew() as start:
+        workers = [start(open_and_tell, str(tmp_path / "store")) for _ in range(5)]
+        ids = {worker.answer() for worker in workers}
+        assert len(ids) == 1
+        for worker in workers:
+            worker.tell("close")
+
+
+def hold(connection: Connection, root: str) -> None:
+    with Directory.open(root, durability="os") as store:
+        log = store.partition_log("a", 0)
+        connection.send("open")
+        connection.recv()
+        try:
+            log.append([b"x"])
+            connection.send("appended")
+        except fastlog.UnknownTopicError:
+            connection.send("unknown topic")
+        connection.send(store.topics())
+
+
+def test_another_process_notices_a_deletion(tmp_path: Path) -> None:
+    with Directory.open(tmp_path / "store", durability="os") as store, crew() as start:
+        store.create_topic("a")
+        store.create_topic("b")
+        worker = start(hold, str(tmp_path / "store"))
+        assert worker.answer() == "open"
+        store.delete_topic("a")
+        worker.tell("append")
+        assert worker.answer() == "unknown topic"
+        assert worker.answer() == ["b"]
+        assert worker.join() == 0
+
+
+# --- a full disk -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", ["open", "pwrite", "fdatasync", "fsync", "rename"])
+def test_I9_a_full_disk_while_creating(tmp_path: Path, call: str) -> None:
+    """Every call fails once: an error, nothing half-made, and the next try is fine."""
+    failures = 0
+    for nth in range(1, 60):
+        root = tmp_path / f"store{nth}"
+        oscalls.inject(call, errno=28, nth=nth)
+        try:
+            with Directory.open(root, durability="os") as store:
+                store.create_topic("a", partitions=2)
+                store.partition_log("a", 0).append([b"x"])
+                oscalls.clear()
+        except fastlog.StorageError:
+            failures += 1
+        else:
+            break
+        finally:
+            oscalls.clear()
+        with Directory.open(root, durability="os") as store:
+            if "a" not in store.topics():
+                store.create_topic("a", partitions=2)
+            log = store.partition_log("a", 0)
+            assert log.end_offset in (0, 1) and log.append([b"y"]) in (0, 1)
+        assert not [path for path in root.rglob("*") if ".tmp" in path.name]
+    else:
+        pytest.fail(f"{call} is called more often than that")
+    assert failures > 3
