@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import fastlog
+from fastlog._core import bell_of
 from fastlog._native import oscalls
 from fastlog.store import naming
 from fastlog.store.directory import Directory
@@ -527,3 +528,64 @@ def test_maintain_deletes_what_is_over(tmp_path: Path) -> None:
         assert reports[fastlog.TopicPartition("a", 1)].retention.segments_deleted > 0 and log.start_offset > 0
         with pytest.raises(fastlog.UnknownTopicError):
             store.maintain(["c"])
+
+
+def test_one_of_all_does_the_upkeep_and_another_when_it_is_gone(tmp_path: Path) -> None:
+    def is_deleted(store: Directory) -> bool:
+        stop = time.monotonic() + 5
+        while store.partition_log("a", 0).start_offset == 0 and time.monotonic() < stop:
+            time.sleep(0.01)
+        return store.partition_log("a", 0).start_offset > 0
+
+    root = tmp_path / "store"
+    first = Directory.open(root, durability="os", maintenance_interval=0.02)
+    with Directory.open(root, durability="os", maintenance_interval=0.02) as second:
+        first.create_topic("a", options={"segment.bytes": 1000})
+        for store in (first, second):
+            assert not store.watcher.closed
+        for _ in range(10):
+            second.partition_log("a", 0).append([bytes(400)])
+        time.sleep(0.1)
+        elected = [store for store in (first, second) if store._maintainer is not None and store._maintainer._fd >= 0]
+        assert len(elected) == 1
+        first.close()
+        assert second.partition_log("a", 0).start_offset == 0
+        second.alter_topic("a", {"retention.bytes": 1500})
+        assert is_deleted(second)
+        assert second._maintainer is not None and second._maintainer._fd >= 0
+    with pytest.raises(fastlog.ConfigError, match="maintenance_interval=0"):
+        Directory.open(root, maintenance_interval=0)
+
+
+def test_options_reach_a_process_that_asks_for_nothing(tmp_path: Path) -> None:
+    with (
+        Directory.open(tmp_path / "store", durability="os") as store,
+        Directory.open(tmp_path / "store", durability="os") as other,
+    ):
+        store.create_topic("a")
+        log = other.partition_log("a", 0)
+        assert not other.watcher.closed
+        store.alter_topic("a", {"max.message.bytes": 500})
+        stop = time.monotonic() + 10
+        while log.config.max_message_bytes != 500 and time.monotonic() < stop:
+            time.sleep(0.02)
+        assert log.config.max_message_bytes == 500
+
+
+def test_who_sleeps_on_a_bell_is_woken_by_appends_and_by_changes_of_topics(tmp_path: Path) -> None:
+    with (
+        Directory.open(tmp_path / "store", durability="os") as store,
+        Directory.open(tmp_path / "store", durability="os") as other,
+    ):
+        store.create_topic("a")
+        log = store.partition_log("a", 0)
+        waiter = other.bells.waiter()
+        for change in (lambda: log.append([b"x"]), lambda: store.create_topic("b"), lambda: store.delete_topic("a")):
+            heard = waiter.listen(1 << bell_of("a", 0))
+            timer = threading.Timer(0.05, change)
+            timer.start()
+            begun = time.monotonic()
+            while waiter.rung() == heard and time.monotonic() < begun + 10:
+                waiter.sleep(heard, 10_000)
+            assert time.monotonic() < begun + 5
+            timer.join()

@@ -10,7 +10,7 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any, Final
 
-from fastlog._core import Bells, PartitionLog, SharedPage
+from fastlog._core import Bells, PartitionLog, SharedPage, bell_of
 from fastlog._native import oscalls
 from fastlog.config import DEFAULT_DURABILITY, DURABILITY_LEVELS, ISOLATION_LEVELS, parse_duration_ms
 from fastlog.errors import (
@@ -34,16 +34,20 @@ from fastlog.store import backup, catalog, deleting, files, handover, naming, op
 from fastlog.store.backup import BackupReport
 from fastlog.store.catalog import Catalog, TopicInfo
 from fastlog.store.leases import Key, Lease, LogPool
-from fastlog.store.maintenance import needs_upkeep
+from fastlog.store.maintenance import Maintainer, needs_upkeep
 
 logger = logging.getLogger("fastlog.store")
 
 DEFAULT_LOCK_TIMEOUT: Final = 30_000
+DEFAULT_MAINTENANCE_INTERVAL: Final = "5m"
+FOLLOW_SECONDS: Final = 1.0
 INTERNAL_PARTITIONS: Final = 50
 # somebody may have died between changing a topic and saying so
 LOOK_MS: Final = 100
 # words of the store's own page
 PAGE: Final = "store"
+BELLS: Final = "bells"
+BELL_COUNT: Final = 64
 PAGE_WORDS: Final = 8
 VERSION_WORD: Final = 0
 INTERNAL_OPTIONS: Final = {"cleanup.policy": "compact", "segment.bytes": 100 * 1024 * 1024}
@@ -77,6 +81,7 @@ class Directory:
         read_only: bool = False,
         flush_interval: float | str | timedelta | None = None,
         lock_timeout: float | str | timedelta | None = None,
+        maintenance_interval: float | str | timedelta | None = DEFAULT_MAINTENANCE_INTERVAL,
     ) -> Directory:
         """Open the store in the folder ``path``; a writer creates it when it is not there.
 
@@ -86,6 +91,8 @@ class Directory:
             read_only: write nothing at all. Beside writers it sees what they create and append.
             flush_interval: for ``durability="interval"``; default one second.
             lock_timeout: how long to wait for locks that other processes hold; default 30 seconds.
+            maintenance_interval: how often one process of all that have the store open deletes and compacts what is
+                due, as soon as this one has a watcher; default 5 minutes, None = this process never does.
 
         Raises:
             LockedError: a Kafka broker uses the folder; or a lock was not to be had in time.
@@ -117,7 +124,14 @@ class Directory:
         directory._closers = []
         directory._held = {}
         directory._bells = directory._page = None
-        directory._slots = directory._watcher = None
+        directory._slots = directory._watcher = directory._maintainer = None
+        directory._maintenance_interval = (
+            None if maintenance_interval is None else parse_duration_ms(maintenance_interval, "maintenance_interval")
+        )
+        if directory._maintenance_interval is not None and directory._maintenance_interval <= 0:
+            raise ConfigError(
+                f"maintenance_interval={maintenance_interval!r}: expected a duration above 0, or None for never"
+            )
         directory._seen = -1
         directory._looked_at = 0
         directory._version = 1
@@ -153,6 +167,8 @@ class Directory:
     _bells: Bells | None
     _slots: Slots | None
     _watcher: Watcher | None
+    _maintainer: Maintainer | None
+    _maintenance_interval: int | None
     _page: SharedPage | None
     _seen: int
     _looked_at: int
@@ -226,6 +242,8 @@ class Directory:
             watcher = self._watcher
         if watcher is not None:
             watcher.close()
+        if self._maintainer is not None:
+            self._maintainer.close()
         errors += self._pool.close()
         if self._presence >= 0:
             try:
@@ -514,6 +532,10 @@ class Directory:
         """This handle has changed a topic."""
         if self._page is not None:
             self._page.add(VERSION_WORD, 1)
+        if oscalls.entry_kind(f"{self.control}/{BELLS}") is not None:
+            # who sleeps until something is appended shall look at the topics too
+            for bell in range(BELL_COUNT):
+                self.bells.ring(bell)
         self._read_catalog()
 
     # --- what all who have the store open share -----------------------------------------------------------------------
@@ -525,7 +547,7 @@ class Directory:
         self._require_writable()
         with self._mutex:
             if self._bells is None:
-                self._bells = Bells.open(f"{self.control}/bells")
+                self._bells = Bells.open(f"{self.control}/{BELLS}")
             return self._bells
 
     @property
@@ -545,7 +567,18 @@ class Directory:
             if self._watcher is None:
                 self._require_open()
                 self._watcher = Watcher(slots)
+                self._watcher.every(FOLLOW_SECONDS, self._follow, aside=True)
+                if self._maintenance_interval is not None:
+                    self._maintainer = Maintainer(self.control, self._background_round)
+                    self._watcher.every(self._maintenance_interval / 1000, self._maintainer.tick, aside=True)
             return self._watcher
+
+    def _follow(self) -> None:
+        """Let open partitions follow what others changed, though nobody asks for a topic."""
+        try:
+            self._refresh()
+        except ClosedError:
+            pass
 
     def open_logs(self) -> list[tuple[TopicPartition, PartitionLog]]:
         """The partitions that are open here now; not to be closed by the caller, maybe closed meanwhile."""
@@ -613,11 +646,9 @@ class Directory:
         """Copy everything that is in the store now into a new or empty folder, which then opens as a store of its own.
 
         Others go on appending meanwhile. Each partition ends at one offset, and no transaction is in it by halves.
-        Closed
-        segments are hard links where the file system allows it: the copy takes little space and time, and shares their
-        bytes
-        with the original (a copy on another disk survives the loss of this one). The copy is durable when this returns.
-        When it fails nothing is left; what a crash leaves behind does not open.
+        Closed segments are hard links where the file system allows it: the copy takes little space and time, and
+        shares their bytes with the original; a copy on another disk survives the loss of this one. The copy is durable
+        when this returns. When it fails nothing is left; what a crash leaves behind does not open.
         Raises UnsupportedFormatError for a target that holds something, StorageError, StorageFullError.
         """
         self._require_open()
@@ -692,6 +723,8 @@ class Directory:
             durability=self.durability,
             read_only=self.read_only,
             isolation=key.isolation,
+            bells=None if self.read_only else self.bells,
+            bell=bell_of(key.topic, key.partition),
             config=self._log_config(info, keeps_layout=keeps_layout),
         )
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from fastlog._native import oscalls
-from fastlog.errors import Error
+from fastlog.errors import ClosedError, Error, UnknownTopicError
 from fastlog.store.catalog import TopicInfo
 
 logger = logging.getLogger("fastlog.store")
@@ -55,6 +55,8 @@ class Maintainer:
         try:
             if self.is_elected():
                 self._run()
+        except (ClosedError, UnknownTopicError):
+            pass  # the store is being closed, or a topic was deleted meanwhile
         except Error:
             logger.warning("a round of upkeep failed and is tried again later", exc_info=True)
 
