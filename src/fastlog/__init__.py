@@ -73,6 +73,7 @@ from fastlog.reports import (
 
 if _typing.TYPE_CHECKING:
     from fastlog.clients.consumer import Consumer, ConsumerStats, Lag
+    from fastlog.clients.producer import BatchDelivery, Delivery, Producer
     from fastlog.clients.store import Store
     from fastlog.clients.store import open_store as open
     from fastlog.clients.topic import Topic, TopicRead
@@ -83,6 +84,7 @@ if _typing.TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "BatchDelivery",
     "BatchInfo",
     "BatchMetadata",
     "BinaryColumn",
@@ -97,6 +99,7 @@ __all__ = [
     "CorruptRecordError",
     "CutTail",
     "Damage",
+    "Delivery",
     "DeliveryTimeoutError",
     "Error",
     "FencedError",
@@ -119,6 +122,7 @@ __all__ = [
     "OffsetOutOfRangeError",
     "OutOfOrderSequenceError",
     "PartitionLog",
+    "Producer",
     "ProducerFencedError",
     "Record",
     "RecordBatch",
@@ -152,10 +156,13 @@ __all__ = [
 
 # what a single partition does not need
 _LATER = {
+    "BatchDelivery": "fastlog.clients.producer:BatchDelivery",
     "Consumer": "fastlog.clients.consumer:Consumer",
     "ConsumerStats": "fastlog.clients.consumer:ConsumerStats",
     "GroupDescription": "fastlog.groups.admin:GroupDescription",
     "Lag": "fastlog.clients.consumer:Lag",
+    "Delivery": "fastlog.clients.producer:Delivery",
+    "Producer": "fastlog.clients.producer:Producer",
     "MemberDescription": "fastlog.groups.admin:MemberDescription",
     "OffsetAndMetadata": "fastlog.groups.formats:OffsetAndMetadata",
     "Store": "fastlog.clients.store:Store",

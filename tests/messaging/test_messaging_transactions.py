@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from fastlog.transactions import Coordinator, TransactionalId, TransactionState,
 from fastlog.transactions.records import STATE_TOPIC, partition_of
 from fastlog.transactions.states import LAST_EPOCH, MOST_EPOCH
 from tests.messaging.transacting import Writer, is_settled, open_store, visible
+from tests.oracle.kafka import KafkaOracle
 
 
 @pytest.fixture
@@ -387,6 +389,128 @@ def test_offsets_are_part_of_the_transaction(store: Directory) -> None:
         else:
             writer.id.abort()
     assert visible(store, "a", 1) == [b"0", b"2", b"3"]
+
+
+# --- topics that go -------------------------------------------------------------------------------------------------
+
+
+def test_a_topic_that_is_deleted_in_the_middle_does_not_hold_up_the_rest(store: Directory) -> None:
+    writer = Writer(store, "pay-1")
+    writer.begin()
+    writer.send("a", [b"1"])
+    writer.send("b", [b"gone"])
+    store.delete_topic("b")
+    writer.id.commit()
+    store.create_topic("b", 3)
+    writer.sequences.clear()
+    writer.begin()
+    writer.send("b", [b"2"])
+    writer.id.commit()
+    assert (visible(store, "a"), visible(store, "b")) == ([b"1"], [b"2"])
+    assert is_settled(store, "b")
+
+
+def test_a_topic_that_is_made_again_in_the_middle_is_another_one(store: Directory) -> None:
+    writer = Writer(store, "pay-1")
+    writer.begin()
+    writer.send("b", [b"gone"])
+    store.delete_topic("b")
+    store.create_topic("b", 3)
+    writer.sequences.clear()
+    writer.send("b", [b"1"])
+    writer.id.commit()
+    assert visible(store, "b") == [b"1"]
+    assert is_settled(store, "b")
+
+
+# --- what cannot be written -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("commit", [True, False])
+@pytest.mark.parametrize("nth", range(1, 5))
+def test_a_full_disk_at_any_step(store: Directory, nth: int, commit: bool) -> None:
+    """Whatever fails, repeating or aborting leads to all or nothing."""
+    writer = Writer(store, "pay-1")
+    writer.transaction("a", [b"0"])
+    writer.begin()
+    writer.send("a", [b"1"])
+    writer.send("b", [b"1"])
+    oscalls.inject("pwrite", nth=nth)
+    outcome = None
+    try:
+        (writer.id.commit if commit else writer.id.abort)()
+    except fastlog.StorageError as error:
+        outcome = error.outcome
+        oscalls.clear()
+        if not commit or outcome is None:
+            writer.id.abort()
+        else:
+            assert outcome == "unknown"
+            try:
+                writer.id.commit()
+            except fastlog.TransactionError:
+                writer.id.abort()
+    oscalls.clear()
+    first, second = visible(store, "a"), visible(store, "b")
+    assert first[1:] == second
+    if not commit:
+        assert second == []
+    assert is_settled(store, "a") and is_settled(store, "b")
+    writer.transaction("a", [b"2"])
+    assert visible(store, "a")[-1] == b"2"
+
+
+def test_an_abort_that_failed_is_no_commit(store: Directory) -> None:
+    writer = Writer(store, "pay-1")
+    writer.begin()
+    writer.send("a", [b"1"])
+    oscalls.inject("pwrite", nth=2)
+    with pytest.raises(fastlog.StorageError):
+        writer.id.abort()
+    oscalls.clear()
+    with pytest.raises(fastlog.TransactionError) as caught:
+        writer.id.commit()
+    assert caught.value.outcome == "aborted"
+    writer.id.abort()
+    assert visible(store, "a") == []
+    assert is_settled(store, "a")
+
+
+# --- Kafka reads it -------------------------------------------------------------------------------------------------
+
+
+def test_kafka_reads_what_transactions_leave(folder: Path, kafka: KafkaOracle, seed: int) -> None:
+    """Every file, and the decoder's story of each id is the one that happened."""
+    chance = random.Random(seed)
+    story: dict[str, list[tuple[int, int]]] = {"x": [], "y": [], "pay-1": []}
+    with open_store(folder / "store") as store:
+        for name, told in story.items():
+            writer = Writer(store, name)
+            told.append((0, writer.id.producer_epoch))
+            for _ in range(12):
+                writer.begin()
+                writer.send("a", [b"value"] * chance.randint(1, 3), chance.randrange(3))
+                told.append((1, writer.id.producer_epoch))
+                if chance.random() < 0.5:
+                    writer.id.commit()
+                    told += [(2, writer.id.producer_epoch), (4, writer.id.producer_epoch)]
+                else:
+                    writer.id.abort()
+                    told += [(3, writer.id.producer_epoch), (5, writer.id.producer_epoch)]
+    for path in sorted((folder / "store" / "topics").glob("*-*")):
+        if not path.is_dir():
+            continue
+        files = [
+            file for file in path.iterdir() if file.suffix in {".log", ".index", ".timeindex", ".txnindex", ".snapshot"}
+        ]
+        assert kafka.check(sorted(files))[1] == [], path.name
+    for name, told in story.items():
+        path = folder / "store" / "topics" / f"{STATE_TOPIC}-{partition_of(name)}"
+        output, problems = kafka.dump(sorted(path.glob("*.log")), "--transaction-log-decoder")
+        assert not problems
+        pattern = re.compile(rf'"transactionalId":"{name}".*"producerEpoch":(\d+),.*"transactionStatus":(\d+),')
+        found = [(int(match[2]), int(match[1])) for match in map(pattern.search, output.splitlines()) if match]
+        assert found == told
 
 
 # --- random walks ---------------------------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ def test_plain_producers_have_no_transactions(store: Directory) -> None:
     with Producer(store) as producer:
         with pytest.raises(fastlog.TransactionError, match="transactional_id"):
             producer.transaction()
-        with pytest.raises(fastlog.TransactionError, match="transactional_id"):
+        with pytest.raises(fastlog.TransactionError, match="source"):
             producer.source_position()
     with pytest.raises(fastlog.ConfigError, match="source"):
         Producer(store, transactional_id="a", source="b")

@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any, Final
 
 from fastlog._core import Accumulator, BatchDelivery, Delivery, murmur2, partition_for_key
-from fastlog.clients.transaction import Enlisted, Transaction, source_id, source_position
+from fastlog.clients.transaction import Transaction, source_id, source_position
 from fastlog.config import KIB, MIB, LogConfig, ResolvedConfig, parse_duration_ms, parse_size
 from fastlog.errors import ConfigError, Error, NotSupportedError, TransactionError
 from fastlog.reports import CODECS
@@ -50,15 +50,12 @@ class Producer(Accumulator):
         buffer_memory: bytes that may wait to be appended. Default 32 MiB. When it is full, ``send`` blocks.
         max_block: how long ``send`` blocks at most, before a BufferFullError. Default 60 seconds.
         delivery_timeout: how long a locked log is tried again, before the delivery fails. Default 120 seconds.
-        transactional_id: name of a producer whose records belong to transactions; see ``transaction``. Opening it
-        again,
-            anywhere, replaces this one: its open transaction is aborted, and whatever it does raises
-            ProducerFencedError.
-        transaction_timeout: how long a transaction may take from its first record on, before anybody aborts it. Default
-            60 seconds.
-        source: name of the source of an exactly-once import, ``"flights.csv"``: two importers of one source replace
-            each other. It stands for a transactional id; see ``source_position`` and ``Transaction.commit_source``.
-        transactional: a TransactionalId that is open already, in the place of ``transactional_id``.
+        transactional_id: a name for this producer's transactions. Opening it again fences whoever had it before
+            (ProducerFencedError there), and ends what was left open.
+        transaction_timeout: after how long an open transaction is aborted. Default 60 seconds.
+        source: name of what is imported, once and exactly: the position in it is committed with the records. Sets the
+            transactional id.
+        transactional: what ``transactional_id`` opens, when it is open already.
         key_serializer, value_serializer: called with each key (but None) and value; what they return is stored.
 
     Raises ConfigError for an option out of range, NotSupportedError for a read-only store.
@@ -77,7 +74,7 @@ class Producer(Accumulator):
         transactional_id: str | None = None,
         transaction_timeout: float | str | timedelta = DEFAULT_TRANSACTION_TIMEOUT,
         source: str | None = None,
-        transactional: TransactionalId | None = None,
+        transactional: Any = None,
         key_serializer: Callable[[Any], Any] | None = None,
         value_serializer: Callable[[Any], Any] | None = None,
     ) -> None:
@@ -85,12 +82,16 @@ class Producer(Accumulator):
             raise NotSupportedError("the store was opened with read_only=True: open it without to send records")
         if compression is not None and compression not in CODECS:
             raise ConfigError(f"compression={compression!r}: expected one of {', '.join(map(repr, CODECS))}, or None")
-        if source is not None and (transactional_id is not None or transactional is not None):
-            raise ConfigError(
-                "source stands for a transactional id of its own: give one of source and transactional_id"
-            )
+        if source is not None:
+            if transactional_id is not None:
+                raise ConfigError(
+                    f"transactional_id={transactional_id!r} with source={source!r}: the source sets the id; "
+                    f"leave one of them out"
+                )
+            transactional_id = source_id(source)
         self.source = source
-        self._transactional: TransactionalId | None = None
+        self._transactional = transactional
+        self._directory = directory
         super().__init__(
             DirectoryCatalog(directory),
             linger_ms=_duration(linger, "linger"),
@@ -103,59 +104,65 @@ class Producer(Accumulator):
             value_serializer=value_serializer,
         )
         _deliver_at_exit(self)
-        name = transactional_id if source is None else source_id(source)
-        if transactional is None and name is not None:
+        self._closer = _closer_of(weakref.ref(self))
+        directory.add_closer(self._closer)
+        weakref.finalize(self, directory.remove_closer, self._closer).atexit = False
+        if transactional_id is not None:
             try:
-                timeout = _duration(transaction_timeout, "transaction_timeout")
-                transactional = TransactionalId(directory, name, timeout)
+                self._transactional = TransactionalId(
+                    directory, transactional_id, _duration(transaction_timeout, "transaction_timeout")
+                )
             except BaseException:
-                super().close()
+                self.close()
                 raise
-        if transactional is not None:
-            self._transactional = transactional
-            self.set_transactional(transactional)
+        if self._transactional is not None:
+            self.set_transactional(self._transactional)
 
-    # --- transactions ------------------------------------------------------------------------------------------------
+    @property
+    def transactional_id(self) -> str | None:
+        """The name of this producer's transactions, None when it has none."""
+        return None if self._transactional is None else self._transactional.transactional_id
 
-    def transaction(self, consumer: Enlisted | None = None) -> Transaction:
-        """A block whose records become visible together, or not at all: ``with producer.transaction() as tx``.
+    def transaction(self, consumer: Any = None) -> Transaction:
+        """A transaction, to be used as a context manager: the end of the block commits, an exception aborts.
 
-        The end of the block commits, an exception aborts. A consumer of a group is enlisted: ``tx.commit_offsets()``
-        moves its offsets with the transaction, and an abort takes it back to what is committed. Its automatic commits
-        are off from then on. Raises TransactionError for a producer without a transactional id.
+        With a consumer its offsets can move with the transaction; see ``Transaction``. One at a time.
+
+        Raises TransactionError for a producer without a ``transactional_id`` or ``source``.
         """
-        return Transaction(self, self._require_transactional("transaction"), consumer, self.source)
+        return Transaction(self, self._require_transactional(), consumer, self.source)
 
     def source_position(self) -> bytes | None:
-        """The position that the last committed transaction of this source gave to ``commit_source``; None before the
-        first.
+        """The position that the last committed transaction of this source has left; None when there is none.
 
-        Importers before this one were fenced when it was opened. Waits for transactions of other sources that are open
-        now.
+        Whoever imported before is fenced by then. Raises TransactionError for a producer without a ``source``.
         """
-        transactional = self._require_transactional("source_position")
         if self.source is None:
-            raise TransactionError("the producer has no source: open it with producer(source=…)")
-        return source_position(transactional, self.source)
+            raise TransactionError("the producer has no source: open it with producer(source=...)")
+        return source_position(self._require_transactional(), self.source)
+
+    def _require_transactional(self) -> TransactionalId:
+        if self._transactional is None:
+            raise TransactionError("the producer has no transactions: open it with producer(transactional_id=...)")
+        transactional: TransactionalId = self._transactional
+        return transactional
 
     def close(self, timeout: float | str | timedelta | None = None) -> None:
-        transactional = self._transactional
-        if transactional is None:
-            super().close(timeout)
-            return
+        """Deliver what was sent, then let go of everything. Idempotent; any thread may call it; blocked sends end.
+
+        Args:
+            timeout: how long to wait; what is not delivered by then fails with ClosedError. None = until everything is
+                decided, which takes at most ``delivery_timeout``.
+
+        Raises the first failure that nobody has looked at, once. In a forked child it only lets go of the handle.
+        """
         try:
-            if transactional.in_transaction and not self.closed:
-                self.discard_transaction()
             super().close(timeout)
         finally:
-            transactional.close()
-
-    close.__doc__ = Accumulator.close.__doc__
-
-    def _require_transactional(self, what: str) -> TransactionalId:
-        if self._transactional is None:
-            raise TransactionError(f"{what} needs a transactional producer: open it with producer(transactional_id=…)")
-        return self._transactional
+            _open.discard(self)
+            self._directory.remove_closer(self._closer)
+            if self._transactional is not None:
+                self._transactional.close()
 
     def __repr__(self) -> str:
         counts = self.counts()
@@ -204,6 +211,17 @@ def _size(value: int | str, name: str, least: int) -> int:
 
 _open: weakref.WeakSet[Producer] = weakref.WeakSet()
 _watched_process: list[Any] = [None]
+
+
+def _closer_of(reference: weakref.ref[Producer]) -> Callable[[], None]:
+    """What the store calls when it is closed; it keeps no producer alive."""
+
+    def close() -> None:
+        producer = reference()
+        if producer is not None:
+            producer.close()
+
+    return close
 
 
 def _deliver_at_exit(producer: Producer) -> None:

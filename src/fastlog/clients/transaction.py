@@ -5,7 +5,7 @@ all.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -31,24 +31,10 @@ OFFSETS_TOPIC = "__consumer_offsets"
 class Sender(Protocol):
     """What a transaction asks of its producer."""
 
-    def send(
-        self,
-        topic: str,
-        value: Any,
-        key: Any = None,
-        headers: Any = None,
-        timestamp: int | datetime | None = None,
-        partition: int | None = None,
-    ) -> Delivery: ...
-    def send_many(
-        self,
-        topic: str,
-        values: Any,
-        keys: Any = None,
-        timestamps: Any = None,
-        headers: Any = None,
-        partition: Any = None,
-    ) -> BatchDelivery: ...
+    @property
+    def send(self) -> Callable[..., Any]: ...
+    @property
+    def send_many(self) -> Callable[..., Any]: ...
     def begin_transactional(self) -> None: ...
     def drain_transaction(self) -> None: ...
     def discard_transaction(self) -> None: ...

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastlog._core import PartitionLog, encode_batch
 from fastlog._native import oscalls
-from fastlog.errors import ClosedError, ConfigError, Error, ForkedHandleError, ProducerFencedError, TransactionError
+from fastlog.errors import (
+    ClosedError,
+    ConfigError,
+    Error,
+    ForkedHandleError,
+    ProducerFencedError,
+    TransactionError,
+    UnknownTopicError,
+)
 from fastlog.records import TopicPartition
 from fastlog.transactions.coordinator import Coordinator
 from fastlog.transactions.states import LAST_EPOCH, TransactionState, TransactionStatus
@@ -59,6 +67,7 @@ class TransactionalId:
         self._closed = False
         self._forks = oscalls.forks()
         self._leases: dict[TopicPartition, Lease] = {}
+        self._topics_version = directory.topics_version
         self._entered: set[TopicPartition] = set()
         self._sequences: dict[TopicPartition, int] = {}
         self._decided: TransactionState | None = None  # the Prepare record of this transaction, once it was written
@@ -177,6 +186,11 @@ class TransactionalId:
                 return
             if self._decided is None:
                 self._decide_to_commit()
+            elif not self._decided.commits:
+                raise outcome_of(
+                    TransactionError(f"{self.transactional_id}: the transaction is being aborted", self.producer_id),
+                    "aborted",
+                )
             self._finish()
 
     def abort(self) -> None:
@@ -316,8 +330,11 @@ class TransactionalId:
             settled = False
             try:
                 # of a closed store the slot is free: others abort
-                if self.in_transaction and self._decided is None and not self._coordinator.closed:
-                    self.abort()
+                if self.in_transaction and not self._coordinator.closed:
+                    if self._decided is None:
+                        self.abort()
+                    else:
+                        self._finish()
                 settled = not self.in_transaction
             finally:
                 self._closed = True
@@ -333,6 +350,14 @@ class TransactionalId:
         """The partition's log, open for as long as this instance. The first time, what power loss left of its own is
         aborted.
         """
+        version = self.directory.topics_version
+        if version != self._topics_version:
+            # a topic may have been deleted, and made again
+            self._topics_version = version
+            for known, held in list(self._leases.items()):
+                if not self._is_current(held):
+                    del self._leases[known]
+                    held.release()
         lease = self._leases.get(partition)
         if lease is None:
             lease = self.directory.lease(partition.topic, partition.partition)
@@ -343,6 +368,12 @@ class TransactionalId:
                 raise
             self._leases[partition] = lease
         return lease.log
+
+    def _is_current(self, lease: Lease) -> bool:
+        try:
+            return self.directory.topic(lease.topic).topic_id == lease.key.topic_id
+        except UnknownTopicError:
+            return False
 
     def _clear(self, log: PartitionLog) -> None:
         """An earlier instance cannot have anything open here, unless its state record was lost: it must not become part
