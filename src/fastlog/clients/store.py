@@ -69,7 +69,7 @@ class Store:
     def __init__(self, directory: Directory) -> None:
         self._directory = directory
         if not directory.read_only and "__transaction_state" in directory.topics(internal=True):
-            # what owners left open when they died would hide everything behind it
+            # what owners left open when they died would hide what comes behind it
             import_module("fastlog.transactions").Coordinator.of(directory).attach()
 
     # --- the store itself --------------------------------------------------------------------------------------------

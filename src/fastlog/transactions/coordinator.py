@@ -94,7 +94,7 @@ class Coordinator:
             self.start()
 
     def follow(self) -> None:
-        """``attach`` now, or as soon as somebody opens the store's first transactional id. For whoever waits for records."""
+        """``attach`` now, or when somebody opens the store's first transactional id. For who waits for records."""
         self.attach()
         with self._lock:
             if self._timer is None and not self._closed and not self.directory.read_only:

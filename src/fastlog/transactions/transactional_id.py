@@ -362,7 +362,8 @@ class TransactionalId:
         if lease is None:
             lease = self.directory.lease(partition.topic, partition.partition)
             try:
-                self._clear(lease.log)
+                if partition not in self._entered:
+                    self._clear(lease.log)
             except BaseException:
                 lease.release()
                 raise
