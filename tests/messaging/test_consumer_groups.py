@@ -544,3 +544,37 @@ def test_members_that_come_and_go_politely_handle_everything_once(store: fastlog
     everything = [(number, offset) for number in range(6) for offset in range(ends[number])]
     assert sorted(set(handled)) == everything
     assert len(handled) == len(everything), "handled twice without a death"
+
+
+def test_a_member_in_the_middle_of_a_batch_lets_go_at_its_next_record(store: fastlog.Store) -> None:
+    """Its handlers are slow, and what it fetched would last for a minute."""
+    fill(store, 2000, partitions=2)
+    with crew() as start:
+        slow = start(handle_slowly, store.path, "10s", 0.03)
+        assert slow.answer() == "ready"
+        slow.answer()
+        slow.answer()
+        begun = time.monotonic()
+        with member(store) as second:
+            assert second.poll(timeout=20)
+            assert time.monotonic() - begun < 1.5
+
+
+def test_a_partition_that_cannot_be_opened_is_tried_again(
+    store: fastlog.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store, 5, partitions=3)
+    lease, failures = store.directory.lease, [fastlog.LockedError("somebody holds it")]
+
+    def failing(topic: str, partition: int, *rest: Any) -> Any:
+        if topic == "orders" and partition == 1 and failures:
+            raise failures.pop()
+        return lease(topic, partition, *rest)
+
+    told: list[TopicPartition] = []
+    with member(store, on_assigned=told.extend) as consumer:
+        monkeypatch.setattr(store.directory, "lease", failing)
+        with pytest.raises(fastlog.LockedError):
+            consumer.poll(timeout=0)
+        assert len(list(consumer.records(until="end"))) == 15
+        assert sorted(told) == [TopicPartition("orders", number) for number in range(3)]

@@ -113,3 +113,15 @@ def test_names_of_the_store_are_loaded_when_they_are_asked_for() -> None:
         "assert not hasattr(fastlog, 'opne')\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_from_a_producer_to_a_group(tmp_path: Path) -> None:
+    with fastlog.open(tmp_path / "store", durability="os") as store:
+        store.create_topic("orders", partitions=3)
+        with store.producer(linger="1ms", compression="zstd", value_serializer=str.encode) as producer:
+            for number in range(300):
+                producer.send("orders", f"v{number}", key=b"k%d" % (number % 10))
+        with store.consumer("orders", group="g", start="earliest", value_deserializer=bytes.decode) as consumer:
+            found = [record.value for record in consumer.records(until="end")]
+        assert sorted(found) == sorted(f"v{number}" for number in range(300))
+        assert store.groups() == ["g"]

@@ -167,7 +167,11 @@ class Consumer(Generic[K, V]):
             # transactions of owners that died would hide what comes behind them
             Coordinator.of(directory).follow()
         if group is None:
-            self._follow_topics()
+            try:
+                self._follow_topics()
+            except BaseException:
+                self._fetcher.remove(self._fetcher.names())
+                raise
         else:
             self._join(
                 group, topics, instance_id, assignor, parse_duration_ms(session_timeout, "session_timeout"), client_id
@@ -198,7 +202,14 @@ class Consumer(Generic[K, V]):
         )
         self._membership.set_wake(self._interrupt)
         self._group_bell = 1 << self._membership.bell
-        self._pulse = Pulse(self._beat, self._commit_interval)
+        self._pulse = Pulse(
+            self._beat,
+            self._interrupt,
+            lambda: self._iterating,
+            waiter_of(self._directory),
+            self._group_bell,
+            self._commit_interval,
+        )
 
     def close(self) -> None:
         """End the iteration, commit what is finished, leave the group, and give everything back. Idempotent.
@@ -577,14 +588,13 @@ class Consumer(Generic[K, V]):
         if gone:
             logger.warning("%s were deleted: not read any longer", ", ".join(f"{name[0]}-{name[1]}" for name in gone))
             self._forget(gone)
-        self._misses_partitions = False
-        for name in wanted:
-            if self._fetcher.get(name) is not None:
-                continue
-            if self._directory.read_only and not self._directory.is_created(*name):
-                self._misses_partitions = True  # nothing to open before somebody writes to it
-                continue
-            self._fetcher.add(name, None, is_new=self._subscription.is_following)
+        self._misses_partitions = True  # until all are there: one that cannot be opened is tried again
+        missing = [name for name in wanted if self._fetcher.get(name) is None]
+        for name in missing:
+            # where nothing may be written there is nothing to open before somebody writes to it
+            if not self._directory.read_only or self._directory.is_created(*name):
+                self._fetcher.add(name, None, is_new=self._subscription.is_following)
+        self._misses_partitions = len(self._fetcher) < len(wanted)
         self._subscription.is_following = True
 
     def _follow_group(self, membership: Membership) -> None:
@@ -625,14 +635,19 @@ class Consumer(Generic[K, V]):
         """Begin to read new partitions, unless a transaction that is open yet may move the group's offsets."""
         if not resolve_pending(self._directory, self._group or "", self._unresolved):
             return
-        names, self._unresolved = self._unresolved, []
-        committed = self._committed_offsets(names)
-        for name in names:
-            known = committed.get(name)
-            found = self._fetcher.add(name, None if known is None else known.offset)
-            found.written = None if known is None else known.offset
-        if self._on_assigned is not None:
-            self._on_assigned(names)
+        committed = self._committed_offsets(self._unresolved)
+        taken = []
+        try:
+            while self._unresolved:
+                name = self._unresolved[0]
+                known = committed.get(name)
+                found = self._fetcher.add(name, None if known is None else known.offset)
+                found.written = None if known is None else known.offset
+                taken.append(self._unresolved.pop(0))
+        finally:
+            # one that cannot be opened is tried again by the next call
+            if taken and self._on_assigned is not None:
+                self._on_assigned(taken)
 
     def _forget(self, names: list[TopicPartition]) -> None:
         """Read these no longer, and drop what was fetched of them."""

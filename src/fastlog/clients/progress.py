@@ -11,35 +11,69 @@ from fastlog._native import oscalls
 
 if TYPE_CHECKING:
     from .fetching import Assigned, Fetcher
+    from .waiting import Sleeper
 
 __all__ = ["Pulse", "retention_warnings"]
 
 logger = logging.getLogger("fastlog.consumer")
 
+SHORTEST_BEAT_MS = 10
 LONGEST_BEAT_MS = 1000
 ALARMING_PART = 0.8
 
 
 class Pulse:
-    """A daemon thread that calls ``beat`` every so often, until it is stopped. What ``beat`` raises is logged."""
+    """A daemon thread beside a member of a group: it calls ``beat`` every so often, and ``interrupt`` as soon as the
+    group changes while its consumer is busy with a handler. Ends with ``stop``.
 
-    def __init__(self, beat: Callable[[], None], interval_ms: int) -> None:
+    What ``beat`` raises is logged, and it is tried again.
+    """
+
+    def __init__(
+        self,
+        beat: Callable[[], None],
+        interrupt: Callable[[], None],
+        is_busy: Callable[[], bool],
+        waiter: Sleeper,
+        bells: int,
+        interval_ms: int,
+    ) -> None:
         self._beat = beat
-        self._interval = max(min(interval_ms, LONGEST_BEAT_MS), 10) / 1000
+        self._interrupt = interrupt
+        self._is_busy = is_busy
+        self._waiter = waiter
+        self._bells = bells
+        self._interval = max(min(interval_ms, LONGEST_BEAT_MS), SHORTEST_BEAT_MS)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="fastlog-consumer", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        while not self._stopped.wait(self._interval):
+        due = oscalls.steady_clock() + self._interval
+        while not self._stopped.is_set():
+            left = due - oscalls.steady_clock()
+            if left > 0:
+                self._rest(left)
+                continue
+            due = oscalls.steady_clock() + self._interval
             try:
                 self._beat()
             except Exception:
-                logger.exception("a consumer's upkeep failed, and is tried again")
+                logger.exception("the upkeep of a consumer failed, and is tried again")
+
+    def _rest(self, milliseconds: float) -> None:
+        """Only who is busy has to be told of the group: who waits hears the bell itself."""
+        if not self._is_busy():
+            self._stopped.wait(milliseconds / 1000)
+            return
+        heard = self._waiter.listen(self._bells)
+        if not self._stopped.is_set() and self._waiter.sleep(heard, milliseconds):
+            self._interrupt()
 
     def stop(self) -> None:
         """End the thread, and wait for it unless it is the caller."""
         self._stopped.set()
+        self._waiter.wake()
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
