@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,11 +13,12 @@ import pytest
 import fastlog
 from fastlog._core import encode_batch
 from fastlog._native import oscalls
+from fastlog.clients.producer import Producer
 from fastlog.records import TopicPartition
 from fastlog.store.directory import Directory
 from fastlog.transactions import Coordinator, TransactionalId, TransactionState, TransactionStatus
-from fastlog.transactions.records import STATE_TOPIC, partition_of
-from fastlog.transactions.states import LAST_EPOCH, MOST_EPOCH
+from fastlog.transactions.records import STATE_TOPIC, decode_key, decode_value, partition_of
+from fastlog.transactions.states import LAST_EPOCH, MOST_EPOCH, legal
 from tests.messaging.transacting import Writer, is_settled, open_store, visible
 from tests.oracle.kafka import KafkaOracle
 
@@ -59,8 +61,6 @@ def test_what_is_written_down(store: Directory) -> None:
     for commit in (True, False, True):
         writer.transaction("a", [b"x"], commit=commit)
     with store.lease(STATE_TOPIC, partition_of("pay-1")) as lease:
-        from fastlog.transactions.records import decode_value
-
         states = [decode_value(value) for batch in lease.log.replay() for value in batch.values() if value]
     shown = [(state.status.name, state.producer_epoch, len(state.partitions)) for state in states]
     assert shown == [
@@ -511,6 +511,79 @@ def test_kafka_reads_what_transactions_leave(folder: Path, kafka: KafkaOracle, s
         pattern = re.compile(rf'"transactionalId":"{name}".*"producerEpoch":(\d+),.*"transactionStatus":(\d+),')
         found = [(int(match[2]), int(match[1])) for match in map(pattern.search, output.splitlines()) if match]
         assert found == told
+
+
+# --- one decision ---------------------------------------------------------------------------------------------------
+
+
+def test_of_two_who_decide_at_once_one_does(folder: Path, store: Directory) -> None:
+    writer = Writer(store, "pay-1")
+    writer.begin()
+    writer.send("a", [b"1"])
+    seen: list[TransactionStatus] = []
+
+    def time_out(state: TransactionState | None) -> TransactionState | None:
+        assert state is not None
+        seen.append(state.status)
+        if len(seen) == 1:
+            writer.id.commit()
+        return state.prepared(1, commit=False, by_owner=False) if state.is_open else None
+
+    with Directory.open(folder / "store", durability="os") as other:
+        _, written = Coordinator.of(other).log_of("pay-1").change("pay-1", time_out)
+    assert not written
+    assert seen == [TransactionStatus.ONGOING, TransactionStatus.COMPLETE_COMMIT]
+    assert visible(store, "a") == [b"1"]
+
+
+def test_ids_that_share_a_partition_do_not_disturb_each_other(folder: Path, store: Directory) -> None:
+    """Two handles, two threads, one state partition: every change follows from the one before it."""
+    names = [name for name in map(str, range(1000)) if partition_of(name) == 7][:2]
+
+    def work(name: str, topic: str) -> None:
+        with Directory.open(folder / "store", durability="os") as handle:
+            writer = Writer(handle, name)
+            for number in range(40):
+                writer.transaction(topic, [b"%d" % number], commit=number % 4 != 3)
+            writer.close()
+
+    threads = [threading.Thread(target=work, args=pair) for pair in zip(names, ("a", "b"), strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    expected = [b"%d" % number for number in range(40) if number % 4 != 3]
+    assert visible(store, "a") == expected == visible(store, "b")
+    last: dict[str, TransactionState] = {}
+    with store.lease(STATE_TOPIC, 7) as lease:
+        for batch in lease.log.replay():
+            for key, value in zip(batch.keys(), batch.values(), strict=True):
+                name, state = decode_key(key), decode_value(value or b"")
+                assert name is not None
+                assert name not in last or legal(last[name].status, state.status)
+                last[name] = state
+    assert set(last) == set(names)
+
+
+def test_a_hanging_transaction_is_not_aborted_when_the_partition_moves_on(
+    store: Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look and the marker a new transaction may have begun: then it looks again."""
+    coordinator = Coordinator.of(store)
+    coordinator.start()
+    hanging(store)
+    answers = [False, True]
+
+    def is_known(producer_id: int, partition: TopicPartition) -> bool:
+        with Producer(store) as producer:
+            producer.send("a", b"meanwhile", partition=0)
+        return answers.pop(0)
+
+    monkeypatch.setattr(coordinator, "_is_known", is_known)
+    with store.lease("a", 0) as lease:
+        coordinator.resolve_partition(TopicPartition("a", 0), lease.log)
+        assert answers == []
+        assert lease.log.open_transactions()
 
 
 # --- random walks ---------------------------------------------------------------------------------------------------
