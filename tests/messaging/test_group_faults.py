@@ -220,8 +220,9 @@ def test_only_owners_commit_whoever_freezes(directory: Directory, start: Start, 
         time.sleep(chance.uniform(0, 0.1))
     commits = [puppet.answer() for puppet in puppets]
     failures = [puppet.failed() for puppet in puppets]
-    print(f"{commits} commits, {failures} refused, {check_epochs(directory)} epochs")
-    assert all(commits) and sum(failures) > 0
+    epochs = check_epochs(directory)
+    print(f"{commits} commits, {failures} refused, {epochs} epochs")
+    assert all(commits) and epochs > 6
     check_table(directory)
 
 

@@ -439,7 +439,8 @@ cdef object undecided(object timeout):
 cdef int run_callback(object fn, object delivery) except -1:
     try:
         fn(delivery)
-    except Exception:
+    except BaseException:
+        # SystemExit too: the thread goes on delivering for everybody else
         logger.exception("a callback of %r failed", delivery)
     return 0
 
@@ -569,9 +570,8 @@ cdef class Accumulator:
         self.value_serializer = value_serializer
         self.topics_version = catalog.version()
         # never counted from 0: a broker that adopts the files hands out small ids, and takes a known one for a repetition
-        random = load_int64_of(oscalls.random_bytes(16))
-        self.producer_id = (1 << 40) + random % ((1 << 62) - (1 << 40))
-        self.random_state = random | 1
+        self.producer_id = random_producer_id()
+        self.random_state = random_number() | 1
         self.thread = threading.Thread(
             target=run_drain, args=(weakref.ref(self, ringer(self.signal)), self.signal, self.topics), name="fastlog-producer", daemon=True
         )
@@ -1327,6 +1327,10 @@ cdef class Accumulator:
         target.next_sequence = 0
         if target.producer_epoch < MOST_EPOCH:
             target.producer_epoch += 1
+        else:
+            # epochs are used up: another producer, for every partition
+            target.producer_epoch = 0
+            self.producer_id = random_producer_id()
         return 0
 
     cdef int fail_everything(self, error) except -1:
@@ -1546,9 +1550,9 @@ cdef int64_t moment_of(object timestamp, int64_t now) except? -2:
 
 
 cdef object constant_or_values(Timestamps stamps):
-    import numpy
     if stamps.values == NULL:
         return stamps.constant
+    import numpy
     result = numpy.empty(stamps.length, dtype=numpy.int64)
     cdef int64_t[::1] view = result
     if stamps.length:
@@ -1557,12 +1561,18 @@ cdef object constant_or_values(Timestamps stamps):
     return result
 
 
-cdef object load_int64_of(bytes random):
-    """A non-negative number of 63 bits from random bytes."""
+cdef object random_number():
+    """From 0 to 2^63 - 1."""
+    cdef bytes random = oscalls.random_bytes(8)
     cdef const uint8_t* at = random
     cdef uint64_t value
     memcpy(&value, at, 8)
     return <int64_t>(value >> 1)
+
+
+cdef object random_producer_id():
+    """From 2^40 to 2^62 - 1."""
+    return (1 << 40) + random_number() % ((1 << 62) - (1 << 40))
 
 
 cdef void measure(const RecordSource* source, int64_t* total, int64_t* largest) noexcept nogil:
