@@ -234,12 +234,6 @@ class Store:
         """
         from .producer import Producer
 
-        transactional = {
-            "transactional_id": transactional_id,
-            "transaction_timeout": transaction_timeout,
-            "source": source,
-        }
-        is_transactional = transactional_id is not None or source is not None
         return Producer(
             self._directory,
             linger=linger,
@@ -248,9 +242,11 @@ class Store:
             buffer_memory=buffer_memory,
             max_block=max_block,
             delivery_timeout=delivery_timeout,
+            transactional_id=transactional_id,
+            transaction_timeout=transaction_timeout,
+            source=source,
             key_serializer=key_serializer,
             value_serializer=value_serializer,
-            **(transactional if is_transactional else {}),  # type: ignore[arg-type]
         )
 
     @overload
