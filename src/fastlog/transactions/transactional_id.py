@@ -69,6 +69,7 @@ class TransactionalId:
         self._leases: dict[TopicPartition, Lease] = {}
         self._topics_version = directory.topics_version
         self._entered: set[TopicPartition] = set()
+        self._is_written = False  # whether the state log knows of this transaction
         self._sequences: dict[TopicPartition, int] = {}
         self._decided: TransactionState | None = None  # the Prepare record of this transaction, once it was written
         self._in_doubt = False  # whether a decision was made cannot be told, before it is asked again
@@ -108,6 +109,7 @@ class TransactionalId:
                 # all epochs are used up: a new producer id
                 self._take(self._coordinator.open(self.transactional_id, self.timeout_ms))
             self._entered.clear()
+            self._is_written = False
             self._decided, self._in_doubt = None, False
             self._first_change = self._log.log.end_offset
             self.in_transaction = True
@@ -132,9 +134,10 @@ class TransactionalId:
             added = [one for given in partitions if (one := TopicPartition(*given)) not in self._entered]
             if not added:
                 return
+            fresh = [one for one in added if one not in self._leases]
             for one in added:
                 self._log_at(one)
-            if not self._entered:
+            if not self._is_written:
                 # before anything of it can be seen: from here on it can time out
                 self._entry.begin()
 
@@ -142,6 +145,14 @@ class TransactionalId:
                 return self._own(state).entered(added, oscalls.wall_clock())
 
             self._change(decide)
+            self._is_written = True
+            for one in fresh:
+                # only now: who was replaced must not touch what the next instance has open
+                try:
+                    self._clear(self._log_at(one))
+                except BaseException:
+                    self._leases.pop(one).release()
+                    raise
             oscalls.reach_failpoint("transaction.entered")
             self._entered.update(added)
 
@@ -181,7 +192,7 @@ class TransactionalId:
         """
         with self._lock:
             self._require_open_transaction()
-            if not self._entered:
+            if not self._is_written:
                 self.in_transaction = False
                 return
             if self._decided is None:
@@ -200,7 +211,7 @@ class TransactionalId:
         """
         with self._lock:
             self._require_open_transaction()
-            if not self._entered:
+            if not self._is_written:
                 self.in_transaction = False
                 return
             if self._decided is None and self._in_doubt:
@@ -347,9 +358,7 @@ class TransactionalId:
     # --- helpers ------------------------------------------------------------------------------------------------------
 
     def _log_at(self, partition: TopicPartition) -> PartitionLog:
-        """The partition's log, open for as long as this instance. The first time, what power loss left of its own is
-        aborted.
-        """
+        """The partition's log, open for as long as this instance, or until the topic is deleted."""
         version = self.directory.topics_version
         if version != self._topics_version:
             # a topic may have been deleted, and made again
@@ -361,12 +370,6 @@ class TransactionalId:
         lease = self._leases.get(partition)
         if lease is None:
             lease = self.directory.lease(partition.topic, partition.partition)
-            try:
-                if partition not in self._entered:
-                    self._clear(lease.log)
-            except BaseException:
-                lease.release()
-                raise
             self._leases[partition] = lease
         return lease.log
 
@@ -382,7 +385,7 @@ class TransactionalId:
         """
         for found in log.open_transactions():
             if found.producer_id == self.producer_id:
-                log.end_transaction(self.producer_id, max(found.producer_epoch, self.producer_epoch), commit=False)
+                log.end_transaction(self.producer_id, self.producer_epoch, commit=False)
 
     def _change(
         self, decide: Callable[[TransactionState | None], TransactionState], *, durable: bool = False
