@@ -193,6 +193,20 @@ def test_an_aborted_partition_is_closed_to_the_old_epoch_even_when_nothing_was_s
     assert is_settled(store, "a", 1)
 
 
+def test_a_replaced_instance_does_not_end_what_the_next_has_open(store: Directory) -> None:
+    """It enters a partition for the first time, where its successor, with the same producer id, has a transaction."""
+    old = Writer(store, "pay-1")
+    old.begin()
+    old.send("a", [b"lost"])
+    new = Writer(store, "pay-1")
+    new.begin()
+    new.send("b", [b"1"])
+    with pytest.raises(fastlog.ProducerFencedError):
+        old.send("b", [b"late"])
+    new.id.commit()
+    assert (visible(store, "a"), visible(store, "b")) == ([], [b"1"])
+
+
 def test_a_marker_that_comes_late_does_not_end_the_next_transaction(store: Directory) -> None:
     """Whoever completes in the place of another and is stopped half-way: the id has gone on meanwhile."""
     old = Writer(store, "pay-1")
