@@ -65,7 +65,9 @@ cdef enum:
     MOST_FAILURES = 1000            # that are kept for flush and close to tell of
     MOST_ENCODERS = 4
     RECORD_ROOM = 40                # bytes that a record of a column can take besides its content
-    SMALL = 1 << 16                 # bytes whose CRC is not worth letting go of the GIL
+    SMALL = 1 << 16                 # bytes whose CRC is not worth letting go of the GIL: getting it back takes longer
+    SMALL_ENCODE = 1 << 18          # likewise, of records to encode
+    FEW = 10_000                    # likewise, records to look at
     SLICE = 50_000_000              # nanoseconds of a wait until signals are let in
     MOST_SLEEP = 1_000_000_000      # nanoseconds
     RETRY_AFTER = 20_000_000        # nanoseconds until a locked partition is tried again
@@ -1016,8 +1018,11 @@ cdef class Accumulator:
             raise TransactionError("the producer is transactional and no transaction is open: send inside of producer.transaction()")
         if partition is not None:
             number = self.checked_partition(known, partition)
-        with nogil:
+        if count < FEW:
             measure(&source, &total, &largest_record)
+        else:
+            with nogil:
+                measure(&source, &total, &largest_record)
         if known.needs_keys and count and lacks_keys(source.keys, count):
             raise InvalidRecordError(f"topic {topic!r} is compacted, so every record needs a key; nothing was sent")
         if largest_record + BATCH_HEADER_SIZE > min(known.record_limit, self.buffer_memory):
@@ -1081,8 +1086,11 @@ cdef class Accumulator:
         try:
             if spans == NULL or chosen == NULL or starts == NULL or sizes == NULL or (stamps == NULL and source.timestamps != NULL):
                 raise MemoryError(f"no memory left to sort {count} records by partition; nothing was sent")
-            with nogil:
+            if count < FEW:
                 split(source, partitions, sticky, chosen, starts, sizes, where, spans, stamps)
+            else:
+                with nogil:
+                    split(source, partitions, sticky, chosen, starts, sizes, where, spans, stamps)
             values = source.values[0]
             values.kind = COLUMN_SPANS
             values.spans = spans
@@ -1135,8 +1143,11 @@ cdef class Accumulator:
                     self.wait_for_memory(room, &deadline)
                 deadline = 0
                 try:
-                    with nogil:
+                    if room < SMALL_ENCODE:
                         encoded = encode_at(encoder, &part, &first, topic.batch_limit, topic.record_limit, room, pending)
+                    else:
+                        with nogil:
+                            encoded = encode_at(encoder, &part, &first, topic.batch_limit, topic.record_limit, room, pending)
                     if encoded < 0:
                         if encoded == OUT_OF_MEMORY:
                             raise MemoryError(f"no memory left to encode {count} records")
@@ -1155,7 +1166,8 @@ cdef class Accumulator:
                 self.list_target(target)
                 self.records += first - begun
                 parts.append((pending, first - begun))
-                self.signal.ring()
+                if self.signal.is_asleep:
+                    self.signal.ring()
         finally:
             if len(self.encoders) < MOST_ENCODERS:
                 self.encoders.append(encoder)

@@ -177,7 +177,7 @@ class Consumer(Generic[K, V]):
 
     def _start_beats(self) -> None:
         """Commits and the group also have their time while a handler is at work."""
-        listener = self._group_listener = self._ear.attend(self._hear_group)
+        listener = self._group_listener = self._ear.attend(partial(heard_of, weakref.ref(self)))
         listener.listen(self._stepping.group_bell)
         self._set_timer()
 
@@ -185,11 +185,10 @@ class Consumer(Generic[K, V]):
         interval = max(min(self._stepping.commit_interval, LONGEST_BEAT_MS), SHORTEST_BEAT_MS)
         self._beat_timer = self._loop.call_later(interval / 1000, beat_of, weakref.ref(self))
 
-    def _hear_group(self) -> bool:
+    def hear_group(self) -> None:
         """A bell of the group rang: a batch that is being iterated ends, so that the iteration looks at the group."""
         if self._errand is None:
             self._stepping.owes_beat()
-        return False
 
     def beat(self) -> None:
         """Called by a timer of the loop: commit what is finished, if it is time."""
@@ -413,6 +412,13 @@ def beat_of(reference: weakref.ref[Consumer[Any, Any]]) -> None:
     consumer = reference()
     if consumer is not None:
         consumer.beat()
+
+
+def heard_of(reference: weakref.ref[Consumer[Any, Any]]) -> bool:
+    consumer = reference()
+    if consumer is not None:
+        consumer.hear_group()
+    return consumer is None
 
 
 class Records(Generic[K, V]):

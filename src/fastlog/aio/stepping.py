@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fastlog._core import Record, RecordBatch
 from fastlog._native import oscalls
 from fastlog.clients.bounds import Bounds
-from fastlog.clients.consumer import RETENTION_CHECK_MS, Consumer
+from fastlog.clients.consumer import RETENTION_CHECK_MS, Call, Consumer
 from fastlog.clients.progress import Pulse
 
 if TYPE_CHECKING:
@@ -90,14 +90,14 @@ class SteppingConsumer(Consumer[K, V]):
 
     def upkeep(self) -> None:
         """The group, new partitions, commits, warnings; the user's callbacks are called from here."""
-        with self._entered_unless_closed() as is_open:
+        with Call(self, raises=False) as is_open:
             if is_open:
                 self._attention = False
                 self._housekeep()
 
     def join(self) -> None:
         """Look what the group gives to a member that was never polled."""
-        with self._entered():
+        with Call(self):
             self._settle()
 
     @property
@@ -116,15 +116,11 @@ class SteppingConsumer(Consumer[K, V]):
             self._note_progress()
             return self._owes_commit(oscalls.steady_clock())
 
-    def beat(self) -> None:
-        """Commit what is finished."""
-        self._beat()
-
     # --- steps -------------------------------------------------------------------------------------------------------
 
     def ask(self, *, drops: bool) -> bool:
         """The next is asked for. Whether the consumer is open."""
-        with self._entered_unless_closed() as is_open:
+        with Call(self, raises=False) as is_open:
             if is_open:
                 self._ask()
                 if drops:
@@ -138,7 +134,7 @@ class SteppingConsumer(Consumer[K, V]):
 
     def step_list(self, max_records: int) -> list[Record[K, V]] | None:
         """Records for ``poll``."""
-        with self._entered():
+        with Call(self):
             if self._rest() is None:
                 found = self._look()
                 if found is None:
@@ -148,13 +144,13 @@ class SteppingConsumer(Consumer[K, V]):
 
     def step_batch(self) -> RecordBatch | None:
         """A batch for ``batches``."""
-        with self._entered():
+        with Call(self):
             found = self._look()
             return None if found is None else self._hand_out(*found)
 
     def step_records(self) -> Iterator[Record[K, V]] | None:
         """Records for iteration."""
-        with self._entered():
+        with Call(self):
             self._attention = False
             cursor = self._rest()
             if cursor is None:
@@ -167,7 +163,7 @@ class SteppingConsumer(Consumer[K, V]):
 
     def step_bounded(self, bounds: Bounds | None) -> Iterator[Record[K, V]] | None:
         """Records for iteration up to an end."""
-        with self._entered():
+        with Call(self):
             self._attention = False
             found = self._look(bounds)
             return None if found is None else self._bounded(*found, bounds)

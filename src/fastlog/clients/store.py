@@ -14,6 +14,7 @@ from fastlog.groups.offsets import OffsetAndMetadata
 from fastlog.records import TopicPartition
 from fastlog.reports import MaintenanceReport
 from fastlog.store.directory import Directory
+from fastlog.transactions import Coordinator
 
 from .consumer import Callback, Consumer, Duration
 from .starting import Start
@@ -92,6 +93,9 @@ class Store:
 
     def __init__(self, directory: Directory) -> None:
         self._directory = directory
+        if not directory.read_only and "__transaction_state" in directory.topics(internal=True):
+            # what owners left open when they died would hide what comes behind it
+            Coordinator.of(directory).attach()
 
     # --- the store itself --------------------------------------------------------------------------------------------
 
@@ -230,12 +234,6 @@ class Store:
         """
         from .producer import Producer
 
-        transactional = {
-            "transactional_id": transactional_id,
-            "transaction_timeout": transaction_timeout,
-            "source": source,
-        }
-        is_transactional = transactional_id is not None or source is not None
         return Producer(
             self._directory,
             linger=linger,
@@ -244,9 +242,11 @@ class Store:
             buffer_memory=buffer_memory,
             max_block=max_block,
             delivery_timeout=delivery_timeout,
+            transactional_id=transactional_id,
+            transaction_timeout=transaction_timeout,
+            source=source,
             key_serializer=key_serializer,
             value_serializer=value_serializer,
-            **(transactional if is_transactional else {}),  # type: ignore[arg-type]
         )
 
     @overload
