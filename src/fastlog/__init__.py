@@ -77,6 +77,7 @@ if _typing.TYPE_CHECKING:
     from fastlog.clients.store import Store
     from fastlog.clients.store import open_store as open
     from fastlog.clients.topic import Topic, TopicRead
+    from fastlog.clients.transaction import Transaction
     from fastlog.groups.admin import GroupDescription, MemberDescription
     from fastlog.groups.formats import OffsetAndMetadata
 
@@ -140,6 +141,7 @@ __all__ = [
     "TopicExistsError",
     "TopicPartition",
     "TopicRead",
+    "Transaction",
     "TransactionError",
     "UnknownTopicError",
     "UnsupportedFormatError",
@@ -166,6 +168,7 @@ _LATER = {
     "Store": "fastlog.clients.store:Store",
     "Topic": "fastlog.clients.topic:Topic",
     "TopicRead": "fastlog.clients.topic:TopicRead",
+    "Transaction": "fastlog.clients.transaction:Transaction",
     "open": "fastlog.clients.store:open_store",
 }
 

@@ -263,6 +263,7 @@ class PartitionLog:
         buffer: Any,
         expected_end_offset: int | None = None,
         conditions: Sequence[tuple[SharedPage, int, int]] = (),
+        durable: bool = True,
     ) -> int: ...
     def end_transaction(
         self,
@@ -273,6 +274,7 @@ class PartitionLog:
         coordinator_epoch: int = 0,
         expected_end_offset: int | None = None,
         conditions: Sequence[tuple[SharedPage, int, int]] = (),
+        durable: bool = True,
     ) -> int: ...
     def exchange(
         self,

@@ -30,6 +30,7 @@ from fastlog.errors import (
 from fastlog.groups.membership import Membership
 from fastlog.groups.offsets import OffsetAndMetadata, OffsetStore
 from fastlog.records import TopicPartition
+from fastlog.transactions import Coordinator
 
 from .bounds import Bounds
 from .fetching import Assigned, Fetcher, checked_out_of_range
@@ -178,6 +179,9 @@ class Consumer(Generic[K, V]):
         )
         self._subscription = Subscription(directory, topics, partitions)
         self._waiter = waiter_of(directory)
+        if not directory.read_only:
+            # transactions of owners that died would hide what comes behind them
+            Coordinator.of(directory).follow()
         if group is None:
             try:
                 self._follow_topics()
