@@ -72,12 +72,13 @@ from fastlog.reports import (
 )
 
 if _typing.TYPE_CHECKING:
-    from fastlog.clients.consumer import Consumer, ConsumerStats, Lag
+    from fastlog.clients.consumer import Consumer, ConsumerStats
     from fastlog.clients.store import Store
     from fastlog.clients.store import open_store as open
     from fastlog.clients.topic import Topic, TopicRead
     from fastlog.groups.admin import GroupDescription, MemberDescription
     from fastlog.groups.formats import OffsetAndMetadata
+    from fastlog.groups.lag import Lag
 
 __version__ = "0.1.0"
 
@@ -153,7 +154,7 @@ _LATER = {
     "Consumer": "fastlog.clients.consumer:Consumer",
     "ConsumerStats": "fastlog.clients.consumer:ConsumerStats",
     "GroupDescription": "fastlog.groups.admin:GroupDescription",
-    "Lag": "fastlog.clients.consumer:Lag",
+    "Lag": "fastlog.groups.lag:Lag",
     "MemberDescription": "fastlog.groups.admin:MemberDescription",
     "OffsetAndMetadata": "fastlog.groups.formats:OffsetAndMetadata",
     "Store": "fastlog.clients.store:Store",

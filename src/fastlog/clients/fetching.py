@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from fastlog._core import PartitionLog, RecordBatch, bell_of
 from fastlog.errors import ConfigError, OffsetOutOfRangeError
+from fastlog.groups.lag import readable_end
 from fastlog.records import TopicPartition
 
-from .starting import OUT_OF_RANGE, Starting, readable_end, start_offset
+from .starting import OUT_OF_RANGE, Starting, start_offset
 
 if TYPE_CHECKING:
     from fastlog.store.directory import Directory
