@@ -73,9 +73,11 @@ from fastlog.reports import (
 
 if _typing.TYPE_CHECKING:
     from fastlog.clients.consumer import Consumer, ConsumerStats
+    from fastlog.clients.producer import BatchDelivery, Delivery, Producer
     from fastlog.clients.store import Store
     from fastlog.clients.store import open_store as open
     from fastlog.clients.topic import Topic, TopicRead
+    from fastlog.clients.transaction import Transaction
     from fastlog.groups.admin import GroupDescription, MemberDescription
     from fastlog.groups.formats import OffsetAndMetadata
     from fastlog.groups.lag import Lag
@@ -83,6 +85,7 @@ if _typing.TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "BatchDelivery",
     "BatchInfo",
     "BatchMetadata",
     "BinaryColumn",
@@ -97,6 +100,7 @@ __all__ = [
     "CorruptRecordError",
     "CutTail",
     "Damage",
+    "Delivery",
     "DeliveryTimeoutError",
     "Error",
     "FencedError",
@@ -119,6 +123,7 @@ __all__ = [
     "OffsetOutOfRangeError",
     "OutOfOrderSequenceError",
     "PartitionLog",
+    "Producer",
     "ProducerFencedError",
     "Record",
     "RecordBatch",
@@ -137,6 +142,7 @@ __all__ = [
     "TopicExistsError",
     "TopicPartition",
     "TopicRead",
+    "Transaction",
     "TransactionError",
     "UnknownTopicError",
     "UnsupportedFormatError",
@@ -151,15 +157,19 @@ __all__ = [
 
 # what a single partition does not need
 _LATER = {
+    "BatchDelivery": "fastlog.clients.producer:BatchDelivery",
     "Consumer": "fastlog.clients.consumer:Consumer",
     "ConsumerStats": "fastlog.clients.consumer:ConsumerStats",
+    "Delivery": "fastlog.clients.producer:Delivery",
     "GroupDescription": "fastlog.groups.admin:GroupDescription",
     "Lag": "fastlog.groups.lag:Lag",
     "MemberDescription": "fastlog.groups.admin:MemberDescription",
     "OffsetAndMetadata": "fastlog.groups.formats:OffsetAndMetadata",
+    "Producer": "fastlog.clients.producer:Producer",
     "Store": "fastlog.clients.store:Store",
     "Topic": "fastlog.clients.topic:Topic",
     "TopicRead": "fastlog.clients.topic:TopicRead",
+    "Transaction": "fastlog.clients.transaction:Transaction",
     "open": "fastlog.clients.store:open_store",
 }
 

@@ -171,6 +171,8 @@ class Group(RuleBasedStateMachine):
     def pass_time(self, milliseconds: int) -> None:
         self.clock.now += milliseconds
         self.table.tick()
+        if self.table._is_due:
+            self.table._update_patiently()
 
     @rule(topic=st.sampled_from(TOPICS), more=st.sampled_from([1, 1, 1, 40]))
     def add_partitions(self, topic: str, more: int) -> None:

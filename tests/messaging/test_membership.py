@@ -199,6 +199,8 @@ def test_a_deleted_topic_is_lost_and_a_new_one_of_its_name_starts_anew(directory
     (one,) = member.owned()
     member.commit({one: OffsetAndMetadata(7)})
     directory.delete_topic("t")
+    with pytest.raises(CommitFailedError, match="a topic was deleted"):
+        member.commit({one: OffsetAndMetadata(8)})
     assert member.poll() == Changes([], [one], [])
     with pytest.raises(CommitFailedError, match="does not own t-0"):
         member.commit({one: OffsetAndMetadata(8)})
@@ -230,7 +232,7 @@ def test_who_does_not_poll_is_put_out_and_cannot_commit(directory: Directory, cl
     mine = list(idle.owned())
     conditions = idle.conditions(mine)
     clock.now += 1001
-    busy._table.tick()
+    busy._table.update()
     assert busy.poll() == Changes([], [], mine)
     with pytest.raises(CommitFailedError, match="What it handled since its last commit comes again"):
         idle.commit(dict.fromkeys(mine, OffsetAndMetadata(99)))
@@ -290,11 +292,11 @@ def test_partitions_of_a_static_member_wait_for_it(directory: Directory, clock: 
     assert again.poll() == Changes([], [], mine)
     again.leave()
     clock.now += 4999
-    other._table.tick()
+    other._table.update()
     settle([other])
     assert len(other.owned()) == 2
     clock.now += 1
-    other._table.tick()
+    other._table.update()
     settle([other])
     assert len(other.owned()) == 4
     other.leave()

@@ -27,6 +27,8 @@ from fastlog.errors import (
     InvalidRecordError,
     NotSupportedError,
     RecordTooLargeError,
+    StorageFullError,
+    TransactionError,
     UnknownTopicError,
 )
 from fastlog.records import BatchMetadata, Headers, RecordMetadata
@@ -548,3 +550,71 @@ def test_a_producer_that_nobody_has_any_more_delivers_and_ends(store: Directory)
         time.sleep(0.01)
     assert threading.active_count() == before
     assert values(store, "one") == [[b"v"]]
+
+
+# --- as part of a store -----------------------------------------------------------------------------------------------
+
+
+def test_a_store_closes_its_producers(folder: Path) -> None:
+    with fastlog.open(folder / "store", durability="os") as store:
+        store.create_topic("one")
+        producer = store.producer(linger=60)
+        producer.send("one", b"v")
+    assert producer.closed
+    with fastlog.open(folder / "store", durability="os") as store:
+        assert [r.value for r in store.topic("one").partition(0).records()] == [b"v"]
+
+
+def test_transactions_of_a_producer(folder: Path) -> None:
+    with fastlog.open(folder / "store", durability="os") as store:
+        store.create_topic("one")
+        with store.producer(transactional_id="pay-1") as producer:
+            assert producer.transactional_id == "pay-1"
+            with pytest.raises(TransactionError, match="no transaction is open"):
+                producer.send("one", b"outside")
+            with pytest.raises(TransactionError, match="no transaction is open"):
+                producer.send_many("one", [b"outside"])
+            for number in range(3):
+                with producer.transaction() as transaction:
+                    transaction.send("one", b"%d" % number)
+                    transaction.send_many("one", [b"x"] * 2)
+            with pytest.raises(ZeroDivisionError), producer.transaction() as transaction:
+                transaction.send("one", b"aborted").result()
+                _ = 1 / 0
+            with pytest.raises(ZeroDivisionError), producer.transaction() as transaction:
+                transaction.send("one", b"aborted in the buffer")
+                _ = 1 / 0
+        expected = [b"0", b"x", b"x", b"1", b"x", b"x", b"2", b"x", b"x"]
+        assert [r.value for r in store.topic("one").partition(0).records()] == expected
+        with store.producer() as producer, pytest.raises(TransactionError, match="transactional_id"):
+            producer.transaction()
+
+
+def test_a_delivery_that_fails_lets_the_commit_fail(folder: Path) -> None:
+    with fastlog.open(folder / "store", durability="os") as store:
+        store.create_topic("one", partitions=2)
+        with store.producer(transactional_id="pay-1", linger=60) as producer:
+            with pytest.raises(StorageFullError), producer.transaction() as transaction:
+                delivery = transaction.send("one", b"a", partition=0)
+                oscalls.inject("pwrite", 28)
+                producer.wait_until_sent()
+                assert isinstance(delivery.exception(), StorageFullError), "looking at it changes nothing"
+                transaction.send("one", b"b", partition=1)
+            with producer.transaction() as transaction:
+                transaction.send("one", b"c", partition=0)
+        assert [r.value for r in store.topic("one").partition(0).records()] == [b"c"]
+        assert [r.value for r in store.topic("one").partition(1).records()] == []
+
+
+def test_the_position_of_a_source(folder: Path) -> None:
+    with fastlog.open(folder / "store", durability="os") as store:
+        store.create_topic("one")
+        with store.producer(source="flights.csv") as producer:
+            assert producer.source_position() is None
+            with producer.transaction() as transaction:
+                transaction.send("one", b"line")
+                transaction.commit_source(b"1")
+        with store.producer(source="flights.csv") as producer:
+            assert producer.source_position() == b"1"
+        with pytest.raises(ConfigError, match="source"):
+            store.producer(source="a", transactional_id="b")

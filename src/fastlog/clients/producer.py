@@ -11,9 +11,11 @@ from datetime import timedelta
 from typing import Any, Final
 
 from fastlog._core import Accumulator, BatchDelivery, Delivery, murmur2, partition_for_key
+from fastlog.clients.transaction import Transaction, source_id, source_position
 from fastlog.config import KIB, MIB, LogConfig, ResolvedConfig, parse_duration_ms, parse_size
-from fastlog.errors import ConfigError, Error, NotSupportedError
+from fastlog.errors import ConfigError, Error, NotSupportedError, TransactionError
 from fastlog.reports import CODECS
+from fastlog.transactions import TransactionalId
 
 __all__ = ["BatchDelivery", "Delivery", "Producer", "murmur2", "partition_for_key"]
 
@@ -23,6 +25,7 @@ DEFAULT_BATCH_SIZE: Final = MIB
 DEFAULT_BUFFER_MEMORY: Final = 32 * MIB
 DEFAULT_MAX_BLOCK: Final = "60s"
 DEFAULT_DELIVERY_TIMEOUT: Final = "120s"
+DEFAULT_TRANSACTION_TIMEOUT: Final = "60s"
 LEAST_BUFFER_MEMORY: Final = 4 * KIB
 
 
@@ -47,8 +50,12 @@ class Producer(Accumulator):
         buffer_memory: bytes that may wait to be appended. Default 32 MiB. When it is full, ``send`` blocks.
         max_block: how long ``send`` blocks at most, before a BufferFullError. Default 60 seconds.
         delivery_timeout: how long a locked log is tried again, before the delivery fails. Default 120 seconds.
-        transactional: whose transactions the records belong to; ``store.producer(transactional_id=...)`` fills it in.
-        source: name of the source of an exactly-once import; ``store.producer(source=...)`` fills it in.
+        transactional_id: a name for this producer's transactions. Opening it again fences whoever had it before
+            (ProducerFencedError there), and ends what was left open.
+        transaction_timeout: after how long an open transaction is aborted. Default 60 seconds.
+        source: name of what is imported, once and exactly: the position in it is committed with the records. Sets the
+            transactional id.
+        transactional: what ``transactional_id`` opens, when it is open already.
         key_serializer, value_serializer: called with each key (but None) and value; what they return is stored.
 
     Raises ConfigError for an option out of range, NotSupportedError for a read-only store.
@@ -64,8 +71,10 @@ class Producer(Accumulator):
         buffer_memory: int | str = DEFAULT_BUFFER_MEMORY,
         max_block: float | str | timedelta = DEFAULT_MAX_BLOCK,
         delivery_timeout: float | str | timedelta = DEFAULT_DELIVERY_TIMEOUT,
-        transactional: Any = None,
+        transactional_id: str | None = None,
+        transaction_timeout: float | str | timedelta = DEFAULT_TRANSACTION_TIMEOUT,
         source: str | None = None,
+        transactional: Any = None,
         key_serializer: Callable[[Any], Any] | None = None,
         value_serializer: Callable[[Any], Any] | None = None,
     ) -> None:
@@ -73,8 +82,16 @@ class Producer(Accumulator):
             raise NotSupportedError("the store was opened with read_only=True: open it without to send records")
         if compression is not None and compression not in CODECS:
             raise ConfigError(f"compression={compression!r}: expected one of {', '.join(map(repr, CODECS))}, or None")
-        self.transactional_state = transactional
+        if source is not None:
+            if transactional_id is not None:
+                raise ConfigError(
+                    f"transactional_id={transactional_id!r} with source={source!r}: the source sets the id; "
+                    f"leave one of them out"
+                )
+            transactional_id = source_id(source)
         self.source = source
+        self._transactional = transactional
+        self._directory = directory
         super().__init__(
             DirectoryCatalog(directory),
             linger_ms=_duration(linger, "linger"),
@@ -87,8 +104,65 @@ class Producer(Accumulator):
             value_serializer=value_serializer,
         )
         _deliver_at_exit(self)
-        if transactional is not None:
-            self.set_transactional(transactional)
+        self._closer = _closer_of(weakref.ref(self))
+        directory.add_closer(self._closer)
+        weakref.finalize(self, directory.remove_closer, self._closer).atexit = False
+        if transactional_id is not None:
+            try:
+                self._transactional = TransactionalId(
+                    directory, transactional_id, _duration(transaction_timeout, "transaction_timeout")
+                )
+            except BaseException:
+                self.close()
+                raise
+        if self._transactional is not None:
+            self.set_transactional(self._transactional)
+
+    @property
+    def transactional_id(self) -> str | None:
+        """The name of this producer's transactions, None when it has none."""
+        return None if self._transactional is None else self._transactional.transactional_id
+
+    def transaction(self, consumer: Any = None) -> Transaction:
+        """A transaction, to be used as a context manager: the end of the block commits, an exception aborts.
+
+        With a consumer its offsets can move with the transaction; see ``Transaction``. One at a time.
+
+        Raises TransactionError for a producer without a ``transactional_id`` or ``source``.
+        """
+        return Transaction(self, self._require_transactional(), consumer, self.source)
+
+    def source_position(self) -> bytes | None:
+        """The position that the last committed transaction of this source has left; None when there is none.
+
+        Whoever imported before is fenced by then. Raises TransactionError for a producer without a ``source``.
+        """
+        if self.source is None:
+            raise TransactionError("the producer has no source: open it with producer(source=...)")
+        return source_position(self._require_transactional(), self.source)
+
+    def _require_transactional(self) -> TransactionalId:
+        if self._transactional is None:
+            raise TransactionError("the producer has no transactions: open it with producer(transactional_id=...)")
+        transactional: TransactionalId = self._transactional
+        return transactional
+
+    def close(self, timeout: float | str | timedelta | None = None) -> None:
+        """Deliver what was sent, then let go of everything. Idempotent; any thread may call it; blocked sends end.
+
+        Args:
+            timeout: how long to wait; what is not delivered by then fails with ClosedError. None = until everything is
+                decided, which takes at most ``delivery_timeout``.
+
+        Raises the first failure that nobody has looked at, once. In a forked child it only lets go of the handle.
+        """
+        try:
+            super().close(timeout)
+        finally:
+            _open.discard(self)
+            self._directory.remove_closer(self._closer)
+            if self._transactional is not None:
+                self._transactional.close()
 
     def __repr__(self) -> str:
         counts = self.counts()
@@ -137,6 +211,17 @@ def _size(value: int | str, name: str, least: int) -> int:
 
 _open: weakref.WeakSet[Producer] = weakref.WeakSet()
 _watched_process: list[Any] = [None]
+
+
+def _closer_of(reference: weakref.ref[Producer]) -> Callable[[], None]:
+    """What the store calls when it is closed; it keeps no producer alive."""
+
+    def close() -> None:
+        producer = reference()
+        if producer is not None:
+            producer.close()
+
+    return close
 
 
 def _deliver_at_exit(producer: Producer) -> None:

@@ -47,24 +47,29 @@ def describe(directory: Directory, group: str) -> GroupDescription:
     """What there is to know of a group now. Changes nothing."""
     offsets = OffsetStore(directory).all_committed(group)
     view = peek(directory, group)
-    if view is None or not view.table.members:
+    if view is None:
         return GroupDescription(group, "Empty" if offsets else "Dead", 0, None, [], offsets)
-    owners = {one: view.owner_value(one) >> NUMBER_SHIFT for one in view.table.indexes}
+    try:
+        return describe_table(view, offsets)
+    finally:
+        view.page.close()
+
+
+def describe_table(view: View, offsets: dict[TopicPartition, OffsetAndMetadata]) -> GroupDescription:
+    """What the table says."""
+    table = view.table
+    owners = {one: view.owner_value(one) >> NUMBER_SHIFT for one in table.indexes}
     members = [
         describe_member(view, member, sorted(one for one, number in owners.items() if number == member.number))
-        for member in view.table.members.values()
+        for member in table.members.values()
     ]
-    settled = all(
-        owners[one] == number
-        for number, held in view.table.targets.items()
-        for one in held
-        if not view.table.members[number].is_reserved
-    )
-    state = "Stable" if settled else "Reconciling"
-    if not view.table.living:
-        state = "Empty"
-    view.page.close()
-    return GroupDescription(group, state, view.table.generation, view.table.assignor, members, offsets)
+    if not table.living:
+        state = "Empty" if offsets or members else "Dead"
+    elif all(owners[one] == member.number for member in table.living for one in table.targets[member.number]):
+        state = "Stable"
+    else:
+        state = "Reconciling"
+    return GroupDescription(table.group, state, table.generation, table.assignor or None, members, offsets)
 
 
 def describe_member(view: View, member: Member, partitions: list[TopicPartition]) -> MemberDescription:

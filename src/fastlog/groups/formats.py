@@ -20,6 +20,7 @@ that are there: CorruptRecordError.
 from __future__ import annotations
 
 import base64
+import functools
 import struct
 from typing import NamedTuple
 
@@ -139,11 +140,13 @@ def varint(number: int) -> bytes:
     return bytes(encoded)
 
 
+@functools.lru_cache(4096)
 def decode_id(topic_id: str) -> bytes:
     """The 16 bytes of a topic id, which is written as 22 characters of URL-safe base64."""
     return base64.urlsafe_b64decode(topic_id + "==")
 
 
+@functools.lru_cache(4096)
 def encode_id(identity: bytes) -> str:
     """A topic id as Kafka writes it."""
     return base64.urlsafe_b64encode(identity).decode().rstrip("=")

@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from fastlog._core import SharedPage
 from fastlog._native import oscalls
 from fastlog.errors import (
     ClosedError,
@@ -23,6 +22,7 @@ from fastlog.errors import (
     GroupError,
     LockedError,
     StorageError,
+    UnknownTopicError,
 )
 from fastlog.groups.assignors import check_assignor
 from fastlog.groups.formats import OffsetAndMetadata
@@ -130,14 +130,14 @@ class Membership:
         """Get a number and a row, and with them a share at the next poll."""
         self.member_id = f"{self.client_id or 'consumer'}-{oscalls.random_bytes(16).hex()}"
         joined: list[Member] = []
-        view = self._table.update(lambda draft, page: joined.append(self._enter(draft, page)))
+        view = self._table.update(lambda draft, view: joined.append(self._enter(draft, view)))
         self._number = joined[-1].number
         self._number_word = joined[-1].number_word
         self._taken = 0
         self._follow_page(view)
         self._seen_version = -1
 
-    def _enter(self, draft: Table, page: SharedPage) -> Member:
+    def _enter(self, draft: Table, view: View) -> Member:
         """Put this member into a draft, in the place of an older one of the same instance."""
         if draft.members and draft.assignor != self._assignor:
             raise GroupError(
@@ -153,7 +153,7 @@ class Membership:
             draft.remove(before, 0, for_good=True)
         member = Member(
             number=number,
-            row=self._table.free_row(draft, page),
+            row=self._table.free_row(draft, view),
             member_id=self.member_id,
             instance_id=self.instance_id,
             client_id=self.client_id,
@@ -166,7 +166,7 @@ class Membership:
         )
         if before is not None and not before.is_reserved:
             # its number and its partitions go now: two of one instance never own anything at the same time
-            self._table.strip_in_draft(draft)
+            self._table.strip(view, {one.number for one in draft.living})
         draft.members[number] = member
         draft.targets[number] = held
         return member
@@ -191,11 +191,11 @@ class Membership:
                 self._slot.leave()
                 self._table.release()
 
-    def _exit(self, draft: Table, page: SharedPage) -> None:
+    def _exit(self, draft: Table, view: View) -> None:
         member = draft.members.get(self._number)
         if member is not None and not member.is_reserved:
             draft.remove(member, oscalls.steady_clock())
-            self._table.strip_in_draft(draft)
+            self._table.strip(view, {one.number for one in draft.living})
 
     # --- polling ---------------------------------------------------------------------------------------------------
 
@@ -386,8 +386,8 @@ class Membership:
     def commit(self, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
         """Commit offsets of own partitions, all or none; as durable as the directory's level when it returns.
 
-        CommitFailedError when a partition belongs to somebody else by now: what was handled since the last commit will
-        be handled again there. Nothing is written then.
+        CommitFailedError when a partition belongs to somebody else by now, or its topic was deleted: what was handled
+        since the last commit will be handled again there. Nothing is written then.
         """
         self._require_usable()
         while offsets:
@@ -397,6 +397,8 @@ class Membership:
             except FencedError:
                 if not self.is_page_replaced(conditions):
                     raise self._not_owned(offsets) from None
+            except UnknownTopicError as error:
+                raise CommitFailedError(f"nothing was committed, as a topic was deleted: {error}") from None
             else:
                 return
 

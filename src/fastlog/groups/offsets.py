@@ -103,8 +103,16 @@ class OffsetsReplay:
                 del self.committed[subject.group]
 
 
-_replays: weakref.WeakKeyDictionary[Directory, dict[int, OffsetsReplay]] = weakref.WeakKeyDictionary()
-_replays_lock = threading.Lock()
+class Known:
+    """What is kept of a directory: its replayed partitions by number, and the ids of topics as of some version."""
+
+    def __init__(self) -> None:
+        self.replays: dict[int, OffsetsReplay] = {}
+        self.topic_ids: tuple[int, dict[str, str | None]] = (-1, {})
+
+
+_known: weakref.WeakKeyDictionary[Directory, Known] = weakref.WeakKeyDictionary()
+_known_lock = threading.Lock()
 
 
 class OffsetStore:
@@ -115,8 +123,8 @@ class OffsetStore:
 
     def __init__(self, directory: Directory) -> None:
         self.directory = directory
-        with _replays_lock:
-            self._replays = _replays.setdefault(directory, {})
+        with _known_lock:
+            self._known = _known.setdefault(directory, Known())
 
     def partition_of(self, group: str) -> int:
         """The partition of ``__consumer_offsets`` that keeps this group."""
@@ -228,18 +236,29 @@ class OffsetStore:
 
     def topic_id(self, topic: str) -> str | None:
         """The id of the topic's present life; None when there is no such topic."""
+        version = self.directory.topics_version
+        known_version, ids = self._known.topic_ids
+        if known_version != version:
+            ids = {}
+            self._known.topic_ids = (version, ids)
         try:
-            return self.directory.topic(topic).topic_id
+            return ids[topic]
+        except KeyError:
+            pass
+        try:
+            ids[topic] = self.directory.topic(topic).topic_id
         except UnknownTopicError:
-            return None
+            ids[topic] = None
+        return ids[topic]
 
     def _of_group(self, group: str) -> dict[TopicPartition, Stored]:
         with self._caught_up(self.partition_of(group)) as replay:
             return dict(replay.committed.get(group, {}))
 
     def _replay(self, number: int) -> OffsetsReplay:
-        replay = self._replays.get(number)
-        return replay if replay is not None else self._replays.setdefault(number, OffsetsReplay())
+        replays = self._known.replays
+        replay = replays.get(number)
+        return replay if replay is not None else replays.setdefault(number, OffsetsReplay())
 
     def _exists(self, number: int) -> bool:
         """Whether the partition was ever used: looking must not make 50 folders."""

@@ -81,7 +81,7 @@ FIRST_DOCUMENT = 16384
 
 TICK = 0.25  # seconds between two looks for members that stopped to poll
 LOCK_TIMEOUT = 30_000  # milliseconds
-WATCHER_PATIENCE = 500  # milliseconds that the watcher's thread waits for a group's lock; it comes back
+PATIENCE = 500  # milliseconds that who looks after others waits for the group's lock: it comes back
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,11 +202,12 @@ class Table:
             )
         table = cls(*(document[name] for name in ("group", "generation", "assignor", "next_number", "rows")))
         for fields in document["members"]:
-            member = Member(*fields)
-            wanted = tuple(member.topics), member.pattern and (member.pattern[0], member.pattern[1])
-            member = replace(member, topics=wanted[0], pattern=wanted[1])
-            table.members[member.number] = member
-            table.targets[member.number] = []
+            number, row, name, instance_id, client_id, slot, identity, topics, pattern, *limits = fields
+            expression = None if pattern is None else (pattern[0], pattern[1])
+            table.members[number] = Member(
+                number, row, name, instance_id, client_id, slot, identity, tuple(topics), expression, *limits
+            )
+            table.targets[number] = []
         for topic, (topic_id, indexes, targets) in document["topics"].items():
             table.topic_ids[topic] = topic_id
             for partition, (index, number) in enumerate(zip(indexes, targets, strict=True)):
@@ -320,7 +321,8 @@ class GroupTable:
         self._watched: dict[int, int] = {}
         self._watch_lock = threading.Lock()
         self._timer: Timer | None = None
-        self._has_deaths = False
+        self._is_due = False
+        self._updater: threading.Thread | None = None
 
     # --- life in this process --------------------------------------------------------------------------------------
 
@@ -363,14 +365,17 @@ class GroupTable:
 
     # --- reading ---------------------------------------------------------------------------------------------------
 
-    def view(self) -> View:
-        """The page in use and its document, decoded once for each version and process."""
+    def view(self, timeout_ms: float = LOCK_TIMEOUT) -> View:
+        """The page in use and its document, decoded once for each version and process.
+
+        Waits for the group's lock only while the page is being replaced: LockedError when that takes too long.
+        """
         view = self._view
         if view is None or is_retired(view.page):
             view = self._reopen()
             if view is None or is_retired(view.page):
                 # whoever was replacing the page is at it, or dead: with the lock nobody is
-                return self.update()
+                return self.update(timeout_ms=timeout_ms)
         if view.page.version != view.version:
             view = self._read(view.page)
             self._watch(view.table)
@@ -422,20 +427,18 @@ class GroupTable:
             "is a process stopped that holds it?"
         )
 
-    def update(
-        self, change: Callable[[Table, SharedPage], object] | None = None, timeout_ms: float = LOCK_TIMEOUT
-    ) -> View:
+    def update(self, change: Callable[[Table, View], object] | None = None, timeout_ms: float = LOCK_TIMEOUT) -> View:
         """Put out who is gone, follow the topics, apply ``change`` to the draft, and publish what became of it.
 
-        ``change`` gets a draft and the page. Without anything to publish nothing is. LockedError when the lock is not
-        free for too long, StorageError when a larger page cannot be made: then the group is as it was.
+        ``change`` gets a draft, and what is published now. Without anything to publish nothing is. LockedError when the
+        lock is not free for too long, StorageError when a larger page cannot be made: then the group is as it was.
         """
         with self.locked(timeout_ms) as view:
-            self._has_deaths = False
+            self._is_due = False
             draft = view.table.copy()
             self._bury(view, draft)
             if change is not None:
-                change(draft, view.page)
+                change(draft, view)
             topics_version = self.directory.topics_version
             if draft.members != view.table.members or topics_version != self.topics_version:
                 draft.follow_topics(self.directory, self._free_indexes(view, draft))
@@ -469,13 +472,9 @@ class GroupTable:
         idle = now - page.load(member.stamp_word)
         return f"did not poll for {idle} ms" if idle > member.max_poll_interval_ms else None
 
-    def strip_in_draft(self, draft: Table) -> None:
-        """Take rows and partitions from who is in the draft no more. The caller has the lock."""
-        if self._view is not None:
-            self.strip(self._view, {member.number for member in draft.living})
-
     def strip(self, view: View, keep: Collection[int]) -> None:
-        """Take rows and partitions from everybody but these numbers, and partitions that are wanted no more."""
+        """Take rows and partitions from everybody but these numbers, and partitions that are wanted no more. The caller
+        has the lock."""
         page, first_owner = view.page, view.table.owners_word
         wanted = {first_owner + index for index in view.table.indexes.values()}
         log = self.offsets.log(self.group)
@@ -544,13 +543,13 @@ class GroupTable:
             )
             oscalls.reach_failpoint("group.seated")
 
-    def free_row(self, draft: Table, page: SharedPage) -> int:
+    def free_row(self, draft: Table, view: View) -> int:
         """A row that nobody has, the first one beyond the page when all are taken."""
         used = {member.row for member in draft.members.values()}
         return next(
             row
             for row in range(len(used) + draft.rows + 1)
-            if row not in used and (row >= draft.rows or page.load(HEADER_WORDS + 2 * row) == 0)
+            if row not in used and (row >= draft.rows or view.page.load(HEADER_WORDS + 2 * row) == 0)
         )
 
     # --- the page --------------------------------------------------------------------------------------------------
@@ -621,9 +620,12 @@ class GroupTable:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
+            updater, self._updater = self._updater, None
             for slot in self._watched:
                 self.directory.watcher.unwatch(slot, self._on_death)
             self._watched.clear()
+        if updater is not None and updater is not threading.current_thread():
+            updater.join()  # it finds that nobody needs it, or has something to end
 
     def _watch(self, table: Table) -> None:
         """Watch the slots of everybody in the table, and of nobody else."""
@@ -640,13 +642,21 @@ class GroupTable:
                     self.directory.watcher.watch(slot, member.identity, self._on_death)
 
     def _on_death(self, slot: int) -> None:
-        self._has_deaths = True
-        self._update_patiently()
+        self._update_aside()
+
+    def _update_aside(self) -> None:
+        """Have somebody put out, in a thread of its own: the watcher's has others to look after."""
+        self._is_due = True
+        with self._watch_lock:
+            if self._timer is not None and (self._updater is None or not self._updater.is_alive()):
+                self._updater = threading.Thread(target=self._update_patiently, name="fastlog-group", daemon=True)
+                self._updater.start()
 
     def _update_patiently(self) -> None:
-        """From the watcher's thread: what cannot be done now is done at the next tick."""
+        """What cannot be done now is done at the next tick."""
         try:
-            self.update(timeout_ms=WATCHER_PATIENCE)
+            while self._is_due:
+                self.update(timeout_ms=PATIENCE)
         except ClosedError:
             pass  # the last member of this process has left meanwhile
         except Error as error:
@@ -655,20 +665,15 @@ class GroupTable:
     def tick(self) -> None:
         """See whether somebody has to be put out; called every ``TICK`` seconds by the watcher."""
         try:
-            view = self.view()
+            view = self.view(PATIENCE)
         except Error as error:
             if self.users:
                 logger.warning("group %r: cannot read its table now: %s", self.group, error)
             return
         self._watch(view.table)
         now = oscalls.steady_clock()
-        if self._has_deaths or any(self._is_due(view.page, member, now) for member in view.table.members.values()):
-            self._update_patiently()
-
-    def _is_due(self, page: SharedPage, member: Member, now: int) -> bool:
-        if member.until is not None:
-            return now >= member.until
-        return now - page.load(member.stamp_word) > member.max_poll_interval_ms
+        if self._is_due or any(is_over(view.page, member, now) for member in view.table.members.values()):
+            self._update_aside()
 
 
 def close_all(tables: dict[str, GroupTable]) -> None:
@@ -676,6 +681,13 @@ def close_all(tables: dict[str, GroupTable]) -> None:
     for table in list(tables.values()):
         for leave in list(table.leaves.values()):
             leave()
+
+
+def is_over(page: SharedPage, member: Member, now: int) -> bool:
+    """Whether a member's time is up: since its last poll, or that it is waited for."""
+    if member.until is not None:
+        return now >= member.until
+    return bool(now - page.load(member.stamp_word) > member.max_poll_interval_ms)
 
 
 def is_retired(page: SharedPage) -> bool:
