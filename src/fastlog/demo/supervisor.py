@@ -96,7 +96,7 @@ def run_pipeline(
     pipeline.write_events(events, dataset.timestamps, dataset.keys, dataset.values)
     with fastlog.open(root, durability="os") as store:
         pipeline.create_topics(store)
-        supervisor = _Supervisor(store, events, random.Random(seed), kills, report)
+        supervisor = _Supervisor(store, events, len(dataset), random.Random(seed), kills, report)
         supervisor.run()
         found = PipelineReport(len(dataset), supervisor.elapsed, seed, supervisor.killed, supervisor.died_in_commit)
         found.checks = [*check_source(store, dataset), *check_delays(store, dataset),
@@ -109,12 +109,15 @@ class _Supervisor:
     """Starts the processes, starts them again when they die, and sees to it that some do."""
 
     def __init__(
-        self, store: fastlog.Store, events: Path, chance: random.Random, kills: int, report: Callable[[Snapshot], None]
-    ) -> None:
+        self, store: fastlog.Store, events: Path, events_in_all: int, chance: random.Random, kills: int,
+        report: Callable[[Snapshot], None],
+    ) -> None:  # fmt: skip
         self.store = store
         self.events = events
         self.chance = chance
-        self.kills_left = kills
+        self.events_in_all = events_in_all
+        # spread over the work, so that none is over before the work begins
+        self.kills_at = sorted(chance.random() for _ in range(kills))
         self.report = report
         self.killed = 0
         self.died_in_commit = 0
@@ -125,16 +128,15 @@ class _Supervisor:
 
     def run(self) -> None:
         """Until every event is in the log and both groups are behind the last one."""
-        next_report = next_kill = self.started
+        next_report = self.started
         try:
             while not self.is_finished():
                 now = monotonic()
                 if now - self.started > GIVE_UP_AFTER:
                     raise fastlog.Error(f"the pipeline has not ended within {GIVE_UP_AFTER:.0f} s; {self.snapshot()}")
                 self.tend()
-                if now >= next_kill and self.kills_left:
+                if self.kills_at and self.progress() >= self.kills_at[0]:
                     self.kill_one()
-                    next_kill = now + self.chance.uniform(0.1, 0.8)
                 if now >= next_report:
                     self.report(self.snapshot())
                     next_report = now + REPORT_EVERY
@@ -180,13 +182,19 @@ class _Supervisor:
         worker.process.kill()
         worker.process.wait()
         self.killed += 1
-        self.kills_left -= 1
+        del self.kills_at[0]
         self.start(worker, dies_in_commit=self.chance.random() < 0.5)
 
     def is_finished(self) -> bool:
         return all(worker.is_done for worker in self.workers if worker.role == "ingest") and not any(
             lag_of(self.store, group) for group in GROUPS
         )
+
+    def progress(self) -> float:
+        """From 0 to about 1: how much of all reading and writing of flights is done."""
+        written = records_in(self.store, EVENTS)
+        read = sum(max(written - lag_of(self.store, group), 0) for group in GROUPS)
+        return (written + read) / ((1 + len(GROUPS)) * self.events_in_all)
 
     def snapshot(self) -> Snapshot:
         return Snapshot(

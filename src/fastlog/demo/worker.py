@@ -6,6 +6,7 @@ SIGTERM ends it after the transaction in hand. It is spawned by the supervisor, 
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
@@ -24,7 +25,9 @@ def main(role: str, root: str, name: str, events: str = "") -> None:
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stopping.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.basicConfig(level=logging.WARNING, format=f"{role}-{name}: %(message)s")
+    # deaths are expected here: what is said of them is for those who look for it
+    level = os.environ.get("FASTLOG_DEMO_LOG", "ERROR")
+    logging.basicConfig(level=level, format=f"{role}-{name}: %(message)s")
     with fastlog.open(root, durability="os") as store:
         if role == "ingest":
             pipeline.ingest(store, Path(events), int(name), stopping.is_set)
