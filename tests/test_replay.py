@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import random
-import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -144,18 +144,38 @@ def vars_of(config: fastlog.LogConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in config.__dataclass_fields__}
 
 
-def test_replay_ends_where_the_log_ended_when_it_began(folder: Path) -> None:
+def test_replay_ends_where_the_log_ends_when_it_gets_there(folder: Path) -> None:
     with fastlog.PartitionLog.open(folder / "state-0", durability="os", config=SMALL) as log:
         assert list(log.replay()) == []
         for i in range(10):
             log.append([b"%d" % i])
         replay = log.replay()
         next(replay)
+        assert replay.next_offset == 1
         for i in range(300):
             log.append([b"%0100d" % i])  # and rolls
-        assert [batch.base_offset for batch in replay] == list(range(1, 10))
+        assert [batch.base_offset for batch in replay] == list(range(1, 310))
+        assert replay.next_offset == 310
+        log.append([b"310"])
+        assert [batch.base_offset for batch in replay] == [310], "it can go on"
         assert list(log.replay(log.end_offset)) == []
-        assert [batch.base_offset for batch in log.replay(309)] == [309]
+        assert [batch.base_offset for batch in log.replay(309)] == [309, 310]
+
+
+def test_replay_steps_over_what_compaction_took_away(folder: Path) -> None:
+    with fastlog.PartitionLog.open(folder / "state-0", durability="os", config=COMPACTED) as log:
+        end = 0
+        while len(log.segments()) < 3:
+            end = log.append([b"x" * 1000], keys=[b"key"]) + 1
+        log.append([None], keys=[b"key"])
+        log.maintain()
+        replay = log.replay()
+        bases = [batch.base_offset for batch in replay]
+        assert replay.next_offset == log.end_offset == end + 1
+        assert len(bases) < end
+        last = log.replay(bases[-2] + 1)
+        assert next(last).base_offset == bases[-1], "from an offset that is gone"
+        log.append([b"next"], keys=[b"key"], expected_end_offset=replay.next_offset)
 
 
 def test_replay_shows_what_is_neither_durable_nor_decided(folder: Path) -> None:
@@ -255,35 +275,42 @@ def test_replay_beside_appenders_of_other_processes(folder: Path) -> None:
             assert mine == [b"%d %d" % (worker, i) for i in range(count)]
 
 
-def test_replay_beside_compaction(folder: Path, seed: int) -> None:
-    """Whatever is compacted meanwhile: offsets rise, and the newest value of each key is there."""
+def write_and_compact(path: str, seed: int, stopped: Any) -> None:
+    """Count up under a few keys, and compact all the time."""
     chance = random.Random(seed)
-    with fastlog.PartitionLog.open(folder / "state-0", durability="os", config=COMPACTED) as log:
-        done = threading.Event()
-        newest: dict[bytes, bytes] = {}
+    with fastlog.PartitionLog.open(path, durability="os", config=COMPACTED) as log:
+        count = 0
+        while not stopped.is_set():
+            for _ in range(20):
+                count += 1
+                log.append([b"%d" % count + b" " * chance.randrange(400)], keys=[b"key-%d" % (count % 10)])
+            log.maintain()
 
-        def compact() -> None:
-            while not done.is_set():
-                log.maintain()
 
-        cleaner = threading.Thread(target=compact)
-        cleaner.start()
-        try:
-            for i in range(400):
-                key = b"key-%d" % chance.randrange(20)
-                newest[key] = b"%d" % i + b"." * chance.randrange(200)
-                log.append([newest[key]], keys=[key])
-                if i % 20 == 0:
-                    state: dict[bytes | None, bytes | None] = {}
-                    last = -1
-                    for batch in log.replay():
-                        assert batch.base_offset > last
-                        last = batch.last_offset
-                        state.update(zip(batch.keys(), batch.values(), strict=True))
-                    assert state == newest
-        finally:
-            done.set()
-            cleaner.join()
+def test_replay_beside_compaction_in_another_process(folder: Path, seed: int) -> None:
+    """Whatever comes and goes meanwhile: offsets rise, and what was told last of each key are the last ten counts."""
+    path = folder / "state-0"
+    spawn = multiprocessing.get_context("spawn")
+    stopped = spawn.Event()
+    process = spawn.Process(target=write_and_compact, args=(str(path), seed, stopped))
+    process.start()
+    try:
+        with fastlog.PartitionLog.open(path, durability="os", config=COMPACTED) as log:
+            replays, deadline = 0, time.monotonic() + 3
+            while replays < 50 or time.monotonic() < deadline:
+                state: dict[bytes | None, int] = {}
+                last = -1
+                for batch in log.replay():
+                    assert batch.base_offset > last
+                    last = batch.last_offset
+                    state.update(zip(batch.keys(), [int(value or b"0") for value in batch.values()], strict=True))
+                newest = max(state.values(), default=0)
+                assert set(state.values()) == set(range(max(newest - 9, 1), newest + 1)) or newest == 0
+                replays += 1
+    finally:
+        stopped.set()
+        process.join(30)
+    assert process.exitcode == 0
 
 
 # --- open transactions ----------------------------------------------------------------------------------------------

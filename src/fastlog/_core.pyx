@@ -73,6 +73,7 @@ __all__ = [
     "RecordBatch",
     "RecordBatches",
     "RecordCursor",
+    "Replay",
     "ReplayedBatch",
     "SharedPage",
     "Waiter",
@@ -97,7 +98,7 @@ globals().update(
     {name: getattr(batch_room, name) for name in ("BinaryColumn", "HeadersColumn", "Record", "RecordBatch", "RecordCursor")}
 )
 globals().update(Bells=shared_room.Bells)
-ReplayedBatch = replaying_room.ReplayedBatch
+Replay, ReplayedBatch = replaying_room.Replay, replaying_room.ReplayedBatch
 
 logger = logging.getLogger("fastlog.log")
 
@@ -937,11 +938,12 @@ cdef class PartitionLog(Handle):
         return iterate_records(RecordBatches(self, start, stop, 1 << 20))
 
     def replay(self, start: int | None = None):
-        """Iterate over every batch from ``start`` (None = log start) up to the end offset of this moment, as a ``ReplayedBatch``.
+        """Iterate over every batch from ``start`` (None = log start) up to the end offset, as a ``ReplayedBatch``.
 
         Everything is there: what is not durable yet, open and aborted transactions, and control batches. This is for state that is
         kept in a topic; ``batches`` is for consumers. The batch that holds ``start`` comes whole. Each checksum is compared.
-        Others may append, delete and compact meanwhile.
+        Others may append, delete and compact meanwhile; it ends where the log ends when it gets there: so it misses no key.
+        The iterator's ``next_offset`` says where that is, for a next replay, or as an ``expected_end_offset``.
 
         Raises:
             OffsetOutOfRangeError: ``start`` lies below the log start or beyond the end; or what comes next was deleted meanwhile.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastlog._native import oscalls
+from fastlog.errors import CommitFailedError
 from fastlog.groups.membership import Changes, Membership
 from fastlog.groups.offsets import OffsetAndMetadata, OffsetStore
 from fastlog.records import TopicPartition
@@ -28,6 +29,7 @@ class Strings:
         self.directory = Directory.open(path, durability="os")
         self.group = group
         self.members: list[Membership] = []
+        self.failures = 0
 
     def join(self, *topics: str, **options: Any) -> str:
         self.members.append(Membership(self.directory, self.group, topics=topics or ["t"], **options))
@@ -43,16 +45,21 @@ class Strings:
         return found
 
     def work(self, seconds: float) -> int:
-        """Poll, commit and let go, for so long: how many commits."""
+        """Poll, commit and let go, for so long: how many commits. Each says by which epoch it was made."""
         stop, commits = time.monotonic() + seconds, 0
         while time.monotonic() < stop:
             self.poll()
             for member in self.members:
-                owned = list(member.owned())
-                if owned:
-                    self.commit(owned, commits)
-                    commits += 1
+                owned = member.owned()
+                try:
+                    member.commit({one: OffsetAndMetadata(commits, str(epoch.value)) for one, epoch in owned.items()})
+                    commits += bool(owned)
+                except CommitFailedError:
+                    self.failures += 1
         return commits
+
+    def failed(self) -> int:
+        return self.failures
 
     def owned(self) -> list[list[TopicPartition]]:
         return [sorted(member.owned()) for member in self.members]

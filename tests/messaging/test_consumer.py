@@ -557,3 +557,18 @@ def test_what_needs_a_group_says_so(store: fastlog.Store) -> None:
         store.consumer("orders", group="")
     with pytest.raises(fastlog.ConfigError):
         store.consumer("orders", instance_id="a")
+
+
+def test_a_topic_that_is_deleted_under_a_waiting_consumer(
+    store: fastlog.Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(store, "orders", [1])
+    fill(store, "others", [0])
+    with store.consumer(["orders", "others"]) as consumer:
+        timer = after(0.2, lambda: store.delete_topic("orders"))
+        late = after(0.5, lambda: fill(store, "others", [1]))
+        assert [record.topic for record in consumer.poll(timeout=20)] == ["others"]
+        assert consumer.assignment() == [("others", 0)]
+        assert "orders-0 were deleted" in caplog.text or "orders-0" in caplog.text
+        timer.join()
+        late.join()

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import os
+import random
+import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
+from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -544,3 +550,153 @@ def test_members_that_come_and_go_politely_handle_everything_once(store: fastlog
     everything = [(number, offset) for number in range(6) for offset in range(ends[number])]
     assert sorted(set(handled)) == everything
     assert len(handled) == len(everything), "handled twice without a death"
+
+
+def test_a_member_in_the_middle_of_a_batch_lets_go_at_its_next_record(store: fastlog.Store) -> None:
+    """Its handlers are slow, and what it fetched would last for a minute."""
+    fill(store, 2000, partitions=2)
+    with crew() as start:
+        slow = start(handle_slowly, store.path, "10s", 0.03)
+        assert slow.answer() == "ready"
+        slow.answer()
+        slow.answer()
+        begun = time.monotonic()
+        with member(store) as second:
+            assert second.poll(timeout=20)
+            assert time.monotonic() - begun < 1.5
+
+
+def test_a_partition_that_cannot_be_opened_is_tried_again(
+    store: fastlog.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store, 5, partitions=3)
+    lease, failures = store.directory.lease, [fastlog.LockedError("somebody holds it")]
+
+    def failing(topic: str, partition: int, *rest: Any) -> Any:
+        if topic == "orders" and partition == 1 and failures:
+            raise failures.pop()
+        return lease(topic, partition, *rest)
+
+    told: list[TopicPartition] = []
+    with member(store, on_assigned=told.extend) as consumer:
+        monkeypatch.setattr(store.directory, "lease", failing)
+        with pytest.raises(fastlog.LockedError):
+            consumer.poll(timeout=0)
+        assert len(list(consumer.records(until="end"))) == 15
+        assert sorted(told) == [TopicPartition("orders", number) for number in range(3)]
+
+
+def stopped_handler(connection: Connection, path: str) -> None:
+    """Polls; handles the second list only after it was stopped and continued; tells what came of it."""
+    lost: list[TopicPartition] = []
+    with (
+        fastlog.open(path, durability="os") as store,
+        store.consumer(
+            "orders", group="g", start="earliest", max_poll_interval="500ms", on_lost=lost.extend, auto_commit=False
+        ) as consumer,
+    ):
+        consumer.poll(5)
+        consumer.commit()
+        connection.send([record.offset for record in consumer.poll(5)])
+        connection.recv()
+        try:
+            consumer.commit()
+            connection.send("committed")
+        except fastlog.CommitFailedError:
+            connection.send("refused")
+        consumer.poll(timeout=0)
+        connection.send(lost)
+
+
+def test_a_member_that_was_stopped_cannot_move_the_group_when_it_goes_on(store: fastlog.Store) -> None:
+    fill(store, 20)
+    with crew() as start:
+        zombie = start(stopped_handler, store.path)
+        assert zombie.answer() == [5, 6, 7, 8, 9]
+        os.kill(zombie.pid, signal.SIGSTOP)
+        with member(store, auto_commit=False) as heir:
+            records = heir.poll(timeout=20)
+            assert [record.offset for record in records] == list(range(5, 20))
+            heir.commit(records[9])
+            zombie.tell("go on")
+            os.kill(zombie.pid, signal.SIGCONT)
+            assert zombie.answer() == "refused"
+            assert zombie.answer() == [FIRST]
+            assert committed(store) == 15
+
+
+def live_somehow(connection: Connection, path: str, seed: int) -> None:
+    """Handles records in one way or another, until told to stop; tells of each after it was handled."""
+    chance = random.Random(seed)
+    with fastlog.open(path, durability="os") as store:
+        connection.send("ready")
+        while True:
+            with store.consumer("orders", group="g", start="earliest", auto_commit_interval="30ms") as consumer:
+                way = chance.choice(["iterate", "poll", "batches", "commit"])
+                for _ in range(chance.randrange(1, 30)):
+                    if connection.poll(0):
+                        return
+                    if way == "iterate":
+                        for record in islice(consumer.records(until=None, idle_timeout="20ms"), 50):
+                            connection.send((record.partition, record.offset))
+                    elif way == "batches":
+                        for batch in islice(consumer.batches(timeout="20ms"), 2):
+                            for offset in batch.offsets:
+                                connection.send((batch.partition, int(offset)))
+                    else:
+                        for record in consumer.poll(chance.randrange(1, 100), timeout="20ms"):
+                            connection.send((record.partition, record.offset))
+                        if way == "commit":
+                            try:
+                                consumer.commit()
+                            except fastlog.CommitFailedError:
+                                pass
+
+
+def test_random_lives_and_deaths_lose_nothing(store: fastlog.Store, seed: int) -> None:
+    """Members come, leave, are killed and stopped at random while records are written: each record is handled."""
+    chance = random.Random(seed)
+    fill(store, 100, partitions=5)
+    handled: list[Any] = []
+    with crew() as start:
+        workers: list[Worker] = []
+        until = time.monotonic() + 8
+        while time.monotonic() < until:
+            if len(workers) < 3:
+                workers.append(start(live_somehow, store.path, chance.randrange(1 << 32)))
+            victim = chance.choice(workers)
+            what = chance.random()
+            if what < 0.2:
+                victim.kill()
+                drain(victim, handled)
+                workers.remove(victim)
+            elif what < 0.4:
+                os.kill(victim.pid, signal.SIGSTOP)
+                time.sleep(0.2)
+                os.kill(victim.pid, signal.SIGCONT)
+            fill(store, chance.randrange(1, 20), partitions=5)
+            for worker in workers:
+                drain(worker, handled, 0.05)
+        ends = [store.topic("orders").partition(number).end_offset for number in range(5)]
+        everything = {(number, offset) for number in range(5) for offset in range(ends[number])}
+
+        def is_all_handled() -> bool:
+            for worker in workers:
+                drain(worker, handled)
+            return everything <= set(handled)
+
+        wait_until(is_all_handled, 60)
+        assert set(handled) - {"ready"} == everything
+
+
+def test_a_consumer_that_nobody_refers_to_has_left(store: fastlog.Store) -> None:
+    fill(store, 10)
+    dropped = member(store)
+    assert dropped.poll(2)
+    gone = weakref.ref(dropped)
+    del dropped
+    gc.collect()
+    assert gone() is None
+    with member(store) as other:
+        assert other.poll(timeout=20)
+    wait_until(lambda: not [thread for thread in threading.enumerate() if thread.name == "fastlog-consumer"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import re
 import threading
@@ -122,6 +123,21 @@ def test_closing_the_directory_leaves(folder: Path) -> None:
         assert describe(other, "g").members == []
         with pytest.raises(ClosedError):
             member.poll()
+
+
+def test_a_member_that_nobody_refers_to_is_gone(directory: Directory) -> None:
+    directory.create_topic("t", 2)
+    member, other = join(directory), join(directory)
+    settle([member, other])
+    other.set_wake(other.poll)
+    slot = other._slot.number
+    del other
+    gc.collect()
+    assert not directory.slots.is_alive(slot)
+    member._table.update()
+    settle([member])
+    assert len(member.owned()) == 2
+    member.leave()
 
 
 def test_members_beyond_the_partitions_are_idle(directory: Directory) -> None:

@@ -17,7 +17,9 @@ import fastlog
 from fastlog._native import oscalls
 from fastlog.store.directory import Directory
 from tests.messaging.processes import crew
+from tests.messaging.transacting import Writer, visible
 
+BACKUPS = 8
 SMALL = {"segment.bytes": 2000}
 
 
@@ -186,3 +188,39 @@ def test_backups_of_a_busy_store_are_prefixes(tmp_path: Path) -> None:
                 assert log.recovery is None or not log.recovery.cut
             ends.append(copy.partition_log("a", 0).end_offset)
     assert ends == sorted(ends) and ends[-1] <= count
+
+
+def transact_for_ever(connection: Connection, root: str) -> None:
+    with Directory.open(root, durability="os") as store:
+        writer = Writer(store, "pay")
+        connection.send("going")
+        number = 0
+        while not connection.poll():
+            writer.begin()
+            for partition in range(3):
+                writer.send("a", [b"%d" % number], partition)
+            writer.id.commit()
+            number += 1
+        writer.close()
+        connection.send(number)
+
+
+def test_no_transaction_is_in_a_backup_by_halves(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    with Directory.open(root, durability="os") as store, crew() as start:
+        store.create_topic("a", partitions=3)
+        worker = start(transact_for_ever, str(root))
+        worker.answer()
+        for number in range(BACKUPS):
+            store.backup(tmp_path / f"copy{number}")
+        worker.tell("stop")
+        count = worker.answer()
+    found = []
+    for number in range(BACKUPS):
+        with Directory.open(tmp_path / f"copy{number}", durability="os") as copy:
+            # finishes what was decided, takes back what was not
+            Writer(copy, "pay").close()
+            seen = [visible(copy, "a", partition) for partition in range(3)]
+            assert seen[0] == seen[1] == seen[2] == [b"%d" % each for each in range(len(seen[0]))]
+            found.append(len(seen[0]))
+    assert found == sorted(found) and 0 < found[-1] <= count

@@ -113,3 +113,53 @@ def test_names_of_the_store_are_loaded_when_they_are_asked_for() -> None:
         "assert not hasattr(fastlog, 'opne')\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_from_a_producer_to_a_group(tmp_path: Path) -> None:
+    with fastlog.open(tmp_path / "store", durability="os") as store:
+        store.create_topic("orders", partitions=3)
+        with store.producer(linger="1ms", compression="zstd", value_serializer=str.encode) as producer:
+            for number in range(300):
+                producer.send("orders", f"v{number}", key=b"k%d" % (number % 10))
+        with store.consumer("orders", group="g", start="earliest", value_deserializer=bytes.decode) as consumer:
+            found = [record.value for record in consumer.records(until="end")]
+        assert sorted(found) == sorted(f"v{number}" for number in range(300))
+        assert store.groups() == ["g"]
+
+
+def test_closing_the_store_delivers_what_was_sent(tmp_path: Path) -> None:
+    with fastlog.open(tmp_path / "store", durability="os") as store:
+        store.create_topic("orders")
+        producer = store.producer(linger="10s")
+        delivery = producer.send("orders", b"x")
+        store.close()
+        assert delivery.result(timeout=0).offset == 0
+        assert producer.closed
+
+
+def test_consume_transform_produce_exactly_once(tmp_path: Path) -> None:
+    """The block that the documents show: an exception takes back what was sent, and the consumer goes back."""
+    with fastlog.open(tmp_path / "store", durability="os") as store:
+        store.create_topic("orders").partition(0).append([b"%d" % number for number in range(10)])
+        store.create_topic("payments")
+        with (
+            store.consumer("orders", group="pay", start="earliest") as consumer,
+            store.producer(transactional_id="pay-1") as producer,
+        ):
+            fail = [True, False, True, False, False]
+            while records := consumer.poll(4, timeout=0):
+                try:
+                    with producer.transaction(consumer) as tx:
+                        for record in records:
+                            tx.send("payments", b"paid " + (record.value or b""))
+                        tx.commit_offsets()
+                        if fail.pop(0):
+                            raise ValueError("a handler failed")
+                except ValueError:
+                    pass
+        with store.consumer("payments", start="earliest") as consumer:
+            paid = [record.value for record in consumer.records(until="end")]
+        assert paid == [b"paid %d" % number for number in range(10)]
+        with store.consumer("orders", group="pay") as consumer:
+            assert consumer.poll(timeout=0) == []
+            assert consumer.position("orders", 0) == 10

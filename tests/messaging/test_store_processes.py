@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 
 import fastlog
 from fastlog._native import oscalls
+from fastlog.store import files
 from fastlog.store.directory import Directory
 from tests.messaging.processes import crew
 
@@ -257,3 +259,56 @@ def test_I9_a_full_disk_while_creating(tmp_path: Path, call: str) -> None:
     else:
         pytest.fail(f"{call} is called more often than that")
     assert failures > 3
+
+
+# --- frozen processes ------------------------------------------------------------------------------------------------
+
+
+def open_log(connection: Connection, root: str, failpoint: str) -> None:
+    oscalls.arm(failpoint, "stop")
+    try:
+        with Directory.open(root, durability="os") as store:
+            connection.send(store.partition_log("a", 0).append([b"x"]))
+    except fastlog.UnknownTopicError:
+        connection.send("unknown topic")
+
+
+@pytest.mark.parametrize("failpoint", ["store.partition_made", "open.recovered"])
+def test_nobody_deletes_a_topic_while_a_partition_is_opened(tmp_path: Path, failpoint: str) -> None:
+    root = tmp_path / "store"
+    with Directory.open(root, durability="os", lock_timeout=0.3) as store, crew() as start:
+        store.create_topic("a")
+        worker = start(open_log, str(root), failpoint)
+        os.waitpid(worker.pid, os.WUNTRACED)
+        for change in (lambda: store.delete_topic("a"), lambda: store.alter_topic("a", {"retention": "1d"})):
+            with pytest.raises(fastlog.LockedError, match="is opening a partition of 'a'"):
+                change()
+        assert store.topics() == ["a"]
+        os.kill(worker.pid, signal.SIGCONT)
+        assert worker.answer() == 0
+        store.delete_topic("a")
+        assert not list((root / "topics").glob("a-*"))
+
+
+def test_a_lock_lies_on_the_file_that_is_there(tmp_path: Path) -> None:
+    """Who waited for the lock of a file that was replaced meanwhile holds the lock of its successor."""
+    path = str(tmp_path / "file")
+    for change in (lambda: oscalls.replace_file(path, b"new"), lambda: oscalls.remove(path)):
+        oscalls.replace_file(path, b"old")
+        found: list[bool] = []
+
+        def wait(found: list[bool] = found) -> None:
+            with files.locked_file(path, 5000, "holds it", shared=False) as is_there:
+                if is_there:
+                    fd = oscalls.open_file(path)
+                    found.append(not oscalls.try_lock(fd, shared=True))
+                    oscalls.close_file(fd)
+
+        with files.locked_file(path, 5000, "holds it", shared=False) as is_there:
+            assert is_there
+            thread = threading.Thread(target=wait)
+            thread.start()
+            time.sleep(0.1)
+            change()
+        thread.join()
+        assert found == ([True] if oscalls.file_size(path) else [])

@@ -65,7 +65,9 @@ cdef enum:
     MOST_FAILURES = 1000            # that are kept for flush and close to tell of
     MOST_ENCODERS = 4
     RECORD_ROOM = 40                # bytes that a record of a column can take besides its content
-    SMALL = 1 << 16                 # bytes whose CRC is not worth letting go of the GIL
+    SMALL = 1 << 16                 # bytes whose CRC is not worth letting go of the GIL: getting it back takes longer
+    SMALL_ENCODE = 1 << 18          # likewise, of records to encode
+    FEW = 10_000                    # likewise, records to look at
     SLICE = 50_000_000              # nanoseconds of a wait until signals are let in
     MOST_SLEEP = 1_000_000_000      # nanoseconds
     RETRY_AFTER = 20_000_000        # nanoseconds until a locked partition is tried again
@@ -439,7 +441,8 @@ cdef object undecided(object timeout):
 cdef int run_callback(object fn, object delivery) except -1:
     try:
         fn(delivery)
-    except Exception:
+    except BaseException:
+        # SystemExit too: the thread goes on delivering for everybody else
         logger.exception("a callback of %r failed", delivery)
     return 0
 
@@ -569,9 +572,8 @@ cdef class Accumulator:
         self.value_serializer = value_serializer
         self.topics_version = catalog.version()
         # never counted from 0: a broker that adopts the files hands out small ids, and takes a known one for a repetition
-        random = load_int64_of(oscalls.random_bytes(16))
-        self.producer_id = (1 << 40) + random % ((1 << 62) - (1 << 40))
-        self.random_state = random | 1
+        self.producer_id = random_producer_id()
+        self.random_state = random_number() | 1
         self.thread = threading.Thread(
             target=run_drain, args=(weakref.ref(self, ringer(self.signal)), self.signal, self.topics), name="fastlog-producer", daemon=True
         )
@@ -967,8 +969,11 @@ cdef class Accumulator:
             raise TransactionError("the producer is transactional and no transaction is open: send inside of producer.transaction()")
         if partition is not None:
             number = self.checked_partition(known, partition)
-        with nogil:
+        if count < FEW:
             measure(&source, &total, &largest_record)
+        else:
+            with nogil:
+                measure(&source, &total, &largest_record)
         if known.needs_keys and count and lacks_keys(source.keys, count):
             raise InvalidRecordError(f"topic {topic!r} is compacted, so every record needs a key; nothing was sent")
         if largest_record + BATCH_HEADER_SIZE > min(known.record_limit, self.buffer_memory):
@@ -1027,8 +1032,11 @@ cdef class Accumulator:
         try:
             if spans == NULL or chosen == NULL or starts == NULL or sizes == NULL or (stamps == NULL and source.timestamps != NULL):
                 raise MemoryError(f"no memory left to sort {count} records by partition; nothing was sent")
-            with nogil:
+            if count < FEW:
                 split(source, partitions, sticky, chosen, starts, sizes, where, spans, stamps)
+            else:
+                with nogil:
+                    split(source, partitions, sticky, chosen, starts, sizes, where, spans, stamps)
             values = source.values[0]
             values.kind = COLUMN_SPANS
             values.spans = spans
@@ -1081,8 +1089,11 @@ cdef class Accumulator:
                     self.wait_for_memory(room, &deadline)
                 deadline = 0
                 try:
-                    with nogil:
+                    if room < SMALL_ENCODE:
                         encoded = encode_at(encoder, &part, &first, topic.batch_limit, topic.record_limit, room, pending)
+                    else:
+                        with nogil:
+                            encoded = encode_at(encoder, &part, &first, topic.batch_limit, topic.record_limit, room, pending)
                     if encoded < 0:
                         if encoded == OUT_OF_MEMORY:
                             raise MemoryError(f"no memory left to encode {count} records")
@@ -1101,7 +1112,8 @@ cdef class Accumulator:
                 self.list_target(target)
                 self.records += first - begun
                 parts.append((pending, first - begun))
-                self.signal.ring()
+                if self.signal.is_asleep:
+                    self.signal.ring()
         finally:
             if len(self.encoders) < MOST_ENCODERS:
                 self.encoders.append(encoder)
@@ -1327,6 +1339,10 @@ cdef class Accumulator:
         target.next_sequence = 0
         if target.producer_epoch < MOST_EPOCH:
             target.producer_epoch += 1
+        else:
+            # epochs are used up: another producer, for every partition
+            target.producer_epoch = 0
+            self.producer_id = random_producer_id()
         return 0
 
     cdef int fail_everything(self, error) except -1:
@@ -1546,9 +1562,9 @@ cdef int64_t moment_of(object timestamp, int64_t now) except? -2:
 
 
 cdef object constant_or_values(Timestamps stamps):
-    import numpy
     if stamps.values == NULL:
         return stamps.constant
+    import numpy
     result = numpy.empty(stamps.length, dtype=numpy.int64)
     cdef int64_t[::1] view = result
     if stamps.length:
@@ -1557,12 +1573,18 @@ cdef object constant_or_values(Timestamps stamps):
     return result
 
 
-cdef object load_int64_of(bytes random):
-    """A non-negative number of 63 bits from random bytes."""
+cdef object random_number():
+    """From 0 to 2^63 - 1."""
+    cdef bytes random = oscalls.random_bytes(8)
     cdef const uint8_t* at = random
     cdef uint64_t value
     memcpy(&value, at, 8)
     return <int64_t>(value >> 1)
+
+
+cdef object random_producer_id():
+    """From 2^40 to 2^62 - 1."""
+    return (1 << 40) + random_number() % ((1 << 62) - (1 << 40))
 
 
 cdef void measure(const RecordSource* source, int64_t* total, int64_t* largest) noexcept nogil:

@@ -27,13 +27,14 @@ cdef class ReplayedBatch:
 
 cdef class Replay:
     cdef Handle log
-    cdef int64_t offset             # where the next batch begins, or behind that
-    cdef int64_t stop
+    cdef int64_t offset             # where the next batch begins, or ahead of that
+    cdef int64_t stop               # where the log ended when it was last looked at
     # where the last batch ended, if the list of segments is still the same
     cdef Segment segment
     cdef int64_t position
     cdef int64_t generation
 
+    cdef int look(self, Published* state) except -1
     cdef ReplayedBatch step(self, Published* state)
 
 

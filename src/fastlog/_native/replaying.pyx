@@ -3,6 +3,9 @@
 
 This is for state that lives in a topic: offsets of groups, decisions about transactions. Such a reader is no consumer: what it
 builds must agree with what the owner of the writer lock sees, whether it is durable, committed, or not.
+
+It goes on to where the log ends when it gets there, not to where it ended when it began: compaction may meanwhile take away
+the record of a key ahead of it, for the sake of a newer one. Who had stopped before that one would know nothing of the key.
 """
 
 from libc.stdint cimport int64_t
@@ -152,22 +155,16 @@ cdef class ReplayedBatch:
 
 
 cdef Replay replay(Handle log, start):
-    """Begin at `start` (None: at the log start); the end is the published one of this moment."""
+    """Begin at `start` (None: at the log start)."""
     cdef Published state
-    cdef Durable durable
     cdef Replay found = Replay.__new__(Replay)
     log.require_open()
     if log.read_only and not log.control.is_shared:
         log.look_for_company()
-    read_published(log.control.page, &state)
-    found.log = log
-    found.stop = state.end_offset
-    if load_word(&log.control.page.poisoned):
-        # what lies behind may be gone when somebody opens the log again
-        read_durable(log.control.page, &durable)
-        found.stop = min(found.stop, durable.offset)
     if start is not None and not isinstance(start, int):
         raise InvalidRecordError(f"start={start!r}: expected an offset, or None for the log start")
+    found.log = log
+    found.look(&state)
     found.offset = state.start_offset if start is None else start
     if not state.start_offset <= found.offset <= found.stop:
         raise outside(log, found.offset, state.start_offset, found.stop)
@@ -181,7 +178,16 @@ cdef object outside(Handle log, int64_t offset, int64_t start_offset, int64_t en
 
 
 cdef class Replay:
-    """The batches of a log, one after the other. Used by one thread at a time; others may append, delete and compact."""
+    """The batches of a log, one after the other: an iterator. Used by one thread at a time; others may append, delete and compact.
+
+    Attributes:
+        next_offset: up to where it has come. When it has ended that is where the log ended at that moment, also where
+            compaction has left nothing of the last batches.
+    """
+
+    @property
+    def next_offset(self) -> int:
+        return self.offset
 
     def __init__(self):
         raise TypeError("a Replay comes from PartitionLog.replay")
@@ -196,9 +202,9 @@ cdef class Replay:
         cdef int attempt = 0
         while True:
             log.require_open()
+            self.look(&state)
             if self.offset >= self.stop:
                 raise StopIteration
-            read_published(log.control.page, &state)
             if self.offset < state.start_offset:
                 raise outside(log, self.offset, state.start_offset, self.stop)
             before = state
@@ -213,9 +219,21 @@ cdef class Replay:
                 if isinstance(error, CorruptLogError):
                     complete_damage(log, error, &state)
                 raise
-            if batch is None:
-                raise StopIteration
-            return batch
+            if batch is not None:
+                return batch
+            # nothing is left of what was there, and perhaps more has come
+            self.offset = self.stop
+
+    cdef int look(self, Published* state) except -1:
+        """Where the log begins and ends now."""
+        cdef Durable durable
+        read_published(self.log.control.page, state)
+        self.stop = state.end_offset
+        if load_word(&self.log.control.page.poisoned):
+            # what lies behind may be gone when somebody opens the log again
+            read_durable(self.log.control.page, &durable)
+            self.stop = min(self.stop, durable.offset)
+        return 0
 
     cdef ReplayedBatch step(self, Published* state):
         """The batch of `offset`, or the first one behind it; None when that begins at `stop`."""

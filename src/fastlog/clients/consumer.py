@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import re
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from datetime import datetime, timedelta
 from importlib import import_module
 from itertools import chain, islice
@@ -72,6 +72,22 @@ class ConsumerStats(NamedTuple):
     failed_commits: int
     rebalances: int
     resets: int
+
+
+class Call:
+    """A call of a consumer, from its beginning to its end: nobody else is inside meanwhile."""
+
+    __slots__ = ("_consumer", "_raises")
+
+    def __init__(self, consumer: Consumer[Any, Any], *, raises: bool = True) -> None:
+        self._consumer = consumer
+        self._raises = raises
+
+    def __enter__(self) -> bool:
+        return self._consumer._begin_call(self._raises)
+
+    def __exit__(self, *exception: object) -> None:
+        self._consumer._end_call()
 
 
 class Consumer(Generic[K, V]):
@@ -164,12 +180,20 @@ class Consumer(Generic[K, V]):
         self._subscription = Subscription(directory, topics, partitions)
         self._waiter = waiter_of(directory)
         if group is None:
-            self._follow_topics()
+            try:
+                self._follow_topics()
+            except BaseException:
+                self._fetcher.remove(self._fetcher.names())
+                raise
         else:
             self._join(
                 group, topics, instance_id, assignor, parse_duration_ms(session_timeout, "session_timeout"), client_id
             )
-        directory.add_closer(self.close)
+        # nobody but the application keeps a consumer alive: one that it drops has left its group
+        closer = weakly(self.close)
+        directory.add_closer(closer)
+        self._forget_closer = weakref.finalize(self, directory.remove_closer, closer)
+        self._forget_closer.atexit = False
 
     # --- opening and closing -----------------------------------------------------------------------------------------
 
@@ -193,9 +217,14 @@ class Consumer(Generic[K, V]):
             max_poll_interval_ms=self._max_poll_interval,
             client_id=client_id,
         )
-        self._membership.set_wake(self._interrupt)
+        self._membership.set_wake(weakly(self._interrupt))
         self._group_bell = 1 << self._membership.bell
-        self._pulse = Pulse(self._beat, self._commit_interval)
+        self._pulse = Pulse(
+            weakref.ref(self),
+            waiter_of(self._directory),
+            self._group_bell,
+            self._commit_interval,
+        )
 
     def close(self) -> None:
         """End the iteration, commit what is finished, leave the group, and give everything back. Idempotent.
@@ -243,7 +272,7 @@ class Consumer(Generic[K, V]):
             finally:
                 self._closed = True
                 self._fetcher.remove(self._fetcher.names())
-                self._directory.remove_closer(self.close)
+                self._forget_closer()
         if self._pulse is not None:
             self._pulse.stop()
 
@@ -258,34 +287,35 @@ class Consumer(Generic[K, V]):
 
     # --- who is inside -----------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _entered(self) -> Iterator[None]:
-        """One thread at a time, and only while the consumer is open."""
-        with self._entered_unless_closed() as is_open:
-            if not is_open:
-                raise ClosedError("the consumer is closed: open a new one with store.consumer(…)")
-            yield
-
-    @contextmanager
-    def _entered_unless_closed(self) -> Iterator[bool]:
-        """One thread at a time; whether the consumer is open still: ``close`` ends an iteration without an error."""
+    def _begin_call(self, raises: bool) -> bool:
+        """One thread at a time. Whether the consumer is open: ``close`` ends an iteration without an error."""
         if not self._gate.acquire(blocking=False):
             raise LockedError(
                 "another thread is using this consumer: a consumer is used by one thread at a time, only close() may "
                 "be called from others. Open one consumer for each thread"
             )
         try:
-            with self._state:
-                if not self._closed:
-                    self._require_open()
-                self._depth += 1
-                try:
-                    yield not self._closed
-                finally:
-                    self._depth -= 1
-                    if self._closing and self._depth == 0:
-                        self._finish()
+            self._state.acquire()
+        except BaseException:
+            self._gate.release()
+            raise
+        self._depth += 1
+        is_open = not self._closed
+        if raises or is_open:
+            try:
+                self._require_open()
+            except BaseException:
+                self._end_call()
+                raise
+        return is_open
+
+    def _end_call(self) -> None:
+        try:
+            self._depth -= 1
+            if self._closing and self._depth == 0:
+                self._finish()
         finally:
+            self._state.release()
             self._gate.release()
 
     def _require_open(self) -> None:
@@ -302,7 +332,16 @@ class Consumer(Generic[K, V]):
             cursor.stop()
         self._waiter.wake()
 
-    def _beat(self) -> None:
+    @property
+    def is_busy(self) -> bool:
+        """Whether somebody iterates, and may be in the middle of a handler."""
+        return self._iterating
+
+    def interrupt(self) -> None:
+        """From any thread: have the group looked at before the next record is handed out."""
+        self._interrupt()
+
+    def beat(self) -> None:
         """Every now and then, on a thread of its own: commit what is finished while a handler takes its time."""
         if not self._state.acquire(blocking=False):
             return  # a call is under way, which does this itself
@@ -409,7 +448,7 @@ class Consumer(Generic[K, V]):
     def _cursors(self) -> Iterator[Iterable[Record[K, V]]]:
         """For iteration: one cursor after the other. Between two of them everything else is seen to."""
         while True:
-            with self._entered_unless_closed() as is_open:
+            with Call(self, raises=False) as is_open:
                 if not is_open:
                     return
                 self._ask()
@@ -444,7 +483,7 @@ class Consumer(Generic[K, V]):
         """
         if max_records < 1:
             raise ConfigError(f"max_records={max_records}: expected at least 1")
-        with self._entered():
+        with Call(self):
             self._ask()
             deadline = self._deadline(timeout)
             if self._rest_after_upkeep() is None:
@@ -498,7 +537,7 @@ class Consumer(Generic[K, V]):
 
     def _batches(self, timeout: Duration | None) -> Iterator[RecordBatch]:
         while True:
-            with self._entered_unless_closed() as is_open:
+            with Call(self, raises=False) as is_open:
                 if not is_open:
                     return
                 self._ask()
@@ -524,6 +563,9 @@ class Consumer(Generic[K, V]):
                 waiting for it when it lies ahead; offsets by partition (exclusive): only these partitions; None: no
                 end.
             idle_timeout: stop as well when nothing comes for so long.
+
+        In a group these are the partitions that this member has; when others have them all there is nothing to hand
+        out.
         """
         self._require_open()
         bounds = None if until is None else Bounds(until)
@@ -533,7 +575,7 @@ class Consumer(Generic[K, V]):
         self, bounds: Bounds | None, idle_timeout: Duration | None
     ) -> Iterator[Iterable[Record[K, V]]]:
         while True:
-            with self._entered_unless_closed() as is_open:
+            with Call(self, raises=False) as is_open:
                 if not is_open:
                     return
                 self._ask()
@@ -574,14 +616,13 @@ class Consumer(Generic[K, V]):
         if gone:
             logger.warning("%s were deleted: not read any longer", ", ".join(f"{name[0]}-{name[1]}" for name in gone))
             self._forget(gone)
-        self._misses_partitions = False
-        for name in wanted:
-            if self._fetcher.get(name) is not None:
-                continue
-            if self._directory.read_only and not self._directory.is_created(*name):
-                self._misses_partitions = True  # nothing to open before somebody writes to it
-                continue
-            self._fetcher.add(name, None, is_new=self._subscription.is_following)
+        self._misses_partitions = True  # until all are there: one that cannot be opened is tried again
+        missing = [name for name in wanted if self._fetcher.get(name) is None]
+        for name in missing:
+            # where nothing may be written there is nothing to open before somebody writes to it
+            if not self._directory.read_only or self._directory.is_created(*name):
+                self._fetcher.add(name, None, is_new=self._subscription.is_following)
+        self._misses_partitions = len(self._fetcher) < len(wanted)
         self._subscription.is_following = True
 
     def _follow_group(self, membership: Membership) -> None:
@@ -622,14 +663,19 @@ class Consumer(Generic[K, V]):
         """Begin to read new partitions, unless a transaction that is open yet may move the group's offsets."""
         if not resolve_pending(self._directory, self._group or "", self._unresolved):
             return
-        names, self._unresolved = self._unresolved, []
-        committed = self._committed_offsets(names)
-        for name in names:
-            known = committed.get(name)
-            found = self._fetcher.add(name, None if known is None else known.offset)
-            found.written = None if known is None else known.offset
-        if self._on_assigned is not None:
-            self._on_assigned(names)
+        committed = self._committed_offsets(self._unresolved)
+        taken = []
+        try:
+            while self._unresolved:
+                name = self._unresolved[0]
+                known = committed.get(name)
+                found = self._fetcher.add(name, None if known is None else known.offset)
+                found.written = None if known is None else known.offset
+                taken.append(self._unresolved.pop(0))
+        finally:
+            # one that cannot be opened is tried again by the next call
+            if taken and self._on_assigned is not None:
+                self._on_assigned(taken)
 
     def _forget(self, names: list[TopicPartition]) -> None:
         """Read these no longer, and drop what was fetched of them."""
@@ -657,7 +703,7 @@ class Consumer(Generic[K, V]):
             GroupError: the consumer has no group.
             StorageError: the commit could not be written.
         """
-        with self._entered():
+        with Call(self):
             if self._membership is None:
                 raise GroupError("this consumer has no group, so there is nobody to remember: open it with group=…")
             if what is None:
@@ -734,7 +780,7 @@ class Consumer(Generic[K, V]):
 
         Raises GroupError without a group.
         """
-        with self._entered():
+        with Call(self):
             return self._committed_offsets(self._chosen(partitions))
 
     def _committed_offsets(self, names: list[TopicPartition]) -> dict[TopicPartition, OffsetAndMetadata | None]:
@@ -746,13 +792,13 @@ class Consumer(Generic[K, V]):
 
     def assignment(self) -> list[TopicPartition]:
         """The partitions that this consumer reads, sorted. In a group those that it was given so far."""
-        with self._entered():
+        with Call(self):
             self._settle()
             return self._fetcher.names()
 
     def position(self, topic: str | TopicPartition, partition: int | None = None) -> int:
         """Offset of the record that comes next. Raises UnknownTopicError for a partition that is not assigned."""
-        with self._entered():
+        with Call(self):
             self._settle()
             self._note_progress()
             return self._assigned(topic, partition).position
@@ -776,7 +822,7 @@ class Consumer(Generic[K, V]):
         """
         if (offset is None) == (timestamp is None):
             raise ConfigError("seek takes either offset= or timestamp=")
-        with self._entered():
+        with Call(self):
             self._settle()
             if offset is not None:
                 if isinstance(offset, bool) or not isinstance(offset, int) or offset < 0:
@@ -791,14 +837,14 @@ class Consumer(Generic[K, V]):
 
     def seek_to_beginning(self, *partitions: TopicPartition) -> None:
         """Go on at the first record of these partitions, of all of them when none is named."""
-        with self._entered():
+        with Call(self):
             self._settle()
             for found in self._named(partitions):
                 self._move(found, found.log.start_offset)
 
     def seek_to_end(self, *partitions: TopicPartition) -> None:
         """Go on behind the last readable record of these partitions, of all of them when none is named."""
-        with self._entered():
+        with Call(self):
             self._settle()
             for found in self._named(partitions):
                 self._move(found, readable_end(found.log))
@@ -812,7 +858,7 @@ class Consumer(Generic[K, V]):
 
     def pause(self, *partitions: TopicPartition) -> None:
         """Hand out nothing of these partitions, of all when none is named, until ``resume``. They stay assigned."""
-        with self._entered():
+        with Call(self):
             self._settle()
             for found in self._named(partitions):
                 found.is_paused = True
@@ -821,35 +867,35 @@ class Consumer(Generic[K, V]):
 
     def resume(self, *partitions: TopicPartition) -> None:
         """Undo ``pause``."""
-        with self._entered():
+        with Call(self):
             for found in self._named(partitions):
                 found.is_paused = False
 
     def paused(self) -> list[TopicPartition]:
         """The partitions that are paused, sorted."""
-        with self._entered():
+        with Call(self):
             return sorted(found.name for found in self._fetcher if found.is_paused)
 
     def beginning_offsets(self, partitions: Iterable[TopicPartition] | None = None) -> dict[TopicPartition, int]:
         """The first offset of each of these partitions, by default of those assigned."""
-        with self._entered():
+        with Call(self):
             return self._looked_up(partitions, lambda log: log.start_offset)
 
     def end_offsets(self, partitions: Iterable[TopicPartition] | None = None) -> dict[TopicPartition, int]:
         """The readable end of each of these partitions, by default of those assigned."""
-        with self._entered():
+        with Call(self):
             return self._looked_up(partitions, readable_end)
 
     def lag(self) -> dict[TopicPartition, Lag]:
         """How far this consumer is behind in each partition: records to come, and the age of the oldest of them."""
-        with self._entered():
+        with Call(self):
             self._settle()
             self._note_progress()
             return {found.name: lag_at(found.log, found.position) for found in self._fetcher}
 
     def stats(self) -> ConsumerStats:
         """Counts since the consumer was opened."""
-        with self._entered():
+        with Call(self):
             self._note_progress()
             return ConsumerStats(**self._counts | {"resets": self._fetcher.resets})
 
@@ -947,7 +993,7 @@ class Consumer(Generic[K, V]):
 
     def enlist(self) -> None:
         """Commits belong to transactions from now on: automatic ones end, for the life of this consumer."""
-        with self._entered():
+        with Call(self):
             if self._membership is None:
                 raise GroupError(
                     "a consumer without a group has no offsets to commit in a transaction: open it with group=…"
@@ -965,7 +1011,7 @@ class Consumer(Generic[K, V]):
 
     def offsets_in_hand(self) -> dict[TopicPartition, OffsetAndMetadata]:
         """The next offset of each partition that records were handed out of: what a transaction commits."""
-        with self._entered():
+        with Call(self):
             self._note_progress()
             return {
                 found.name: OffsetAndMetadata(found.position)
@@ -975,7 +1021,7 @@ class Consumer(Generic[K, V]):
 
     def rewind(self) -> None:
         """Go back to what is committed, and drop what was fetched: a transaction was aborted."""
-        with self._entered():
+        with Call(self):
             self._drop_cursor()
             self._touched.clear()
             committed = self._committed_offsets(self._fetcher.names())
@@ -987,6 +1033,18 @@ class Consumer(Generic[K, V]):
     def __repr__(self) -> str:
         whose = f" of group {self._group!r}" if self._group else ""
         return f"<Consumer{whose}: {len(self._fetcher)} partitions{', closed' if self._closed else ''}>"
+
+
+def weakly(method: Callable[[], object]) -> Callable[[], None]:
+    """The same call, which does not keep its object alive, and does nothing once that is gone."""
+    reference = weakref.WeakMethod(method)
+
+    def call() -> None:
+        alive = reference()
+        if alive is not None:
+            alive()
+
+    return call
 
 
 def resolve_pending(directory: Directory, group: str, names: list[TopicPartition]) -> bool:

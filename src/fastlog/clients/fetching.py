@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from fastlog._core import PartitionLog, RecordBatch, bell_of
-from fastlog.errors import ConfigError, OffsetOutOfRangeError
+from fastlog.errors import ConfigError, OffsetOutOfRangeError, UnknownTopicError
 from fastlog.groups.lag import readable_end
 from fastlog.records import TopicPartition
 
@@ -165,6 +165,8 @@ class Fetcher:
         while True:
             try:
                 batch = found.log.read(found.position, self._fetch_bytes)
+            except UnknownTopicError:
+                return None  # deleted: whoever follows the topics takes it away
             except OffsetOutOfRangeError as error:
                 if found.log.start_offset <= found.position <= found.log.end_offset:
                     return None  # written, but not for these eyes yet

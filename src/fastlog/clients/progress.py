@@ -4,42 +4,97 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import weakref
+from typing import TYPE_CHECKING, Protocol
 
 from fastlog._native import oscalls
 
 if TYPE_CHECKING:
     from .fetching import Assigned, Fetcher
+    from .waiting import Sleeper
 
 __all__ = ["Pulse", "retention_warnings"]
 
 logger = logging.getLogger("fastlog.consumer")
 
+SHORTEST_BEAT_MS = 10
 LONGEST_BEAT_MS = 1000
 ALARMING_PART = 0.8
 
 
-class Pulse:
-    """A daemon thread that calls ``beat`` every so often, until it is stopped. What ``beat`` raises is logged."""
+class Beaten(Protocol):
+    """What a pulse asks of its consumer."""
 
-    def __init__(self, beat: Callable[[], None], interval_ms: int) -> None:
-        self._beat = beat
-        self._interval = max(min(interval_ms, LONGEST_BEAT_MS), 10) / 1000
+    @property
+    def is_busy(self) -> bool:
+        """Whether somebody iterates, and may be in the middle of a handler."""
+
+    def beat(self) -> None:
+        """Do what is due."""
+
+    def interrupt(self) -> None:
+        """Have the group looked at before the next record."""
+
+
+class Pulse:
+    """A daemon thread beside a member of a group: it calls ``beat`` every so often, and ``interrupt`` as soon as the
+    group changes while its consumer is busy with a handler. Ends with ``stop``, and when its consumer is gone.
+
+    What ``beat`` raises is logged, and it is tried again.
+    """
+
+    def __init__(
+        self,
+        consumer: weakref.ref[Beaten],
+        waiter: Sleeper,
+        bells: int,
+        interval_ms: int,
+    ) -> None:
+        self._consumer = consumer
+        self._waiter = waiter
+        self._bells = bells
+        self._interval = max(min(interval_ms, LONGEST_BEAT_MS), SHORTEST_BEAT_MS)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="fastlog-consumer", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        while not self._stopped.wait(self._interval):
+        due = oscalls.steady_clock() + self._interval
+        while not self._stopped.is_set():
+            left = due - oscalls.steady_clock()
+            if left > 0:
+                self._rest(left)
+                continue
+            due = oscalls.steady_clock() + self._interval
+            consumer = self._consumer()
+            if consumer is None:
+                return
             try:
-                self._beat()
+                consumer.beat()
             except Exception:
-                logger.exception("a consumer's upkeep failed, and is tried again")
+                logger.exception("the upkeep of a consumer failed, and is tried again")
+            del consumer
+
+    def _rest(self, milliseconds: float) -> None:
+        """Only who is busy has to be told of the group: who waits hears the bell itself."""
+        if not self._is_busy():
+            self._stopped.wait(milliseconds / 1000)
+            return
+        heard = self._waiter.listen(self._bells)
+        if self._stopped.is_set() or not self._waiter.sleep(heard, milliseconds):
+            return
+        consumer = self._consumer()
+        if consumer is not None:
+            consumer.interrupt()
+
+    def _is_busy(self) -> bool:
+        consumer = self._consumer()
+        return consumer is not None and consumer.is_busy
 
     def stop(self) -> None:
         """End the thread, and wait for it unless it is the caller."""
         self._stopped.set()
+        self._waiter.wake()
         if threading.current_thread() is not self._thread:
             self._thread.join()
 

@@ -6,9 +6,8 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from importlib import import_module
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack, overload
 
 from fastlog.groups.admin import GroupDescription, delete_group, describe, list_groups, reset_offsets
 from fastlog.groups.lag import Lag, group_lag
@@ -21,7 +20,32 @@ from .consumer import Callback, Consumer, Duration
 from .starting import Start
 from .topic import Topic
 
-__all__ = ["Store", "open_store"]
+if TYPE_CHECKING:
+    from .producer import Producer
+
+__all__ = ["ConsumerOptions", "Store", "open_store"]
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class ConsumerOptions(TypedDict, total=False):
+    """Options of ``Store.consumer`` that do not shape its type."""
+
+    auto_commit: bool
+    auto_commit_interval: Duration
+    isolation: str
+    max_poll_interval: Duration
+    session_timeout: Duration
+    instance_id: str | None
+    assignor: str
+    on_assigned: Callback | None
+    on_revoked: Callback | None
+    on_lost: Callback | None
+    partitions: Iterable[TopicPartition | tuple[str, int] | int] | None
+    out_of_range: str
+    fetch_bytes: int | str
+    client_id: str
 
 
 def open_store(
@@ -173,10 +197,94 @@ class Store:
 
     # --- producers and consumers -------------------------------------------------------------------------------------
 
-    def producer(self, **options: Any) -> Any:
-        """Open a producer; see ``Producer`` for its options."""
-        return import_module("fastlog.clients.producer").Producer(self._directory, **options)
+    def producer(
+        self,
+        *,
+        linger: Duration = 0,
+        compression: str | None = None,
+        batch_size: int | str = "1MiB",
+        buffer_memory: int | str = "32MiB",
+        max_block: Duration = "60s",
+        delivery_timeout: Duration = "120s",
+        transactional_id: str | None = None,
+        transaction_timeout: Duration = "60s",
+        source: str | None = None,
+        key_serializer: Callable[[Any], Any] | None = None,
+        value_serializer: Callable[[Any], Any] | None = None,
+    ) -> Producer:
+        """Open a producer, idempotent by itself.
 
+        Args:
+            linger: how long records wait for company; 0 appends as soon as the last append is done.
+            compression: ``"gzip"``, ``"snappy"``, ``"lz4"``, ``"zstd"``, or None.
+            batch_size: bytes of a batch at which the next one begins.
+            buffer_memory: bytes that may wait; when it is full, ``send`` blocks.
+            max_block: how long ``send`` blocks at most, before a BufferFullError.
+            delivery_timeout: how long a locked log is tried again, before the delivery fails.
+            transactional_id: a name for its transactions; opening it again fences whoever had it before, and aborts
+                what that one left open.
+            transaction_timeout: after how long an open transaction is aborted.
+            source: what is imported, exactly once: its position is committed with the records.
+            key_serializer, value_serializer: called with each key and value; what they return is stored.
+
+        Raises ConfigError for an option out of range, NotSupportedError for a read-only store.
+        """
+        from .producer import Producer
+
+        return Producer(
+            self._directory,
+            linger=linger,
+            compression=compression,
+            batch_size=batch_size,
+            buffer_memory=buffer_memory,
+            max_block=max_block,
+            delivery_timeout=delivery_timeout,
+            transactional_id=transactional_id,
+            transaction_timeout=transaction_timeout,
+            source=source,
+            key_serializer=key_serializer,
+            value_serializer=value_serializer,
+        )
+
+    @overload
+    def consumer(
+        self,
+        topics: str | Sequence[str] | re.Pattern[str],
+        group: str | None = None,
+        start: Start = "latest",
+        **options: Unpack[ConsumerOptions],
+    ) -> Consumer[bytes | None, bytes | None]: ...
+    @overload
+    def consumer(
+        self,
+        topics: str | Sequence[str] | re.Pattern[str],
+        group: str | None = None,
+        start: Start = "latest",
+        *,
+        value_deserializer: Callable[[bytes], V],
+        **options: Unpack[ConsumerOptions],
+    ) -> Consumer[bytes | None, V | None]: ...
+    @overload
+    def consumer(
+        self,
+        topics: str | Sequence[str] | re.Pattern[str],
+        group: str | None = None,
+        start: Start = "latest",
+        *,
+        key_deserializer: Callable[[bytes], K],
+        **options: Unpack[ConsumerOptions],
+    ) -> Consumer[K | None, bytes | None]: ...
+    @overload
+    def consumer(
+        self,
+        topics: str | Sequence[str] | re.Pattern[str],
+        group: str | None = None,
+        start: Start = "latest",
+        *,
+        key_deserializer: Callable[[bytes], K],
+        value_deserializer: Callable[[bytes], V],
+        **options: Unpack[ConsumerOptions],
+    ) -> Consumer[K | None, V | None]: ...
     def consumer(
         self,
         topics: str | Sequence[str] | re.Pattern[str],

@@ -19,8 +19,8 @@ class Sleeper(Protocol):
     def listen(self, bells: int) -> int:
         """Say what is waited for; look at it after this. Returns what ``sleep`` wants."""
 
-    def sleep(self, heard: int, timeout_ms: float) -> object:
-        """Sleep, for so long at most."""
+    def sleep(self, heard: int, timeout_ms: float) -> bool:
+        """Sleep, for so long at most. Whether it was woken."""
 
     def wake(self) -> None:
         """End the sleep, from any thread."""
@@ -37,9 +37,9 @@ class Napper:
         self._woken.clear()
         return 0
 
-    def sleep(self, heard: int, timeout_ms: float) -> None:
+    def sleep(self, heard: int, timeout_ms: float) -> bool:
         """A nap."""
-        self._woken.wait(min(timeout_ms, NAP_MS) / 1000)
+        return self._woken.wait(min(timeout_ms, NAP_MS) / 1000)
 
     def wake(self) -> None:
         """End the nap."""

@@ -104,6 +104,7 @@ class Membership:
         self._max_poll_interval_ms = max_poll_interval_ms
         self._lock = threading.RLock()
         self._is_left = False
+        self._wake: Callable[[], object] | None = None
         self._owned: dict[TopicPartition, OwnerEpoch] = {}
         self._revoking: set[TopicPartition] = set()
         self._is_waiting = False
@@ -121,7 +122,7 @@ class Membership:
         except BaseException:
             self._slot.leave()
             raise
-        self._table.leaves[id(self)] = self.leave
+        self._table.seats.add(self)
         self.bell = self._table.bell
 
     # --- joining and leaving ---------------------------------------------------------------------------------------
@@ -186,8 +187,7 @@ class Membership:
             except (LockedError, StorageError, ClosedError) as error:
                 logger.warning("group %r: member %s left without a word: %s", self.group, self.member_id, error)
             finally:
-                self._table.wakes.pop(id(self), None)
-                self._table.leaves.pop(id(self), None)
+                self._table.seats.discard(self)
                 self._slot.leave()
                 self._table.release()
 
@@ -414,10 +414,13 @@ class Membership:
 
     def set_wake(self, wake: Callable[[], object] | None) -> None:
         """Have ``wake`` called, from any thread, when this process has changed the table. Others ring ``bell``."""
-        if wake is None:
-            self._table.wakes.pop(id(self), None)
-        else:
-            self._table.wakes[id(self)] = wake
+        self._wake = wake
+
+    def wake(self) -> None:
+        """Call what ``set_wake`` was given."""
+        wake = self._wake
+        if wake is not None:
+            wake()
 
     def _require_usable(self) -> None:
         if self._is_left:

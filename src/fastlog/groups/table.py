@@ -52,7 +52,7 @@ import threading
 import weakref
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from fastlog._core import SharedPage, bell_of
 from fastlog._native import oscalls
@@ -270,6 +270,16 @@ class Table:
         )
 
 
+class Seat(Protocol):
+    """A member of this process, as its table knows it."""
+
+    def wake(self) -> object:
+        """The table has changed."""
+
+    def leave(self) -> None:
+        """The directory is being closed."""
+
+
 class View(NamedTuple):
     """A page and the document of it that was read last."""
 
@@ -293,7 +303,7 @@ class GroupTable:
     Attributes:
         directory, group: whose it is.
         bell: the bell that rings when the table has changed or a partition was let go of.
-        wakes, leaves: what to call when the table has changed, and when the directory is closed, by member.
+        seats: the members of this process.
         topics_version: of the directory, when the table last followed its topics; each process has its own.
 
     Every method may be called from any thread.
@@ -309,8 +319,8 @@ class GroupTable:
         self.bell = bell_of(f"group:{group}", 0)
         self.users = 0
         self.topics_version = -1
-        self.wakes: dict[int, Callable[[], object]] = {}
-        self.leaves: dict[int, Callable[[], object]] = {}
+        # weak: a consumer that nobody refers to any more is gone, and its slot with it
+        self.seats: weakref.WeakSet[Seat] = weakref.WeakSet()
         oscalls.make_directory(self.folder)
         self._lock_path = os.path.join(self.folder, "lock")
         self._lock_file: oscalls.Descriptor | None = oscalls.Descriptor(
@@ -355,9 +365,9 @@ class GroupTable:
             self._lock_file = None  # closes it
 
     def wake_local(self) -> None:
-        """Call those of this process that want to know."""
-        for wake in list(self.wakes.values()):
-            wake()
+        """Tell the members of this process."""
+        for seat in list(self.seats):
+            seat.wake()
 
     def ring(self) -> None:
         """Wake whoever sleeps for this group, in any process."""
@@ -679,8 +689,8 @@ class GroupTable:
 def close_all(tables: dict[str, GroupTable]) -> None:
     """The directory is being closed: whoever is still a member leaves."""
     for table in list(tables.values()):
-        for leave in list(table.leaves.values()):
-            leave()
+        for seat in list(table.seats):
+            seat.leave()
 
 
 def is_over(page: SharedPage, member: Member, now: int) -> bool:

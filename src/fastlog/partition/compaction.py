@@ -41,6 +41,7 @@ logger = logging.getLogger("fastlog.compaction")
 
 INDEX_SUFFIXES: Final = (".index", ".timeindex", ".txnindex")
 CLEANED: Final = ".cleaned"
+MOST_LINKS: Final = 100  # tries to name an index that readers store again
 SWAP: Final = ".swap"
 DELETED: Final = ".deleted"
 MOST_OFFSETS: Final = 2**31 - 1  # a segment spans no more: its indexes hold 32-bit offsets
@@ -371,7 +372,7 @@ def install(folder: str, base: int, others: Iterable[int], reach: Reach = nothin
             oscalls.remove(f"{folder}/{other:020d}{suffix}")
     reach("compaction.sources_unlinked")
     for suffix in waiting:
-        oscalls.link(f"{stem}{suffix}{SWAP}", stem + suffix)
+        put_index(f"{stem}{suffix}{SWAP}", stem + suffix)
     reach("compaction.indexes_installed")
     # without it a power cut could keep the loss of the .swap name and forget the move
     oscalls.sync_directory(folder)
@@ -379,6 +380,18 @@ def install(folder: str, base: int, others: Iterable[int], reach: Reach = nothin
         oscalls.remove(f"{stem}{suffix}{SWAP}")
     reach("compaction.swap_unlinked")
     oscalls.sync_directory(folder)
+
+
+def put_index(swap: str, path: str) -> None:
+    """Give an index its name. A reader that missed the old one may just have stored it again: what it stored goes."""
+    for attempt in range(MOST_LINKS):
+        try:
+            oscalls.link(swap, path)
+            return
+        except StorageError as error:
+            if error.errno != errno.EEXIST or attempt + 1 == MOST_LINKS:
+                raise
+            oscalls.remove(path)
 
 
 def is_same_file(first: str, second: str) -> bool:

@@ -145,12 +145,22 @@ def capture(directory: Directory, infos: list[TopicInfo], stage: str) -> list[_C
                 continue
             try:
                 with directory.lease(info.name, partition, "read_uncommitted") as lease:
+                    if lease.key.topic_id != info.topic_id:
+                        break
                     captured.append(capture_partition(info, partition, lease.log, stage))
             except (UnknownTopicError, StorageError):
-                if info.name in directory.topics(internal=True):
+                files.remove_tree(f"{stage}/{naming.folder_name(info.name, partition)}")
+                if is_there(directory, info):
                     raise
                 break  # deleted meanwhile
     return captured
+
+
+def is_there(directory: Directory, info: TopicInfo) -> bool:
+    """Whether the topic still exists, and is no other one of the same name."""
+    # from the file: what is known of topics may be a moment old
+    found = catalog.read_topic(f"{directory.root}/{files.CONFIG}", info.name)
+    return found is not None and found[0].topic_id == info.topic_id and not found[1]
 
 
 def capture_partition(info: TopicInfo, partition: int, log: PartitionLog, stage: str) -> _Captured:
@@ -218,9 +228,12 @@ def write_store(directory: Directory, target: str, infos: list[TopicInfo], captu
     for folder in (topics, config, f"{target}/{files.CONTROL}"):
         oscalls.create_directory(folder)
     linked = copied = 0
-    present = set(directory.topics(internal=True))
-    kept = [info for info in infos if info.name in present]
+    kept = [info for info in infos if is_there(directory, info)]
     for partition in captured:
+        if partition.info not in kept:
+            if partition.stage.startswith(f"{topics}/"):
+                files.remove_tree(partition.stage)
+            continue
         more_linked, more_copied = write_partition(partition, topics)
         linked += more_linked
         copied += more_copied
@@ -235,7 +248,8 @@ def write_store(directory: Directory, target: str, infos: list[TopicInfo], captu
     oscalls.reach_failpoint("backup.finished")
     oscalls.remove(f"{target}/{files.UNFINISHED_BACKUP}")
     oscalls.sync_directory(target)
-    return BackupReport(target, len(kept), len(captured), linked, copied)
+    partitions = sum(partition.info in kept for partition in captured)
+    return BackupReport(target, len(kept), partitions, linked, copied)
 
 
 def write_partition(partition: _Captured, topics: str) -> tuple[int, int]:

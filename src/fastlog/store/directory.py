@@ -215,6 +215,9 @@ class Directory:
         for info in list(self._catalog.deleting.values()):
             deleting.delete_partitions(self._topics, self._config, info, self._lock_timeout)
         deleting.purge(self._topics)
+        for path in (self.root, self._topics, self._config):
+            # who renamed a file may have died before the rename was durable
+            oscalls.sync_directory(path)
 
     def close(self) -> None:
         """Let go of everything. Idempotent. Raises the first error, when all is closed.
@@ -303,6 +306,10 @@ class Directory:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_is_closed", True) and self._forks == oscalls.forks():
+            self._let_go()
 
     def __repr__(self) -> str:
         return f"<Directory {self.root!r}{', closed' if self._is_closed else ''}>"
@@ -426,6 +433,8 @@ class Directory:
         naming.check_partitions(total)
 
         def grow(info: TopicInfo) -> tuple[int, Mapping[str, Any]]:
+            if info.internal:
+                raise InvalidTopicError(f"the topic {name!r} is fastlog's own: its partitions are as Kafka counts them")
             if total <= info.partitions:
                 raise InvalidTopicError(
                     f"the topic {name!r} has {info.partitions} partitions, {total} would not be more: partitions are "
@@ -699,7 +708,6 @@ class Directory:
         topic_id = files.read_partition_topic_id(folder)
         if topic_id is None:
             files.write_partition_metadata(folder, key.topic_id)
-            oscalls.sync_directory(self._topics)
             oscalls.reach_failpoint("store.partition_named")
         elif topic_id != key.topic_id:
             raise UnsupportedFormatError(
@@ -707,6 +715,11 @@ class Directory:
                 "nothing was "
                 f"touched; move the folder away"
             )
+        if oscalls.file_size(f"{folder}/{partition_files.META}") is None:
+            # whatever is appended here shall be found again: who made the topic or the folder may have died before a
+            # sync
+            for path in (self._config, self._topics):
+                oscalls.sync_directory(path)
 
     def _open_folder(self, key: Key, info: TopicInfo) -> PartitionLog:
         folder = self._folder(key)
