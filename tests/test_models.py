@@ -45,6 +45,22 @@ RUNS = {
         "bells alone": "HANDLES=2 APPENDS=3 DEATHS=0 FAILURES=1 NO_SLICES",
         "bells alone, three handles": "HANDLES=3 APPENDS=3 DEATHS=0 FAILURES=0 NO_SLICES",
     },
+    "handover": {
+        "put out and dead": "MEMBERS=2 DEATHS=1 EVICTIONS=1 LEAVES=0",
+        "leaving and dead": "MEMBERS=2 DEATHS=1 EVICTIONS=0 LEAVES=1",
+        "put out twice": "MEMBERS=2 DEATHS=0 EVICTIONS=2 LEAVES=1",
+    },
+    "fenced_commit": {
+        "larger page": "EVICTIONS=1 GROWTHS=1 DEATHS=1 RECORDS=1",
+        "late commits": "EVICTIONS=3 GROWTHS=0 DEATHS=0 RECORDS=2",
+    },
+    "transaction": {
+        "time-outs": "TRANSACTIONS=2 INSTANCES=1 COMPLETERS=2 TAKEOVERS=2 DEATHS=1 CUTS=0",
+        "second instance": "TRANSACTIONS=1 INSTANCES=2 COMPLETERS=1 TAKEOVERS=1 DEATHS=0 CUTS=0",
+        "partition that waits": "TRANSACTIONS=2 INSTANCES=1 COMPLETERS=1 TAKEOVERS=2 DEATHS=1 CUTS=0 RESOLVES",
+        "power lost": "TRANSACTIONS=2 INSTANCES=1 COMPLETERS=1 TAKEOVERS=1 DEATHS=0 CUTS=1",
+        "opened after power was lost": "TRANSACTIONS=1 INSTANCES=2 COMPLETERS=1 TAKEOVERS=0 DEATHS=0 CUTS=1",
+    },
 }
 
 # planted mistake -> the run that finds it, and the property that it breaks
@@ -93,6 +109,44 @@ MISTAKES = {
         "BUG_RECOVERY_BELIEVES_THE_CACHE": ("failed sync", "P3"),
         "BUG_RECOVERY_DOES_NOT_SYNC": ("failed sync", "P3"),
         "NO_SLICES": ("failed sync", STUCK),
+    },
+    "handover": {
+        "BUG_COMMIT_NOT_COMPARED": ("put out and dead", "P11"),
+        "BUG_DOCUMENT_BEFORE_WORDS": ("leaving and dead", STUCK),
+        "BUG_NO_GROUP_LOCK": ("put out and dead", "P10"),
+        "BUG_OWNERS_STRIPPED_BEFORE_NUMBERS": ("put out and dead", STUCK),
+        "BUG_RELEASE_NOT_COMPARED": ("put out and dead", "P10"),
+        "BUG_TAKER_COMPARES_BEFORE_LOCKED": ("put out and dead", "P10"),
+        "BUG_TAKER_DOES_NOT_COMPARE_OWN_NUMBER": ("put out and dead", "P10"),
+        "BUG_WAITS_FOR_THE_NEXT_DOCUMENT": ("put out and dead", STUCK),
+    },
+    "fenced_commit": {
+        "BUG_COMPARED_BEFORE_LOCKED": ("late commits", "P11"),
+        "BUG_COPIED_BEFORE_MOVING": ("larger page", "P10"),
+        "BUG_EPOCH_GIVEN_AGAIN": ("late commits", "P12"),
+        "BUG_EXCHANGE_IGNORES_MOVING": ("larger page", "P10"),
+        "BUG_OLD_PAGE_NOT_RETIRED": ("larger page", STUCK),
+        "BUG_OWNER_CHANGED_WITHOUT_LOCK": ("late commits", "P11"),
+        "BUG_POSITION_KEPT_WHEN_LOST": ("late commits", "P12"),
+        "BUG_POSITION_READ_BEFORE_TAKEN": ("late commits", "P12"),
+        "BUG_RENAMED_BEFORE_RETIRED": ("larger page", STUCK),
+        "BUG_REPLACEMENT_NOT_FINISHED": ("larger page", STUCK),
+    },
+    "transaction": {
+        "BUG_COMPLETED_BEFORE_MARKED": ("time-outs", STUCK),
+        "BUG_COMPLETED_BEFORE_MARKERS_SYNCED": ("power lost", "P15"),
+        "BUG_DATA_BEFORE_ENTERED": ("second instance", "P16"),
+        "BUG_DATA_NOT_SYNCED": ("power lost", "P15"),
+        "BUG_DECISION_IS_CHANGED": ("time-outs", "P13"),
+        "BUG_LEFTOVERS_CLEARED_WITH_THEIR_EPOCH": ("second instance", "P16"),
+        "BUG_LEFTOVERS_NOT_CLEARED": ("opened after power was lost", "P17"),
+        "BUG_MARKED_BEFORE_DECISION_SYNCED": ("power lost", "P15"),
+        "BUG_OLD_EPOCH_NOT_REFUSED": ("time-outs", STUCK),
+        "BUG_ONGOING_NOT_SYNCED": ("power lost", "P16"),
+        "BUG_OPENED_WITH_THE_SAME_EPOCH": ("second instance", "P17"),
+        "BUG_RESOLVER_DOES_NOT_COMPARE": ("partition that waits", "P16"),
+        "BUG_STATE_APPENDED_UNCONDITIONALLY": ("time-outs", "P13"),
+        "BUG_TAKEN_OVER_WITH_THE_SAME_EPOCH": ("time-outs", "P16"),
     },
 }
 
@@ -153,7 +207,7 @@ def check(model: str, defines: list[str], place: Path, optimise: str) -> Verdict
     at = re.search(rf"{model}\.pml:(\d+), Error: assertion violated", output)
     assert at, output
     line = source.splitlines()[int(at[1]) - 1]
-    property_ = re.search(r"/\* (P\d)", line)
+    property_ = re.search(r"/\* (P\d+)", line)
     assert property_, f"an assertion without a property: {line}"
     return Verdict(property_[1], states, output)
 

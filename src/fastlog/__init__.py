@@ -72,6 +72,7 @@ from fastlog.reports import (
 )
 
 if _typing.TYPE_CHECKING:
+    from fastlog import aio
     from fastlog.clients.consumer import Consumer, ConsumerStats
     from fastlog.clients.producer import BatchDelivery, Delivery, Producer
     from fastlog.clients.store import Store
@@ -148,6 +149,7 @@ __all__ = [
     "UnsupportedFormatError",
     "VerifyReport",
     "__version__",
+    "aio",
     "diagnose",
     "open",
     "read_batch",
@@ -175,6 +177,8 @@ _LATER = {
 
 
 def __getattr__(name: str) -> _typing.Any:
+    if name == "aio":
+        return _importlib.import_module("fastlog.aio")
     place = _LATER.get(name)
     if place is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -184,7 +188,7 @@ def __getattr__(name: str) -> _typing.Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER})
+    return sorted({*globals(), *_LATER, "aio"})
 
 
 _logging.getLogger("fastlog").addHandler(_logging.NullHandler())

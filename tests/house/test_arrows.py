@@ -49,6 +49,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("fastlog.groups",),
     ("fastlog.transactions",),
     ("fastlog.clients",),
+    ("fastlog.aio",),
     ("fastlog",),
     ("fastlog.demo",),
     ("fastlog.cli",),
@@ -56,7 +57,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
 )
 PACKAGES = {
     *("fastlog.partition", "fastlog.demo", "fastlog.cli"),
-    *("fastlog.liveness", "fastlog.store", "fastlog.groups", "fastlog.transactions", "fastlog.clients"),
+    *("fastlog.liveness", "fastlog.store", "fastlog.groups", "fastlog.transactions", "fastlog.clients", "fastlog.aio"),
 }
 LEVEL = {room: level for level, row in enumerate(ROWS) for room in row}
 

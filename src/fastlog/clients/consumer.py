@@ -31,6 +31,7 @@ from fastlog.groups.lag import Lag, lag_at, readable_end
 from fastlog.groups.membership import Membership
 from fastlog.groups.offsets import OffsetAndMetadata, OffsetStore
 from fastlog.records import TopicPartition
+from fastlog.transactions import Coordinator
 
 from .bounds import Bounds
 from .fetching import Assigned, Fetcher, checked_out_of_range
@@ -179,6 +180,9 @@ class Consumer(Generic[K, V]):
         )
         self._subscription = Subscription(directory, topics, partitions)
         self._waiter = waiter_of(directory)
+        if not directory.read_only:
+            # transactions of owners that died would hide what comes behind them
+            Coordinator.of(directory).follow()
         if group is None:
             try:
                 self._follow_topics()
@@ -219,7 +223,11 @@ class Consumer(Generic[K, V]):
         )
         self._membership.set_wake(weakly(self._interrupt))
         self._group_bell = 1 << self._membership.bell
-        self._pulse = Pulse(
+        self._pulse = self._start_pulse()
+
+    def _start_pulse(self) -> Pulse | None:
+        """What commits while a handler takes its time, and looks at the group."""
+        return Pulse(
             weakref.ref(self),
             waiter_of(self._directory),
             self._group_bell,
@@ -404,11 +412,8 @@ class Consumer(Generic[K, V]):
             self._housekeep()
             if self._closing:
                 return None
-            if bounds is not None:
-                bounds.look(self._fetcher)
-            found = self._fetcher.next_batch(bounds)
+            found = self._look(bounds)
             if found is not None:
-                self._counts["batches"] += 1
                 return found
             if bounds is not None and self._is_done(bounds):
                 return None
@@ -419,6 +424,15 @@ class Consumer(Generic[K, V]):
                 heard = 0  # look once more after the bells know of us
                 continue
             self._waiter.sleep(heard, left)
+
+    def _look(self, bounds: Bounds | None = None) -> tuple[Assigned, RecordBatch] | None:
+        """The next batch of any partition, None when there is none now."""
+        if bounds is not None:
+            bounds.look(self._fetcher)
+        found = self._fetcher.next_batch(bounds)
+        if found is not None:
+            self._counts["batches"] += 1
+        return found
 
     def _is_done(self, bounds: Bounds) -> bool:
         if not self._has_joined or self._unresolved:
@@ -545,11 +559,15 @@ class Consumer(Generic[K, V]):
                 found = self._wait_for_batch(self._deadline(timeout))
                 if found is None:
                     return
-                reading, batch = found
-                reading.position = batch.next_offset
-                self._touched.append(reading)
-                self._counts["records"] += len(batch)
+                batch = self._hand_out(*found)
             yield batch
+
+    def _hand_out(self, reading: Assigned, batch: RecordBatch) -> RecordBatch:
+        """A whole batch is in hand now."""
+        reading.position = batch.next_offset
+        self._touched.append(reading)
+        self._counts["records"] += len(batch)
+        return batch
 
     def records(
         self,
@@ -583,12 +601,17 @@ class Consumer(Generic[K, V]):
                 found = self._wait_for_batch(self._deadline(idle_timeout), bounds)
                 if found is None:
                     return
-                cursor = self._open_cursor(*found)
-                count = len(cursor.batch) if bounds is None else bounds.allowed(found[0], cursor)
-                self._iterating = True
-                if self._attention:
-                    cursor.stop()
-            yield islice(cursor, count)
+                records = self._bounded(*found, bounds)
+            yield records
+
+    def _bounded(self, reading: Assigned, batch: RecordBatch, bounds: Bounds | None) -> Iterator[Record[K, V]]:
+        """Those records of a batch that lie before the end."""
+        cursor = self._open_cursor(reading, batch)
+        count = len(cursor.batch) if bounds is None else bounds.allowed(reading, cursor)
+        self._iterating = True
+        if self._attention:
+            cursor.stop()
+        return islice(cursor, count)
 
     @staticmethod
     def _deadline(timeout: Duration | None) -> int | None:

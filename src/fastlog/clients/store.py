@@ -15,6 +15,7 @@ from fastlog.groups.offsets import OffsetAndMetadata
 from fastlog.records import TopicPartition
 from fastlog.reports import MaintenanceReport
 from fastlog.store.directory import Directory
+from fastlog.transactions import Coordinator
 
 from .consumer import Callback, Consumer, Duration
 from .starting import Start
@@ -93,6 +94,9 @@ class Store:
 
     def __init__(self, directory: Directory) -> None:
         self._directory = directory
+        if not directory.read_only and "__transaction_state" in directory.topics(internal=True):
+            # what owners left open when they died would hide what comes behind it
+            Coordinator.of(directory).attach()
 
     # --- the store itself --------------------------------------------------------------------------------------------
 
