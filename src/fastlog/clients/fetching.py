@@ -150,8 +150,8 @@ class Fetcher:
         count = len(self._ring)
         for step in range(count):
             found = self._ring[(self._turn + step) % count]
-            if found.is_paused or found.log.end_offset == found.position:
-                continue
+            if found.is_paused or (found.log.end_offset == found.position and not found.log.read_only):
+                continue  # only a read shows a reader alone that writers have come, and perhaps gone
             if bounds is not None and bounds.is_reached(found):
                 continue
             batch = self._read(found)
