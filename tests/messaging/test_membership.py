@@ -17,7 +17,7 @@ from fastlog.errors import ClosedError, CommitFailedError, ConfigError, GroupErr
 from fastlog.groups.admin import delete_group, describe, list_groups, reset_offsets
 from fastlog.groups.membership import Changes, Membership
 from fastlog.groups.offsets import OffsetAndMetadata, OffsetStore
-from fastlog.groups.table import GroupTable, peek
+from fastlog.groups.table import LAYOUT, GroupTable, peek
 from fastlog.records import TopicPartition
 from fastlog.store.directory import Directory
 
@@ -299,6 +299,17 @@ def test_a_word_of_another_partition_is_not_taken_by_an_old_document(folder: Pat
         ]
         late.leave()
         other.leave()
+
+
+def test_a_layout_whose_writer_died_before_publishing_is_published_by_the_next(directory: Directory) -> None:
+    directory.create_topic("t", 1)
+    member = join(directory)
+    page, _, table = member._table.view()
+    OffsetStore(directory).log("g").exchange([(page, LAYOUT, table.layout)], [(page, LAYOUT, table.layout + 1)])
+    assert member.poll() is None, "nobody takes by a document of another layout"
+    assert member.poll() == Changes([], [], partitions("t", 1))
+    assert member._table.view().table.layout == page.load(LAYOUT)
+    member.leave()
 
 
 def test_a_poll_that_fails_half_way_loses_no_changes(directory: Directory) -> None:
