@@ -8,10 +8,9 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from importlib import import_module
 from itertools import chain, islice
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, Self
 
 from fastlog._core import Record, RecordBatch, RecordCursor
 from fastlog._native import oscalls
@@ -27,24 +26,33 @@ from fastlog.errors import (
     LockedError,
     UnknownTopicError,
 )
-from fastlog.groups.membership import Membership
+from fastlog.groups.lag import Lag, lag_at, readable_end
+from fastlog.groups.membership import Membership, OwnerEpoch
 from fastlog.groups.offsets import OffsetAndMetadata, OffsetStore
 from fastlog.records import TopicPartition
+from fastlog.transactions import Coordinator, resolve_pending
 
 from .bounds import Bounds
 from .fetching import Assigned, Fetcher, checked_out_of_range
 from .progress import Pulse, retention_warnings
-from .starting import Start, aware, offset_at, readable_end, start_of
+from .starting import Start, aware, offset_at, start_of
 from .subscriptions import Subscription
 from .waiting import waiter_of
 
 if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
     from fastlog.store.directory import Directory
 
-K = TypeVar("K")
-V = TypeVar("V")
+    K = TypeVar("K", default=bytes | None)
+    V = TypeVar("V", default=bytes | None)
+else:
+    from typing import TypeVar
 
-__all__ = ["Consumer", "ConsumerStats", "Lag"]
+    K, V = TypeVar("K"), TypeVar("V")
+
+
+__all__ = ["Consumer", "ConsumerStats"]
 
 logger = logging.getLogger("fastlog.consumer")
 
@@ -53,13 +61,6 @@ Callback = Callable[[list[TopicPartition]], object]
 
 SLICE_MS = 50  # a writer that is killed before it rings delays nobody for longer
 RETENTION_CHECK_MS = 60_000
-
-
-class Lag(NamedTuple):
-    """How far a consumer is behind: records to come, and seconds since the oldest of them was stamped."""
-
-    records: int
-    seconds: float
 
 
 class ConsumerStats(NamedTuple):
@@ -178,6 +179,9 @@ class Consumer(Generic[K, V]):
         )
         self._subscription = Subscription(directory, topics, partitions)
         self._waiter = waiter_of(directory)
+        if not directory.read_only:
+            # transactions of owners that died would hide what comes behind them
+            Coordinator.of(directory).follow()
         if group is None:
             try:
                 self._follow_topics()
@@ -218,7 +222,11 @@ class Consumer(Generic[K, V]):
         )
         self._membership.set_wake(weakly(self._interrupt))
         self._group_bell = 1 << self._membership.bell
-        self._pulse = Pulse(
+        self._pulse = self._start_pulse()
+
+    def _start_pulse(self) -> Pulse | None:
+        """What commits while a handler takes its time, and looks at the group."""
+        return Pulse(
             weakref.ref(self),
             waiter_of(self._directory),
             self._group_bell,
@@ -403,11 +411,8 @@ class Consumer(Generic[K, V]):
             self._housekeep()
             if self._closing:
                 return None
-            if bounds is not None:
-                bounds.look(self._fetcher)
-            found = self._fetcher.next_batch(bounds)
+            found = self._look(bounds)
             if found is not None:
-                self._counts["batches"] += 1
                 return found
             if bounds is not None and self._is_done(bounds):
                 return None
@@ -419,10 +424,22 @@ class Consumer(Generic[K, V]):
                 continue
             self._waiter.sleep(heard, left)
 
+    def _look(self, bounds: Bounds | None = None) -> tuple[Assigned, RecordBatch] | None:
+        """The next batch of any partition, None when there is none now."""
+        if bounds is not None:
+            bounds.look(self._fetcher)
+        found = self._fetcher.next_batch(bounds)
+        if found is not None:
+            self._counts["batches"] += 1
+        return found
+
     def _is_done(self, bounds: Bounds) -> bool:
         if not self._has_joined or self._unresolved:
             return False
-        return all(bounds.is_reached(found) for found in self._fetcher)
+        if not all(bounds.is_reached(found) for found in self._fetcher):
+            return False
+        # what the group gives to this member may still be with others, who let go of it at their next record
+        return self._membership is None or self._membership.is_settled or bounds.is_patience_over()
 
     def _open_cursor(self, found: Assigned, batch: RecordBatch) -> RecordCursor:
         cursor = batch.cursor(self._key_deserializer, self._value_deserializer)
@@ -544,11 +561,15 @@ class Consumer(Generic[K, V]):
                 found = self._wait_for_batch(self._deadline(timeout))
                 if found is None:
                     return
-                reading, batch = found
-                reading.position = batch.next_offset
-                self._touched.append(reading)
-                self._counts["records"] += len(batch)
+                batch = self._hand_out(*found)
             yield batch
+
+    def _hand_out(self, reading: Assigned, batch: RecordBatch) -> RecordBatch:
+        """A whole batch is in hand now."""
+        reading.position = batch.next_offset
+        self._touched.append(reading)
+        self._counts["records"] += len(batch)
+        return batch
 
     def records(
         self,
@@ -564,7 +585,7 @@ class Consumer(Generic[K, V]):
             idle_timeout: stop as well when nothing comes for so long.
 
         In a group these are the partitions that this member has; when others have them all there is nothing to hand
-        out.
+        out. For those that others are to hand over to it, it waits up to 10 s after the rest is read.
         """
         self._require_open()
         bounds = None if until is None else Bounds(until)
@@ -582,12 +603,17 @@ class Consumer(Generic[K, V]):
                 found = self._wait_for_batch(self._deadline(idle_timeout), bounds)
                 if found is None:
                     return
-                cursor = self._open_cursor(*found)
-                count = len(cursor.batch) if bounds is None else bounds.allowed(found[0], cursor)
-                self._iterating = True
-                if self._attention:
-                    cursor.stop()
-            yield islice(cursor, count)
+                records = self._bounded(*found, bounds)
+            yield records
+
+    def _bounded(self, reading: Assigned, batch: RecordBatch, bounds: Bounds | None) -> Iterator[Record[K, V]]:
+        """Those records of a batch that lie before the end."""
+        cursor = self._open_cursor(reading, batch)
+        count = len(cursor.batch) if bounds is None else bounds.allowed(reading, cursor)
+        self._iterating = True
+        if self._attention:
+            cursor.stop()
+        return islice(cursor, count)
 
     @staticmethod
     def _deadline(timeout: Duration | None) -> int | None:
@@ -634,16 +660,20 @@ class Consumer(Generic[K, V]):
         self._has_joined = True
         if changes is not None:
             self._counts["rebalances"] += 1
-            if changes.lost:
-                self._lose(changes.lost)
-            if changes.revoked:
-                self._let_go(membership, changes.revoked)
+            # what callbacks raise must not keep anything from being taken or let go of: it is told only once. One that
+            # is lost may be assigned, too: its old position goes before anything is committed by the new epoch
+            self._forget(changes.lost)
             self._unresolved += changes.assigned
+            try:
+                if changes.lost:
+                    self._tell_lost(changes.lost)
+            finally:
+                if changes.revoked:
+                    self._let_go(membership, changes.revoked)
         if self._unresolved:
-            self._take_resolved()
+            self._take_resolved(membership)
 
-    def _lose(self, names: list[TopicPartition]) -> None:
-        self._forget(names)
+    def _tell_lost(self, names: list[TopicPartition]) -> None:
         logger.warning("group %r: lost %s", self._group, ", ".join(f"{topic}-{number}" for topic, number in names))
         if self._on_lost is not None:
             self._on_lost(names)
@@ -658,10 +688,11 @@ class Consumer(Generic[K, V]):
             self._forget(names)
             membership.release(names)
 
-    def _take_resolved(self) -> None:
+    def _take_resolved(self, membership: Membership) -> None:
         """Begin to read new partitions, unless a transaction that is open yet may move the group's offsets."""
-        if not resolve_pending(self._directory, self._group or "", self._unresolved):
+        if not resolve_pending(self._directory, self._group or "", self._unresolved, timeout_ms=0):
             return
+        epochs = membership.owned()
         committed = self._committed_offsets(self._unresolved)
         taken = []
         try:
@@ -670,6 +701,7 @@ class Consumer(Generic[K, V]):
                 known = committed.get(name)
                 found = self._fetcher.add(name, None if known is None else known.offset)
                 found.written = None if known is None else known.offset
+                found.epoch = epochs.get(name)
                 taken.append(self._unresolved.pop(0))
         finally:
             # one that cannot be opened is tried again by the next call
@@ -744,16 +776,27 @@ class Consumer(Generic[K, V]):
         if self._membership is None or not offsets:
             return
         try:
-            self._membership.commit(offsets)
+            self._membership.commit(offsets, self._epochs(offsets))
         except BaseException:
             self._counts["failed_commits"] += 1
             raise
         self._counts["commits"] += 1
 
+    def _epochs(self, names: Iterable[TopicPartition]) -> dict[TopicPartition, OwnerEpoch]:
+        """By what these partitions are owned while they are read; those that are not are left out."""
+        epochs = {}
+        for name in names:
+            found = self._fetcher.get(name)
+            if found is not None and found.epoch is not None:
+                epochs[name] = found.epoch
+        return epochs
+
     def _commit_finished(self) -> None:
         """Write what is finished and was not written yet."""
         self._committed_at = oscalls.steady_clock()
         due = [found for found in self._fetcher if found.finished != found.written]
+        if not due:
+            return
         self._write({found.name: OffsetAndMetadata(found.finished) for found in due})
         for found in due:
             found.written = found.finished
@@ -891,8 +934,7 @@ class Consumer(Generic[K, V]):
         with Call(self):
             self._settle()
             self._note_progress()
-            now = oscalls.wall_clock()
-            return {found.name: lag_of(found, now) for found in self._fetcher}
+            return {found.name: lag_at(found.log, found.position) for found in self._fetcher}
 
     def stats(self) -> ConsumerStats:
         """Counts since the consumer was opened."""
@@ -988,6 +1030,11 @@ class Consumer(Generic[K, V]):
         return self._group
 
     @property
+    def directory(self) -> Directory:
+        """The store that is read."""
+        return self._directory
+
+    @property
     def membership(self) -> Membership | None:
         """The place in the group, for transactions; None without a group."""
         return self._membership
@@ -1010,15 +1057,29 @@ class Consumer(Generic[K, V]):
         """Whether a transaction has taken over the commits."""
         return self._enlisted
 
+    def epochs(self) -> dict[TopicPartition, OwnerEpoch]:
+        """Owner epochs of what is read. Ask before ``offsets_in_hand``: they count under these only."""
+        with Call(self):
+            return self._epochs(self._fetcher.names())
+
     def offsets_in_hand(self) -> dict[TopicPartition, OffsetAndMetadata]:
-        """The next offset of each partition that records were handed out of: what a transaction commits."""
+        """The next offset of each partition whose position moved since the last commit: what a transaction commits."""
         with Call(self):
             self._note_progress()
             return {
                 found.name: OffsetAndMetadata(found.position)
                 for found in self._fetcher
-                if found.position != found.written
+                if found.position != (found.initial if found.written is None else found.written)
             }
+
+    def note_committed(self, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
+        """A transaction has committed these: they need not be committed again."""
+        with Call(self):
+            for name, entry in offsets.items():
+                found = self._fetcher.get(name)
+                if found is not None:
+                    found.finished = max(found.finished, min(entry.offset, found.position))
+                    found.written = entry.offset
 
     def rewind(self) -> None:
         """Go back to what is committed, and drop what was fetched: a transaction was aborted."""
@@ -1046,20 +1107,3 @@ def weakly(method: Callable[[], object]) -> Callable[[], None]:
             alive()
 
     return call
-
-
-def lag_of(found: Assigned, now: int) -> Lag:
-    """How far one partition is behind; ``now`` is the wall clock in ms."""
-    end = readable_end(found.log)
-    position = max(found.position, found.log.start_offset)
-    if position >= end:
-        return Lag(0, 0.0)
-    first = found.log.read(position, 1)
-    stamp = int(first.timestamps[0]) if len(first) else -1
-    return Lag(end - position, 0.0 if stamp < 0 else max(now - stamp, 0) / 1000)
-
-
-def resolve_pending(directory: Directory, group: str, names: list[TopicPartition]) -> bool:
-    """Whether no transaction is under way that commits offsets of these; those of the dead are ended. Does not wait."""
-    resolve = getattr(import_module("fastlog.transactions"), "resolve_pending", None)
-    return resolve is None or bool(resolve(directory, group, names, timeout_ms=0))

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from fastlog._core import PartitionLog, RecordBatch, bell_of
 from fastlog.errors import ConfigError, OffsetOutOfRangeError, UnknownTopicError
+from fastlog.groups.lag import readable_end
+from fastlog.groups.membership import OwnerEpoch
 from fastlog.records import TopicPartition
 
-from .starting import OUT_OF_RANGE, Starting, readable_end, start_offset
+from .starting import OUT_OF_RANGE, Starting, start_offset
 
 if TYPE_CHECKING:
     from fastlog.store.directory import Directory
@@ -45,11 +47,16 @@ class Assigned:
         initial: where reading began, when nothing was committed.
         is_paused: nothing is handed out until it is resumed.
         is_sought: ``position`` was chosen by the user: outside the log it is an error, whatever is configured.
+        epoch: as whose owner in the group it is read; its positions can be committed under no other.
     """
 
-    __slots__ = ("_lease", "finished", "initial", "is_paused", "is_sought", "log", "name", "position", "written")
+    __slots__ = (
+        *("_lease", "epoch", "finished", "initial", "is_paused", "is_sought"),
+        *("log", "name", "position", "written"),
+    )
 
     written: int | None
+    epoch: OwnerEpoch | None
 
     def __init__(self, name: TopicPartition, lease: Held, position: int) -> None:
         self.name = name
@@ -58,6 +65,7 @@ class Assigned:
         self.position = position
         self.finished = position
         self.written = None
+        self.epoch = None
         self.initial = position
         self.is_paused = False
         self.is_sought = False
@@ -149,8 +157,8 @@ class Fetcher:
         count = len(self._ring)
         for step in range(count):
             found = self._ring[(self._turn + step) % count]
-            if found.is_paused or found.log.end_offset == found.position:
-                continue
+            if found.is_paused or (found.log.end_offset == found.position and not found.log.read_only):
+                continue  # only a read shows a reader alone that writers have come, and perhaps gone
             if bounds is not None and bounds.is_reached(found):
                 continue
             batch = self._read(found)

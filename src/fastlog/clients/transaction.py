@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from fastlog._core import BatchDelivery, Delivery
 from fastlog.errors import CommitFailedError, Error, FencedError, TransactionError
 from fastlog.groups.offsets import OffsetAndMetadata, OffsetStore
 from fastlog.records import TopicPartition
@@ -30,9 +32,9 @@ class Sender(Protocol):
     """What a transaction asks of its producer."""
 
     @property
-    def send(self) -> Callable[..., Any]: ...
+    def send(self) -> Callable[..., Delivery]: ...
     @property
-    def send_many(self) -> Callable[..., Any]: ...
+    def send_many(self) -> Callable[..., BatchDelivery]: ...
     def begin_transactional(self) -> None: ...
     def drain_transaction(self) -> None: ...
     def discard_transaction(self) -> None: ...
@@ -46,8 +48,12 @@ class Enlisted(Protocol):
     def group(self) -> str | None: ...
     @property
     def membership(self) -> Any: ...
+    @property
+    def directory(self) -> Directory: ...
     def enlist(self) -> None: ...
+    def epochs(self) -> Mapping[TopicPartition, Any]: ...
     def offsets_in_hand(self) -> dict[TopicPartition, OffsetAndMetadata]: ...
+    def note_committed(self, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None: ...
     def rewind(self) -> None: ...
 
 
@@ -80,6 +86,7 @@ class Transaction:
         self._consumer = consumer
         self._source = source
         self._position: bytes | None = None
+        self._offsets: dict[TopicPartition, OffsetAndMetadata] = {}  # written for the consumer's group
         self._began = False
 
     @property
@@ -127,15 +134,31 @@ class Transaction:
 
     # --- what belongs to it -------------------------------------------------------------------------------------------
 
-    def send(self, topic: str, value: Any, key: Any = None, **options: Any) -> Any:
+    def send(
+        self,
+        topic: str,
+        value: Any,
+        key: Any = None,
+        headers: Any = None,
+        timestamp: int | datetime | None = None,
+        partition: int | None = None,
+    ) -> Delivery:
         """``Producer.send``, as part of the transaction. A delivery that fails lets the commit fail."""
         self._require_open()
-        return self._producer.send(topic, value, key, **options)
+        return self._producer.send(topic, value, key, headers, timestamp, partition)
 
-    def send_many(self, topic: str, values: Any, keys: Any = None, **options: Any) -> Any:
+    def send_many(
+        self,
+        topic: str,
+        values: Any,
+        keys: Any = None,
+        timestamps: Any = None,
+        headers: Any = None,
+        partition: int | None = None,
+    ) -> BatchDelivery:
         """``Producer.send_many``, as part of the transaction."""
         self._require_open()
-        return self._producer.send_many(topic, values, keys, **options)
+        return self._producer.send_many(topic, values, keys, timestamps, headers, partition)
 
     def commit_offsets(self, offsets: Mapping[TopicPartition, OffsetAndMetadata | int] | None = None) -> None:
         """Let the consumer's offsets move with this transaction.
@@ -145,7 +168,8 @@ class Transaction:
                 hand included.
 
         Raises:
-            TransactionError: the transaction has no consumer: pass it to ``producer.transaction(consumer)``.
+            TransactionError: the transaction has no consumer: pass it to ``producer.transaction(consumer)``; or the
+                consumer belongs to another store.
             CommitFailedError: the consumer has lost one of the partitions.
         """
         self._require_open()
@@ -158,19 +182,23 @@ class Transaction:
         membership, group = consumer.membership, consumer.group
         if membership is None or group is None:
             raise TransactionError("the consumer has no group: open it with group=…", self._transactional.producer_id)
+        self._require_same_store(consumer)
+        epochs = consumer.epochs()  # before the positions: of a partition that is taken anew in between none counts
         wanted = consumer.offsets_in_hand() if offsets is None else as_offsets(offsets)
         if not wanted:
             return
         store = OffsetStore(self._transactional.directory)
-        keys, values = store.encode_commit(group, wanted)
+        conditions = membership.conditions(wanted, epochs)
+        keys, values = store.encode_commit(group, wanted, {one.topic: epochs[one].topic_id for one in wanted})
         partition = TopicPartition(OFFSETS_TOPIC, store.partition_of(group))
         while True:
-            conditions = membership.conditions(list(wanted))
             try:
                 self._transactional.append_records(partition, keys, values, conditions)
+                self._offsets.update(wanted)
                 return
             except FencedError as error:
                 if membership.is_page_replaced(conditions):
+                    conditions = membership.conditions(wanted, epochs)
                     continue
                 raise CommitFailedError(
                     f"the consumer is no owner any more of a partition that it read from ({error}): the transaction "
@@ -223,6 +251,8 @@ class Transaction:
             raise
         self.outcome = "committed"
         self._producer.end_transactional()
+        if self._consumer is not None and self._offsets:
+            self._consumer.note_committed(self._offsets)
 
     def _append_position(self) -> None:
         if self._position is None or self._source is None:
@@ -260,6 +290,16 @@ class Transaction:
                 raise problem
             logger.warning(
                 "the transaction of %s was not taken back: %s", self._transactional.transactional_id, problem
+            )
+
+    def _require_same_store(self, consumer: Enlisted) -> None:
+        """A group's offsets lie in its own store: a transaction of another one cannot move them."""
+        ours, theirs = self._transactional.directory, consumer.directory
+        if not ours.is_same_store(theirs):
+            raise TransactionError(
+                f"the consumer reads the store {theirs.root}, but the producer writes to {ours.root}: one transaction "
+                f"is in one store; open both from the same one",
+                self._transactional.producer_id,
             )
 
     def _require_open(self) -> None:

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastlog._core import PartitionLog, encode_batch
 from fastlog._native import oscalls
-from fastlog.errors import ClosedError, ConfigError, Error, ForkedHandleError, ProducerFencedError, TransactionError
+from fastlog.errors import (
+    ClosedError,
+    ConfigError,
+    Error,
+    ForkedHandleError,
+    ProducerFencedError,
+    TransactionError,
+    UnknownTopicError,
+)
 from fastlog.records import TopicPartition
 from fastlog.transactions.coordinator import Coordinator
 from fastlog.transactions.states import LAST_EPOCH, TransactionState, TransactionStatus
@@ -59,7 +67,10 @@ class TransactionalId:
         self._closed = False
         self._forks = oscalls.forks()
         self._leases: dict[TopicPartition, Lease] = {}
+        self._topics_version = directory.topics_version
         self._entered: set[TopicPartition] = set()
+        self._uncleared: set[TopicPartition] = set()  # where an earlier instance may have left something open
+        self._is_written = False  # whether the state log knows of this transaction
         self._sequences: dict[TopicPartition, int] = {}
         self._decided: TransactionState | None = None  # the Prepare record of this transaction, once it was written
         self._in_doubt = False  # whether a decision was made cannot be told, before it is asked again
@@ -99,6 +110,7 @@ class TransactionalId:
                 # all epochs are used up: a new producer id
                 self._take(self._coordinator.open(self.transactional_id, self.timeout_ms))
             self._entered.clear()
+            self._is_written = False
             self._decided, self._in_doubt = None, False
             self._first_change = self._log.log.end_offset
             self.in_transaction = True
@@ -113,7 +125,12 @@ class TransactionalId:
             self.enter_partitions([(topic, partition)])
 
     def enter_partitions(self, partitions: Iterable[tuple[str, int]]) -> None:
-        """``enter_partition`` for several, in one record."""
+        """``enter_partition`` for several, in one record.
+
+        The first one of a transaction survives power loss when this returns, at every level but ``os``: else power
+        could take it together with the end of the transaction before it, whose decision would then be carried out on
+        the records of this one. Those that are lost later leave records that nobody knows, which are aborted.
+        """
         with self._lock:
             self._require_usable()
             if not self.in_transaction or self._decided is not None:
@@ -123,16 +140,30 @@ class TransactionalId:
             added = [one for given in partitions if (one := TopicPartition(*given)) not in self._entered]
             if not added:
                 return
+            self._uncleared.update(one for one in added if one not in self._leases)
             for one in added:
                 self._log_at(one)
-            if not self._entered:
+            if not self._is_written:
                 # before anything of it can be seen: from here on it can time out
                 self._entry.begin()
 
             def decide(state: TransactionState | None) -> TransactionState:
                 return self._own(state).entered(added, oscalls.wall_clock())
 
-            self._change(decide)
+            try:
+                self._change(decide, durable=self._coordinator.syncs and not self._entered)
+            except ProducerFencedError:
+                raise
+            except Error:
+                # one that could not be synced is there
+                self._is_written = self._is_written or self._is_ongoing()
+                raise
+            self._is_written = True
+            for one in added:
+                if one in self._uncleared:
+                    # only now: who was replaced must not touch what the next instance has open
+                    self._clear(self._log_at(one))
+                    self._uncleared.discard(one)
             oscalls.reach_failpoint("transaction.entered")
             self._entered.update(added)
 
@@ -155,7 +186,7 @@ class TransactionalId:
                 list(values), list(keys), producer_id=self.producer_id, producer_epoch=self.producer_epoch,
                 base_sequence=sequence, transactional=True,
             )  # fmt: skip
-            base: int = self._log_at(partition).append_batch(batch, conditions=conditions)
+            base: int = self._log_at(partition).append_batch(batch, conditions=conditions, durable=False)
             self._sequences[partition] = (sequence + len(keys)) & 0x7FFFFFFF
             return base
 
@@ -172,11 +203,16 @@ class TransactionalId:
         """
         with self._lock:
             self._require_open_transaction()
-            if not self._entered:
+            if not self._is_written:
                 self.in_transaction = False
                 return
             if self._decided is None:
                 self._decide_to_commit()
+            elif not self._decided.commits:
+                raise outcome_of(
+                    TransactionError(f"{self.transactional_id}: the transaction is being aborted", self.producer_id),
+                    "aborted",
+                )
             self._finish()
 
     def abort(self) -> None:
@@ -186,7 +222,7 @@ class TransactionalId:
         """
         with self._lock:
             self._require_open_transaction()
-            if not self._entered:
+            if not self._is_written:
                 self.in_transaction = False
                 return
             if self._decided is None and self._in_doubt:
@@ -214,6 +250,7 @@ class TransactionalId:
             self._find_out()
             if self._decided is not None:
                 return
+        self._require_cleared()
         if self._coordinator.syncs:
             for partition in self._entered:
                 log = self._log_at(partition)
@@ -231,6 +268,17 @@ class TransactionalId:
             raise outcome_of(error, "unknown") from None
         self._in_doubt = False
         oscalls.reach_failpoint("transaction.decided")
+
+    def _require_cleared(self) -> None:
+        """A COMMIT marker must not meet what an earlier instance left open."""
+        state = self._log.state(self.transactional_id)
+        left = () if state is None else [one for one in state.partitions if one in self._uncleared]
+        if left:
+            raise TransactionError(
+                f"{self.transactional_id}: entering {left[0].topic}-{left[0].partition} failed half-way, and what an "
+                f"earlier instance may have open there would be committed too: enter it again, or abort",
+                self.producer_id,
+            )
 
     def _find_out(self) -> None:
         """Writing or syncing a decision failed: is it there? Sets ``_decided`` when it is."""
@@ -316,8 +364,11 @@ class TransactionalId:
             settled = False
             try:
                 # of a closed store the slot is free: others abort
-                if self.in_transaction and self._decided is None and not self._coordinator.closed:
-                    self.abort()
+                if self.in_transaction and not self._coordinator.closed:
+                    if self._decided is None:
+                        self.abort()
+                    else:
+                        self._finish()
                 settled = not self.in_transaction
             finally:
                 self._closed = True
@@ -330,19 +381,26 @@ class TransactionalId:
     # --- helpers ------------------------------------------------------------------------------------------------------
 
     def _log_at(self, partition: TopicPartition) -> PartitionLog:
-        """The partition's log, open for as long as this instance. The first time, what power loss left of its own is
-        aborted.
-        """
+        """The partition's log, open for as long as this instance, or until the topic is deleted."""
+        version = self.directory.topics_version
+        if version != self._topics_version:
+            # a topic may have been deleted, and made again
+            self._topics_version = version
+            for known, held in list(self._leases.items()):
+                if not self._is_current(held):
+                    del self._leases[known]
+                    held.release()
         lease = self._leases.get(partition)
         if lease is None:
             lease = self.directory.lease(partition.topic, partition.partition)
-            try:
-                self._clear(lease.log)
-            except BaseException:
-                lease.release()
-                raise
             self._leases[partition] = lease
         return lease.log
+
+    def _is_current(self, lease: Lease) -> bool:
+        try:
+            return self.directory.topic(lease.topic).topic_id == lease.key.topic_id
+        except UnknownTopicError:
+            return False
 
     def _clear(self, log: PartitionLog) -> None:
         """An earlier instance cannot have anything open here, unless its state record was lost: it must not become part
@@ -365,6 +423,15 @@ class TransactionalId:
         if state is None:
             raise AssertionError("a change leaves a state")
         return state
+
+    def _is_ongoing(self) -> bool:
+        """Whether the state log knows of a transaction of this instance."""
+        state = self._log.state(self.transactional_id)
+        return (
+            state is not None
+            and state.is_ongoing
+            and (state.producer_id, state.producer_epoch) == (self.producer_id, self.producer_epoch)
+        )
 
     def _own(self, state: TransactionState | None) -> TransactionState:
         """The state, if this instance may change it."""
