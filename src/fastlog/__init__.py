@@ -72,13 +72,16 @@ from fastlog.reports import (
 )
 
 if _typing.TYPE_CHECKING:
-    from fastlog.clients.consumer import Consumer, ConsumerStats, Lag
+    from fastlog import aio
+    from fastlog.clients.consumer import Consumer, ConsumerStats
     from fastlog.clients.producer import BatchDelivery, Delivery, Producer
     from fastlog.clients.store import Store
     from fastlog.clients.store import open_store as open
     from fastlog.clients.topic import Topic, TopicRead
+    from fastlog.clients.transaction import Transaction
     from fastlog.groups.admin import GroupDescription, MemberDescription
     from fastlog.groups.formats import OffsetAndMetadata
+    from fastlog.groups.lag import Lag
 
 __version__ = "0.1.0"
 
@@ -140,11 +143,13 @@ __all__ = [
     "TopicExistsError",
     "TopicPartition",
     "TopicRead",
+    "Transaction",
     "TransactionError",
     "UnknownTopicError",
     "UnsupportedFormatError",
     "VerifyReport",
     "__version__",
+    "aio",
     "diagnose",
     "open",
     "read_batch",
@@ -157,20 +162,23 @@ _LATER = {
     "BatchDelivery": "fastlog.clients.producer:BatchDelivery",
     "Consumer": "fastlog.clients.consumer:Consumer",
     "ConsumerStats": "fastlog.clients.consumer:ConsumerStats",
-    "GroupDescription": "fastlog.groups.admin:GroupDescription",
-    "Lag": "fastlog.clients.consumer:Lag",
     "Delivery": "fastlog.clients.producer:Delivery",
-    "Producer": "fastlog.clients.producer:Producer",
+    "GroupDescription": "fastlog.groups.admin:GroupDescription",
+    "Lag": "fastlog.groups.lag:Lag",
     "MemberDescription": "fastlog.groups.admin:MemberDescription",
     "OffsetAndMetadata": "fastlog.groups.formats:OffsetAndMetadata",
+    "Producer": "fastlog.clients.producer:Producer",
     "Store": "fastlog.clients.store:Store",
     "Topic": "fastlog.clients.topic:Topic",
     "TopicRead": "fastlog.clients.topic:TopicRead",
+    "Transaction": "fastlog.clients.transaction:Transaction",
     "open": "fastlog.clients.store:open_store",
 }
 
 
 def __getattr__(name: str) -> _typing.Any:
+    if name == "aio":
+        return _importlib.import_module("fastlog.aio")
     place = _LATER.get(name)
     if place is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -180,7 +188,7 @@ def __getattr__(name: str) -> _typing.Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER})
+    return sorted({*globals(), *_LATER, "aio"})
 
 
 _logging.getLogger("fastlog").addHandler(_logging.NullHandler())

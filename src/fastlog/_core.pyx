@@ -783,7 +783,9 @@ cdef class PartitionLog(Handle):
             raise
         return 0
 
-    def append_batch(self, buffer: object, expected_end_offset: int | None = None, conditions: object = ()) -> int:
+    def append_batch(
+        self, buffer: object, expected_end_offset: int | None = None, conditions: object = (), durable: bool = True,
+    ) -> int:
         """Append record batches that are encoded already; return the offset of the first record.
 
         Args:
@@ -791,6 +793,7 @@ cdef class PartitionLog(Handle):
                 leader checks its clients': lengths, CRC, every record, timestamps; then stamped with offset and leader epoch,
                 and written as they are, compressed ones too. All of them are appended, or none.
             expected_end_offset, conditions: as of ``append``. They are compared before repetitions are looked for.
+            durable: False: return as at the level ``"os"``, whatever the level; ``flush_until`` makes up for it.
 
         Batches with a producer id are idempotent: an exact repetition of one of the producer's last five batches is not
         written again, its first offset is returned. Batches that are marked transactional become readable for
@@ -811,9 +814,11 @@ cdef class PartitionLog(Handle):
             buffer, self.max_message_bytes, self.segment_bytes, os_c.clock_milliseconds() + self.timestamp_limit, internal=False,
             needs_keys=self.compacts, max_decompressed_bytes=self.max_decompressed_bytes,
         )
-        return self.append_validated(batches, expected_offset(expected_end_offset), required)
+        return self.append_validated(batches, expected_offset(expected_end_offset), required, durable)
 
-    cdef int64_t append_validated(self, ValidatedBatches batches, int64_t expected_end_offset, Conditions required) except -1:
+    cdef int64_t append_validated(
+        self, ValidatedBatches batches, int64_t expected_end_offset, Conditions required, bint durable,
+    ) except -1:
         cdef Append request
         cdef int64_t end_offset = 0, base_offset
         request.source = NULL
@@ -824,12 +829,13 @@ cdef class PartitionLog(Handle):
         request.largest_timestamp = batches.max_timestamp
         request.expected_end_offset = expected_end_offset
         base_offset = append_if(self, &request, None, batches, required, &end_offset)
-        self.reach_level(end_offset)
+        if durable:
+            self.reach_level(end_offset)
         return base_offset
 
     def end_transaction(
         self, producer_id: int, producer_epoch: int, *, commit: bool, coordinator_epoch: int = 0,
-        expected_end_offset: int | None = None, conditions: object = (),
+        expected_end_offset: int | None = None, conditions: object = (), durable: bool = True,
     ) -> int:
         """End the open transaction of a producer in this partition: append its marker; return the marker's offset.
 
@@ -842,7 +848,7 @@ cdef class PartitionLog(Handle):
         marker = end_transaction_marker(producer_id, producer_epoch, coordinator_epoch, commit, os_c.clock_milliseconds())
         return self.append_validated(
             validate_batches(marker, self.max_message_bytes, self.segment_bytes, None, internal=True),
-            expected_offset(expected_end_offset), required,
+            expected_offset(expected_end_offset), required, durable,
         )
 
     def exchange(self, conditions: object, stores: object) -> None:

@@ -49,6 +49,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("fastlog.groups",),
     ("fastlog.transactions",),
     ("fastlog.clients",),
+    ("fastlog.aio",),
     ("fastlog",),
     ("fastlog.demo",),
     ("fastlog.cli",),
@@ -56,12 +57,13 @@ ROWS: tuple[tuple[str, ...], ...] = (
 )
 PACKAGES = {
     *("fastlog.partition", "fastlog.demo", "fastlog.cli"),
-    *("fastlog.liveness", "fastlog.store", "fastlog.groups", "fastlog.transactions", "fastlog.clients"),
+    *("fastlog.liveness", "fastlog.store", "fastlog.groups", "fastlog.transactions", "fastlog.clients", "fastlog.aio"),
 }
 LEVEL = {room: level for level, row in enumerate(ROWS) for room in row}
 
 # What else a room may stand on, besides the standard library. Everything else stays an option of the user.
 LIBRARIES = {
+    "fastlog.clients": {"numpy", "typing_extensions"},  # the second for type checkers alone, which bring it
     "fastlog.cli": {"click", "rich"},
     "fastlog.demo": {"numpy", "duckdb"},
     "fastlog": set[str](),

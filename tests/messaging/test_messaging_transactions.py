@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,12 +13,14 @@ import pytest
 import fastlog
 from fastlog._core import encode_batch
 from fastlog._native import oscalls
+from fastlog.clients.producer import Producer
 from fastlog.records import TopicPartition
 from fastlog.store.directory import Directory
 from fastlog.transactions import Coordinator, TransactionalId, TransactionState, TransactionStatus
-from fastlog.transactions.records import STATE_TOPIC, partition_of
-from fastlog.transactions.states import LAST_EPOCH, MOST_EPOCH
+from fastlog.transactions.records import STATE_TOPIC, decode_key, decode_value, partition_of
+from fastlog.transactions.states import LAST_EPOCH, MOST_EPOCH, legal
 from tests.messaging.transacting import Writer, is_settled, open_store, visible
+from tests.oracle.kafka import KafkaOracle
 
 
 @pytest.fixture
@@ -57,8 +61,6 @@ def test_what_is_written_down(store: Directory) -> None:
     for commit in (True, False, True):
         writer.transaction("a", [b"x"], commit=commit)
     with store.lease(STATE_TOPIC, partition_of("pay-1")) as lease:
-        from fastlog.transactions.records import decode_value
-
         states = [decode_value(value) for batch in lease.log.replay() for value in batch.values() if value]
     shown = [(state.status.name, state.producer_epoch, len(state.partitions)) for state in states]
     assert shown == [
@@ -189,6 +191,20 @@ def test_an_aborted_partition_is_closed_to_the_old_epoch_even_when_nothing_was_s
     with pytest.raises(fastlog.ProducerFencedError):
         old.send_unasked("a", [b"late"], partition=1)
     assert is_settled(store, "a", 1)
+
+
+def test_a_replaced_instance_does_not_end_what_the_next_has_open(store: Directory) -> None:
+    """It enters a partition for the first time, where its successor, with the same producer id, has a transaction."""
+    old = Writer(store, "pay-1")
+    old.begin()
+    old.send("a", [b"lost"])
+    new = Writer(store, "pay-1")
+    new.begin()
+    new.send("b", [b"1"])
+    with pytest.raises(fastlog.ProducerFencedError):
+        old.send("b", [b"late"])
+    new.id.commit()
+    assert (visible(store, "a"), visible(store, "b")) == ([], [b"1"])
 
 
 def test_a_marker_that_comes_late_does_not_end_the_next_transaction(store: Directory) -> None:
@@ -387,6 +403,201 @@ def test_offsets_are_part_of_the_transaction(store: Directory) -> None:
         else:
             writer.id.abort()
     assert visible(store, "a", 1) == [b"0", b"2", b"3"]
+
+
+# --- topics that go -------------------------------------------------------------------------------------------------
+
+
+def test_a_topic_that_is_deleted_in_the_middle_does_not_hold_up_the_rest(store: Directory) -> None:
+    writer = Writer(store, "pay-1")
+    writer.begin()
+    writer.send("a", [b"1"])
+    writer.send("b", [b"gone"])
+    store.delete_topic("b")
+    writer.id.commit()
+    store.create_topic("b", 3)
+    writer.sequences.clear()
+    writer.begin()
+    writer.send("b", [b"2"])
+    writer.id.commit()
+    assert (visible(store, "a"), visible(store, "b")) == ([b"1"], [b"2"])
+    assert is_settled(store, "b")
+
+
+def test_a_topic_that_is_made_again_in_the_middle_is_another_one(store: Directory) -> None:
+    writer = Writer(store, "pay-1")
+    writer.begin()
+    writer.send("b", [b"gone"])
+    store.delete_topic("b")
+    store.create_topic("b", 3)
+    writer.sequences.clear()
+    writer.send("b", [b"1"])
+    writer.id.commit()
+    assert visible(store, "b") == [b"1"]
+    assert is_settled(store, "b")
+
+
+# --- what cannot be written -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("commit", [True, False])
+@pytest.mark.parametrize("nth", range(1, 5))
+def test_a_full_disk_at_any_step(store: Directory, nth: int, commit: bool) -> None:
+    """Whatever fails, repeating or aborting leads to all or nothing."""
+    writer = Writer(store, "pay-1")
+    writer.transaction("a", [b"0"])
+    writer.begin()
+    writer.send("a", [b"1"])
+    writer.send("b", [b"1"])
+    oscalls.inject("pwrite", nth=nth)
+    outcome = None
+    try:
+        (writer.id.commit if commit else writer.id.abort)()
+    except fastlog.StorageError as error:
+        outcome = error.outcome
+        oscalls.clear()
+        if not commit or outcome is None:
+            writer.id.abort()
+        else:
+            assert outcome == "unknown"
+            try:
+                writer.id.commit()
+            except fastlog.TransactionError:
+                writer.id.abort()
+    oscalls.clear()
+    first, second = visible(store, "a"), visible(store, "b")
+    assert first[1:] == second
+    if not commit:
+        assert second == []
+    assert is_settled(store, "a") and is_settled(store, "b")
+    writer.transaction("a", [b"2"])
+    assert visible(store, "a")[-1] == b"2"
+
+
+def test_an_abort_that_failed_is_no_commit(store: Directory) -> None:
+    writer = Writer(store, "pay-1")
+    writer.begin()
+    writer.send("a", [b"1"])
+    oscalls.inject("pwrite", nth=2)
+    with pytest.raises(fastlog.StorageError):
+        writer.id.abort()
+    oscalls.clear()
+    with pytest.raises(fastlog.TransactionError) as caught:
+        writer.id.commit()
+    assert caught.value.outcome == "aborted"
+    writer.id.abort()
+    assert visible(store, "a") == []
+    assert is_settled(store, "a")
+
+
+# --- Kafka reads it -------------------------------------------------------------------------------------------------
+
+
+def test_kafka_reads_what_transactions_leave(folder: Path, kafka: KafkaOracle, seed: int) -> None:
+    """Every file, and the decoder's story of each id is the one that happened."""
+    chance = random.Random(seed)
+    story: dict[str, list[tuple[int, int]]] = {"x": [], "y": [], "pay-1": []}
+    with open_store(folder / "store") as store:
+        for name, told in story.items():
+            writer = Writer(store, name)
+            told.append((0, writer.id.producer_epoch))
+            for _ in range(12):
+                writer.begin()
+                writer.send("a", [b"value"] * chance.randint(1, 3), chance.randrange(3))
+                told.append((1, writer.id.producer_epoch))
+                if chance.random() < 0.5:
+                    writer.id.commit()
+                    told += [(2, writer.id.producer_epoch), (4, writer.id.producer_epoch)]
+                else:
+                    writer.id.abort()
+                    told += [(3, writer.id.producer_epoch), (5, writer.id.producer_epoch)]
+    for path in sorted((folder / "store" / "topics").glob("*-*")):
+        if not path.is_dir():
+            continue
+        files = [
+            file for file in path.iterdir() if file.suffix in {".log", ".index", ".timeindex", ".txnindex", ".snapshot"}
+        ]
+        assert kafka.check(sorted(files))[1] == [], path.name
+    for name, told in story.items():
+        path = folder / "store" / "topics" / f"{STATE_TOPIC}-{partition_of(name)}"
+        output, problems = kafka.dump(sorted(path.glob("*.log")), "--transaction-log-decoder")
+        assert not problems
+        pattern = re.compile(rf'"transactionalId":"{name}".*"producerEpoch":(\d+),.*"transactionStatus":(\d+),')
+        found = [(int(match[2]), int(match[1])) for match in map(pattern.search, output.splitlines()) if match]
+        assert found == told
+
+
+# --- one decision ---------------------------------------------------------------------------------------------------
+
+
+def test_of_two_who_decide_at_once_one_does(folder: Path, store: Directory) -> None:
+    writer = Writer(store, "pay-1")
+    writer.begin()
+    writer.send("a", [b"1"])
+    seen: list[TransactionStatus] = []
+
+    def time_out(state: TransactionState | None) -> TransactionState | None:
+        assert state is not None
+        seen.append(state.status)
+        if len(seen) == 1:
+            writer.id.commit()
+        return state.prepared(1, commit=False, by_owner=False) if state.is_open else None
+
+    with Directory.open(folder / "store", durability="os") as other:
+        _, written = Coordinator.of(other).log_of("pay-1").change("pay-1", time_out)
+    assert not written
+    assert seen == [TransactionStatus.ONGOING, TransactionStatus.COMPLETE_COMMIT]
+    assert visible(store, "a") == [b"1"]
+
+
+def test_ids_that_share_a_partition_do_not_disturb_each_other(folder: Path, store: Directory) -> None:
+    """Two handles, two threads, one state partition: every change follows from the one before it."""
+    names = [name for name in map(str, range(1000)) if partition_of(name) == 7][:2]
+
+    def work(name: str, topic: str) -> None:
+        with Directory.open(folder / "store", durability="os") as handle:
+            writer = Writer(handle, name)
+            for number in range(40):
+                writer.transaction(topic, [b"%d" % number], commit=number % 4 != 3)
+            writer.close()
+
+    threads = [threading.Thread(target=work, args=pair) for pair in zip(names, ("a", "b"), strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    expected = [b"%d" % number for number in range(40) if number % 4 != 3]
+    assert visible(store, "a") == expected == visible(store, "b")
+    last: dict[str, TransactionState] = {}
+    with store.lease(STATE_TOPIC, 7) as lease:
+        for batch in lease.log.replay():
+            for key, value in zip(batch.keys(), batch.values(), strict=True):
+                name, state = decode_key(key), decode_value(value or b"")
+                assert name is not None
+                assert name not in last or legal(last[name].status, state.status)
+                last[name] = state
+    assert set(last) == set(names)
+
+
+def test_a_hanging_transaction_is_not_aborted_when_the_partition_moves_on(
+    store: Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look and the marker a new transaction may have begun: then it looks again."""
+    coordinator = Coordinator.of(store)
+    coordinator.start()
+    hanging(store)
+    answers = [False, True]
+
+    def is_known(producer_id: int, partition: TopicPartition) -> bool:
+        with Producer(store) as producer:
+            producer.send("a", b"meanwhile", partition=0)
+        return answers.pop(0)
+
+    monkeypatch.setattr(coordinator, "_is_known", is_known)
+    with store.lease("a", 0) as lease:
+        coordinator.resolve_partition(TopicPartition("a", 0), lease.log)
+        assert answers == []
+        assert lease.log.open_transactions()
 
 
 # --- random walks ---------------------------------------------------------------------------------------------------

@@ -194,6 +194,17 @@ def test_whoever_completes_may_die_too(
         assert shown(store) == expected(finish == "commit")
 
 
+def test_a_consumer_that_was_there_first_is_not_held_up(folder: Path, start: Callable[..., Process]) -> None:
+    """It opened the store before there was any transactional id, and is told of none."""
+    with fastlog.open(folder / "store", durability="os") as store, store.consumer("a", start="earliest") as consumer:
+        run_until_it_dies(start(), "transaction.entered", 2, "commit")
+        with store.producer() as producer:
+            producer.send("a", b"behind", partition=0)
+        seen: list[bytes] = []
+        until(lambda: seen.extend(r.value for r in consumer.poll(timeout=0.1)) or b"behind" in seen, f"{seen}")
+        assert seen == [b"first", b"behind"]
+
+
 # --- the stopped ----------------------------------------------------------------------------------------------------
 
 

@@ -124,6 +124,8 @@ cdef class Accumulator:
     cdef int64_t delivery_timeout   # nanoseconds
     cdef uint32_t memory_word
     cdef int memory_waiters
+    cdef list room_callbacks        # of who waits for memory without blocking, counted as waiters
+    cdef object loop_thread         # that runs an event loop and never waits; None = there is none
     cdef int flushing               # callers who want everything written now
     cdef bint is_closing
     cdef bint is_closed
@@ -148,6 +150,8 @@ cdef class Accumulator:
     cdef int32_t checked_partition(self, TopicTarget topic, object partition) except -1
     cdef bint grow(self, PendingAppend pending, int64_t needed) except -1
     cdef int wait_for_memory(self, int64_t needed, int64_t* deadline) except -1
+    cdef bint never_waits(self) noexcept
+    cdef int tell_room(self) except -1
     cdef void give_back(self, int64_t size) noexcept
     cdef bint grow_to(self, PendingAppend pending, int64_t capacity) except -1
     cdef int find_too_large(self, TopicTarget topic, const RecordSource* source) except -1

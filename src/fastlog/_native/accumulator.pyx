@@ -418,6 +418,13 @@ cdef class Delivery:
         if self.pending.state >= DELIVERED:
             run_callback(fn, self)
             return
+        self._when_done(fn)
+
+    def _when_done(self, fn: object) -> None:
+        """``add_done_callback`` of one who only wants to be woken: that alone does not count as a look at the outcome."""
+        if self.pending.state >= DELIVERED:
+            run_callback(fn, self)
+            return
         if self.pending.callbacks is None:
             self.pending.callbacks = []
         self.pending.callbacks.append((fn, self))
@@ -444,6 +451,23 @@ cdef int run_callback(object fn, object delivery) except -1:
     except BaseException:
         # SystemExit too: the thread goes on delivering for everybody else
         logger.exception("a callback of %r failed", delivery)
+    return 0
+
+
+cdef int call_after(list waiting, object fn, object delivery) except -1:
+    """Call ``fn(delivery)`` once, when the last of these pending appends is done."""
+    cdef PendingAppend pending
+    left = [len(waiting)]
+
+    def one_done(_):
+        left[0] -= 1
+        if not left[0]:
+            fn(delivery)
+
+    for pending in waiting:
+        if pending.callbacks is None:
+            pending.callbacks = []
+        pending.callbacks.append((one_done, delivery))
     return 0
 
 
@@ -504,23 +528,17 @@ cdef class BatchDelivery:
 
     def add_done_callback(self, fn: object) -> None:
         """Call ``fn(delivery)`` once, when every outcome is there; see ``Delivery.add_done_callback``."""
-        cdef PendingAppend pending
         self.see()
+        self._when_done(fn)
+
+    def _when_done(self, fn: object) -> None:
+        """``add_done_callback`` of one who only wants to be woken: that alone does not count as a look at the outcome."""
+        cdef PendingAppend pending
         waiting = [pending for pending, _ in self.parts if (<PendingAppend>pending).state < DELIVERED]
-        if not waiting:
+        if waiting:
+            call_after(waiting, fn, self)
+        else:
             run_callback(fn, self)
-            return
-        left = [len(waiting)]
-
-        def one_done(_):
-            left[0] -= 1
-            if not left[0]:
-                fn(self)
-
-        for pending in waiting:
-            if pending.callbacks is None:
-                pending.callbacks = []
-            pending.callbacks.append((one_done, self))
 
     cdef object metadata(self):
         import numpy
@@ -555,6 +573,7 @@ cdef class Accumulator:
         self.touched = []
         self.failures = []
         self.encoders = []
+        self.room_callbacks = []
         self.is_closed = self.is_closing = self.has_ended = True
 
     def __init__(
@@ -891,7 +910,7 @@ cdef class Accumulator:
         self.signal.refuse_own_thread("send while buffer_memory is full")
         if deadline[0] == 0:
             deadline[0] = now + self.max_block * <int64_t>1_000_000
-        if now >= deadline[0]:
+        if now >= deadline[0] or self.never_waits():
             raise BufferFullError(
                 f"buffer_memory={self.buffer_memory} was full for max_block={self.max_block / 1000.0:g} s ({self.used} bytes wait to be "
                 f"appended): the disk is slower than the sender, or a log is locked; nothing was sent"
@@ -906,6 +925,36 @@ cdef class Accumulator:
         finally:
             self.memory_waiters -= 1
         return self.require_open()
+
+    cdef bint never_waits(self) noexcept:
+        return self.loop_thread is not None and self.loop_thread == threading.get_ident()
+
+    def _never_wait_in(self, thread: int) -> None:
+        """Let ``send`` and ``send_many`` raise BufferFullError at once when this thread calls them: it runs an event loop.
+
+        ``send_many`` then sends nothing, unless there is room for all of it.
+        """
+        self.loop_thread = thread
+
+    def _when_room(self, fn: object) -> None:
+        """Call ``fn()`` once, in the producer's thread, when memory has been given back; at once when nothing waits."""
+        if not self.touched:
+            fn()
+            return
+        self.room_callbacks.append(fn)
+        self.memory_waiters += 1
+        self.signal.ring()
+
+    cdef int tell_room(self) except -1:
+        """Whoever waits for memory looks again."""
+        self.memory_word += 1
+        os_c.os_wake(&self.memory_word)
+        if self.room_callbacks:
+            callbacks, self.room_callbacks = self.room_callbacks, []
+            self.memory_waiters -= len(callbacks)
+            for fn in callbacks:
+                fn()
+        return 0
 
     cdef void give_back(self, int64_t size) noexcept:
         self.used -= size
@@ -978,6 +1027,11 @@ cdef class Accumulator:
             raise InvalidRecordError(f"topic {topic!r} is compacted, so every record needs a key; nothing was sent")
         if largest_record + BATCH_HEADER_SIZE > min(known.record_limit, self.buffer_memory):
             self.find_too_large(known, &source)
+        if count and self.never_waits():
+            # whole or not at all: of a part that was sent already nobody could be told
+            needed = total + (ENCODER_SLACK * 2 + BATCH_HEADER_SIZE * MOST_BATCHES) * min(count, known.partitions)
+            if self.used + needed > self.buffer_memory:
+                raise BufferFullError(f"no room for {needed} bytes in buffer_memory={self.buffer_memory} now; nothing was sent")
         delivery.topic = known.name
         delivery.parts = []
         delivery.count = count
@@ -1157,8 +1211,7 @@ cdef class Accumulator:
         for target in ready:
             self.reach_level(target)
         if self.memory_waiters:
-            self.memory_word += 1
-            os_c.os_wake(&self.memory_word)
+            self.tell_room()
         now = os_c.steady_nanoseconds()
         kept = []
         for target in self.touched:
@@ -1324,8 +1377,7 @@ cdef class Accumulator:
         if pending.waiters:
             os_c.os_wake(&pending.word)
         if self.memory_waiters and 4 * self.used <= 3 * self.buffer_memory:
-            self.memory_word += 1
-            os_c.os_wake(&self.memory_word)
+            self.tell_room()
         if pending.callbacks is not None:
             callbacks, pending.callbacks = pending.callbacks, None
             for fn, delivery in callbacks:
@@ -1354,8 +1406,7 @@ cdef class Accumulator:
             target.is_listed = False
         self.touched = []
         self.signal.busy = None
-        self.memory_word += 1
-        os_c.os_wake(&self.memory_word)
+        self.tell_room()
         return 0
 
     cdef bint drain(self) except -1:
@@ -1420,6 +1471,27 @@ cdef class Accumulator:
         if len(unseen) > 1:
             error.add_note(f"{len(unseen) - 1} more appends failed, the last one by {(<PendingAppend>unseen[-1]).error!r}")
         raise error
+
+    def _when_sent(self, fn: object) -> None:
+        """Have everything that was sent so far written now; call ``fn()`` once when it is done: in the producer's thread, or
+        at once when nothing waits. The failures among it are ``_raise_failure``'s to tell."""
+        self.require_open()
+        waiting = self.unfinished()
+        if not waiting:
+            fn()
+            return
+        self.flushing += 1
+
+        def all_done(_):
+            self.flushing -= 1
+            fn()
+
+        call_after(waiting, all_done, None)
+        self.signal.ring()
+
+    def _raise_failure(self) -> None:
+        """Raise the first failure that nobody has looked at, and forget all of them."""
+        self.raise_failure()
 
     def flush(self, timeout: object = None) -> None:
         """Wait until every record sent so far is delivered, or has failed; ``linger`` does not hold for them.

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from importlib import import_module
 from itertools import chain, islice
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, Self
 
 from fastlog._core import Record, RecordBatch, RecordCursor
 from fastlog._native import oscalls
@@ -27,24 +27,33 @@ from fastlog.errors import (
     LockedError,
     UnknownTopicError,
 )
+from fastlog.groups.lag import Lag, lag_at, readable_end
 from fastlog.groups.membership import Membership
 from fastlog.groups.offsets import OffsetAndMetadata, OffsetStore
 from fastlog.records import TopicPartition
+from fastlog.transactions import Coordinator
 
 from .bounds import Bounds
 from .fetching import Assigned, Fetcher, checked_out_of_range
 from .progress import Pulse, retention_warnings
-from .starting import Start, aware, offset_at, readable_end, start_of
+from .starting import Start, aware, offset_at, start_of
 from .subscriptions import Subscription
 from .waiting import waiter_of
 
 if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
     from fastlog.store.directory import Directory
 
-K = TypeVar("K")
-V = TypeVar("V")
+    K = TypeVar("K", default=bytes | None)
+    V = TypeVar("V", default=bytes | None)
+else:
+    from typing import TypeVar
 
-__all__ = ["Consumer", "ConsumerStats", "Lag"]
+    K, V = TypeVar("K"), TypeVar("V")
+
+
+__all__ = ["Consumer", "ConsumerStats"]
 
 logger = logging.getLogger("fastlog.consumer")
 
@@ -53,13 +62,6 @@ Callback = Callable[[list[TopicPartition]], object]
 
 SLICE_MS = 50  # a writer that is killed before it rings delays nobody for longer
 RETENTION_CHECK_MS = 60_000
-
-
-class Lag(NamedTuple):
-    """How far a consumer is behind: records to come, and seconds since the oldest of them was stamped."""
-
-    records: int
-    seconds: float
 
 
 class ConsumerStats(NamedTuple):
@@ -178,6 +180,9 @@ class Consumer(Generic[K, V]):
         )
         self._subscription = Subscription(directory, topics, partitions)
         self._waiter = waiter_of(directory)
+        if not directory.read_only:
+            # transactions of owners that died would hide what comes behind them
+            Coordinator.of(directory).follow()
         if group is None:
             try:
                 self._follow_topics()
@@ -218,7 +223,11 @@ class Consumer(Generic[K, V]):
         )
         self._membership.set_wake(weakly(self._interrupt))
         self._group_bell = 1 << self._membership.bell
-        self._pulse = Pulse(
+        self._pulse = self._start_pulse()
+
+    def _start_pulse(self) -> Pulse | None:
+        """What commits while a handler takes its time, and looks at the group."""
+        return Pulse(
             weakref.ref(self),
             waiter_of(self._directory),
             self._group_bell,
@@ -403,11 +412,8 @@ class Consumer(Generic[K, V]):
             self._housekeep()
             if self._closing:
                 return None
-            if bounds is not None:
-                bounds.look(self._fetcher)
-            found = self._fetcher.next_batch(bounds)
+            found = self._look(bounds)
             if found is not None:
-                self._counts["batches"] += 1
                 return found
             if bounds is not None and self._is_done(bounds):
                 return None
@@ -418,6 +424,15 @@ class Consumer(Generic[K, V]):
                 heard = 0  # look once more after the bells know of us
                 continue
             self._waiter.sleep(heard, left)
+
+    def _look(self, bounds: Bounds | None = None) -> tuple[Assigned, RecordBatch] | None:
+        """The next batch of any partition, None when there is none now."""
+        if bounds is not None:
+            bounds.look(self._fetcher)
+        found = self._fetcher.next_batch(bounds)
+        if found is not None:
+            self._counts["batches"] += 1
+        return found
 
     def _is_done(self, bounds: Bounds) -> bool:
         if not self._has_joined or self._unresolved:
@@ -544,11 +559,15 @@ class Consumer(Generic[K, V]):
                 found = self._wait_for_batch(self._deadline(timeout))
                 if found is None:
                     return
-                reading, batch = found
-                reading.position = batch.next_offset
-                self._touched.append(reading)
-                self._counts["records"] += len(batch)
+                batch = self._hand_out(*found)
             yield batch
+
+    def _hand_out(self, reading: Assigned, batch: RecordBatch) -> RecordBatch:
+        """A whole batch is in hand now."""
+        reading.position = batch.next_offset
+        self._touched.append(reading)
+        self._counts["records"] += len(batch)
+        return batch
 
     def records(
         self,
@@ -582,12 +601,17 @@ class Consumer(Generic[K, V]):
                 found = self._wait_for_batch(self._deadline(idle_timeout), bounds)
                 if found is None:
                     return
-                cursor = self._open_cursor(*found)
-                count = len(cursor.batch) if bounds is None else bounds.allowed(found[0], cursor)
-                self._iterating = True
-                if self._attention:
-                    cursor.stop()
-            yield islice(cursor, count)
+                records = self._bounded(*found, bounds)
+            yield records
+
+    def _bounded(self, reading: Assigned, batch: RecordBatch, bounds: Bounds | None) -> Iterator[Record[K, V]]:
+        """Those records of a batch that lie before the end."""
+        cursor = self._open_cursor(reading, batch)
+        count = len(cursor.batch) if bounds is None else bounds.allowed(reading, cursor)
+        self._iterating = True
+        if self._attention:
+            cursor.stop()
+        return islice(cursor, count)
 
     @staticmethod
     def _deadline(timeout: Duration | None) -> int | None:
@@ -890,8 +914,7 @@ class Consumer(Generic[K, V]):
         with Call(self):
             self._settle()
             self._note_progress()
-            now = oscalls.wall_clock()
-            return {found.name: lag_of(found, now) for found in self._fetcher}
+            return {found.name: lag_at(found.log, found.position) for found in self._fetcher}
 
     def stats(self) -> ConsumerStats:
         """Counts since the consumer was opened."""
@@ -1045,17 +1068,6 @@ def weakly(method: Callable[[], object]) -> Callable[[], None]:
             alive()
 
     return call
-
-
-def lag_of(found: Assigned, now: int) -> Lag:
-    """How far one partition is behind; ``now`` is the wall clock in ms."""
-    end = readable_end(found.log)
-    position = max(found.position, found.log.start_offset)
-    if position >= end:
-        return Lag(0, 0.0)
-    first = found.log.read(position, 1)
-    stamp = int(first.timestamps[0]) if len(first) else -1
-    return Lag(end - position, 0.0 if stamp < 0 else max(now - stamp, 0) / 1000)
 
 
 def resolve_pending(directory: Directory, group: str, names: list[TopicPartition]) -> bool:

@@ -66,6 +66,11 @@ class Subscription:
             return self._named
         return [name for name in self._directory.topics() if self._pattern.fullmatch(name)]
 
+    @property
+    def is_outdated(self) -> bool:
+        """Whether ``has_changed`` would say so."""
+        return self._directory.topics_version != self._version
+
     def has_changed(self) -> bool:
         """Whether topics came or went since the last look. Cheap."""
         version = self._directory.topics_version

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from fastlog._core import BatchDelivery, Delivery
 from fastlog.errors import CommitFailedError, Error, FencedError, TransactionError
 from fastlog.groups.offsets import OffsetAndMetadata, OffsetStore
 from fastlog.records import TopicPartition
@@ -30,9 +32,9 @@ class Sender(Protocol):
     """What a transaction asks of its producer."""
 
     @property
-    def send(self) -> Callable[..., Any]: ...
+    def send(self) -> Callable[..., Delivery]: ...
     @property
-    def send_many(self) -> Callable[..., Any]: ...
+    def send_many(self) -> Callable[..., BatchDelivery]: ...
     def begin_transactional(self) -> None: ...
     def drain_transaction(self) -> None: ...
     def discard_transaction(self) -> None: ...
@@ -127,15 +129,31 @@ class Transaction:
 
     # --- what belongs to it -------------------------------------------------------------------------------------------
 
-    def send(self, topic: str, value: Any, key: Any = None, **options: Any) -> Any:
+    def send(
+        self,
+        topic: str,
+        value: Any,
+        key: Any = None,
+        headers: Any = None,
+        timestamp: int | datetime | None = None,
+        partition: int | None = None,
+    ) -> Delivery:
         """``Producer.send``, as part of the transaction. A delivery that fails lets the commit fail."""
         self._require_open()
-        return self._producer.send(topic, value, key, **options)
+        return self._producer.send(topic, value, key, headers, timestamp, partition)
 
-    def send_many(self, topic: str, values: Any, keys: Any = None, **options: Any) -> Any:
+    def send_many(
+        self,
+        topic: str,
+        values: Any,
+        keys: Any = None,
+        timestamps: Any = None,
+        headers: Any = None,
+        partition: int | None = None,
+    ) -> BatchDelivery:
         """``Producer.send_many``, as part of the transaction."""
         self._require_open()
-        return self._producer.send_many(topic, values, keys, **options)
+        return self._producer.send_many(topic, values, keys, timestamps, headers, partition)
 
     def commit_offsets(self, offsets: Mapping[TopicPartition, OffsetAndMetadata | int] | None = None) -> None:
         """Let the consumer's offsets move with this transaction.

@@ -205,19 +205,28 @@ class Membership:
         Never waits for other members. GroupError when a newer member of the same instance has taken its place;
         ClosedError after ``leave``.
         """
+        if self.is_settled:
+            self.stamp()
+            return None
+        with self._lock:
+            return self._follow()
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether ``poll`` would find nothing new: some words are looked at, nothing is waited for."""
         page = self._page
-        if (
+        return (
             not self._is_left
             and page.version == self._seen_version
             and not self._is_waiting
             and self.directory.topics_version == self._table.topics_version
             and not page.replaced
             and page.load(self._number_word) == self._number
-        ):
-            page.store(self._stamp_word, oscalls.steady_clock())
-            return None
-        with self._lock:
-            return self._follow()
+        )
+
+    def stamp(self) -> None:
+        """Tell the others that this member is at work. Only while it ``is_settled``."""
+        self._page.store(self._stamp_word, oscalls.steady_clock())
 
     def _follow(self) -> Changes | None:
         """Bring the own partitions to where the newest table wants them, as far as it goes now."""

@@ -39,6 +39,7 @@ __all__ = ["Coordinator", "fresh_producer_id"]
 logger = logging.getLogger("fastlog.transactions")
 
 TICK_SECONDS = 0.1
+FOLLOW_SECONDS = 0.5
 TICKS_PER_LOOK = 5  # at partitions that are open here
 STUCK_MS = 1000  # a last stable offset that stands still for so long is looked into
 _FIRST_ID, _LIMIT_ID = 1 << 40, 1 << 62
@@ -92,6 +93,13 @@ class Coordinator:
         if not self._started and not self.directory.read_only and STATE_TOPIC in self.directory.topics(internal=True):
             self.start()
 
+    def follow(self) -> None:
+        """``attach`` now, or when somebody opens the store's first transactional id. For who waits for records."""
+        self.attach()
+        with self._lock:
+            if self._timer is None and not self._closed and not self.directory.read_only:
+                self._timer = self.directory.watcher.every(FOLLOW_SECONDS, self.attach)
+
     def start(self) -> None:
         """Make ready: what was open when the store's last process ended is ended now, before anything new begins."""
         with self._lock:
@@ -105,6 +113,8 @@ class Coordinator:
                         self.registry.create(self._recover())
             self._slot = directory.slots.enter()
             self._started = True
+            if self._timer is not None:
+                self._timer.cancel()
             self._timer = directory.watcher.every(TICK_SECONDS, self._tick)
 
     def close(self) -> None:
@@ -442,5 +452,8 @@ def is_part(state: TransactionState, producer_id: int, partition: TopicPartition
 
 
 def end_transaction(log: PartitionLog, prepared: TransactionState) -> None:
-    """Write the marker of a decision. Raises ProducerFencedError when the partition has seen a newer epoch."""
-    log.end_transaction(prepared.producer_id, prepared.producer_epoch, commit=prepared.commits)
+    """Write the marker of a decision. Raises ProducerFencedError when the partition has seen a newer epoch.
+
+    The decision is durable, and it brings the marker back if that is lost: nobody waits for a sync of it.
+    """
+    log.end_transaction(prepared.producer_id, prepared.producer_epoch, commit=prepared.commits, durable=False)

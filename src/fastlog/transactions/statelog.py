@@ -67,7 +67,7 @@ class StateLog:
                     return before, False
                 batch = encode_batch([encode_value(after)], [key])
                 try:
-                    base = self.log.append_batch(batch, expected_end_offset=position)
+                    base = self.log.append_batch(batch, expected_end_offset=position, durable=False)
                 except FencedError:
                     continue
                 self._position = base + 1

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastlog._core import PartitionLog, encode_batch
 from fastlog._native import oscalls
-from fastlog.errors import ClosedError, ConfigError, Error, ForkedHandleError, ProducerFencedError, TransactionError
+from fastlog.errors import (
+    ClosedError,
+    ConfigError,
+    Error,
+    ForkedHandleError,
+    ProducerFencedError,
+    TransactionError,
+    UnknownTopicError,
+)
 from fastlog.records import TopicPartition
 from fastlog.transactions.coordinator import Coordinator
 from fastlog.transactions.states import LAST_EPOCH, TransactionState, TransactionStatus
@@ -59,7 +67,9 @@ class TransactionalId:
         self._closed = False
         self._forks = oscalls.forks()
         self._leases: dict[TopicPartition, Lease] = {}
+        self._topics_version = directory.topics_version
         self._entered: set[TopicPartition] = set()
+        self._is_written = False  # whether the state log knows of this transaction
         self._sequences: dict[TopicPartition, int] = {}
         self._decided: TransactionState | None = None  # the Prepare record of this transaction, once it was written
         self._in_doubt = False  # whether a decision was made cannot be told, before it is asked again
@@ -99,6 +109,7 @@ class TransactionalId:
                 # all epochs are used up: a new producer id
                 self._take(self._coordinator.open(self.transactional_id, self.timeout_ms))
             self._entered.clear()
+            self._is_written = False
             self._decided, self._in_doubt = None, False
             self._first_change = self._log.log.end_offset
             self.in_transaction = True
@@ -123,9 +134,10 @@ class TransactionalId:
             added = [one for given in partitions if (one := TopicPartition(*given)) not in self._entered]
             if not added:
                 return
+            fresh = [one for one in added if one not in self._leases]
             for one in added:
                 self._log_at(one)
-            if not self._entered:
+            if not self._is_written:
                 # before anything of it can be seen: from here on it can time out
                 self._entry.begin()
 
@@ -133,6 +145,14 @@ class TransactionalId:
                 return self._own(state).entered(added, oscalls.wall_clock())
 
             self._change(decide)
+            self._is_written = True
+            for one in fresh:
+                # only now: who was replaced must not touch what the next instance has open
+                try:
+                    self._clear(self._log_at(one))
+                except BaseException:
+                    self._leases.pop(one).release()
+                    raise
             oscalls.reach_failpoint("transaction.entered")
             self._entered.update(added)
 
@@ -155,7 +175,7 @@ class TransactionalId:
                 list(values), list(keys), producer_id=self.producer_id, producer_epoch=self.producer_epoch,
                 base_sequence=sequence, transactional=True,
             )  # fmt: skip
-            base: int = self._log_at(partition).append_batch(batch, conditions=conditions)
+            base: int = self._log_at(partition).append_batch(batch, conditions=conditions, durable=False)
             self._sequences[partition] = (sequence + len(keys)) & 0x7FFFFFFF
             return base
 
@@ -172,11 +192,16 @@ class TransactionalId:
         """
         with self._lock:
             self._require_open_transaction()
-            if not self._entered:
+            if not self._is_written:
                 self.in_transaction = False
                 return
             if self._decided is None:
                 self._decide_to_commit()
+            elif not self._decided.commits:
+                raise outcome_of(
+                    TransactionError(f"{self.transactional_id}: the transaction is being aborted", self.producer_id),
+                    "aborted",
+                )
             self._finish()
 
     def abort(self) -> None:
@@ -186,7 +211,7 @@ class TransactionalId:
         """
         with self._lock:
             self._require_open_transaction()
-            if not self._entered:
+            if not self._is_written:
                 self.in_transaction = False
                 return
             if self._decided is None and self._in_doubt:
@@ -316,8 +341,11 @@ class TransactionalId:
             settled = False
             try:
                 # of a closed store the slot is free: others abort
-                if self.in_transaction and self._decided is None and not self._coordinator.closed:
-                    self.abort()
+                if self.in_transaction and not self._coordinator.closed:
+                    if self._decided is None:
+                        self.abort()
+                    else:
+                        self._finish()
                 settled = not self.in_transaction
             finally:
                 self._closed = True
@@ -330,19 +358,26 @@ class TransactionalId:
     # --- helpers ------------------------------------------------------------------------------------------------------
 
     def _log_at(self, partition: TopicPartition) -> PartitionLog:
-        """The partition's log, open for as long as this instance. The first time, what power loss left of its own is
-        aborted.
-        """
+        """The partition's log, open for as long as this instance, or until the topic is deleted."""
+        version = self.directory.topics_version
+        if version != self._topics_version:
+            # a topic may have been deleted, and made again
+            self._topics_version = version
+            for known, held in list(self._leases.items()):
+                if not self._is_current(held):
+                    del self._leases[known]
+                    held.release()
         lease = self._leases.get(partition)
         if lease is None:
             lease = self.directory.lease(partition.topic, partition.partition)
-            try:
-                self._clear(lease.log)
-            except BaseException:
-                lease.release()
-                raise
             self._leases[partition] = lease
         return lease.log
+
+    def _is_current(self, lease: Lease) -> bool:
+        try:
+            return self.directory.topic(lease.topic).topic_id == lease.key.topic_id
+        except UnknownTopicError:
+            return False
 
     def _clear(self, log: PartitionLog) -> None:
         """An earlier instance cannot have anything open here, unless its state record was lost: it must not become part
@@ -350,7 +385,7 @@ class TransactionalId:
         """
         for found in log.open_transactions():
             if found.producer_id == self.producer_id:
-                log.end_transaction(self.producer_id, max(found.producer_epoch, self.producer_epoch), commit=False)
+                log.end_transaction(self.producer_id, self.producer_epoch, commit=False)
 
     def _change(
         self, decide: Callable[[TransactionState | None], TransactionState], *, durable: bool = False
