@@ -1,15 +1,20 @@
 """A whole store and a real Kafka broker: the broker takes over the store's log directory, and gives it back.
 
-The store was written through the public API, at random: see ``moving.py``, whose model says what has to be found.
+The store was written through the public API, at random: see ``moving.py``, whose model says what has to be found. The
+functions of docs/kafka.md do the same with a broker that has topics of its own. All of this file runs in one worker.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
+import itertools
 import json
 import os
 import random
 import re
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -35,6 +40,7 @@ from tests.messaging.moving import (
 )
 from tests.oracle.broker import KafkaBroker, KafkaClients
 from tests.oracle.kafka import KafkaOracle, KafkaRecord
+from tests.test_docs import ROOT, blocks
 
 ISOLATIONS = ("read_uncommitted", "read_committed")
 SETTINGS = {
@@ -370,3 +376,117 @@ def test_transactional_ids_go_on_in_the_store(given_back: GivenBack) -> None:
                 running.send("kafkas", name.encode(), partition=0)
         values = [one.value for one in read(store, where, "read_committed")]
     assert values[before:] == [b"theirs", TRANSACTIONAL[0].encode()]
+
+
+# --- as the page says -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class ByThePage:
+    """A broker with topics of its own into which the store's files were put; and a new store made of its folders."""
+
+    records: dict[tuple[TopicPartition, str], list[KafkaRecord]]
+    starts: dict[TopicPartition, int]
+    offsets: Offsets
+    resumed: dict[int, list[KafkaRecord]]
+    log: str
+    root: Path
+
+
+@pytest.fixture(scope="module")
+def page() -> dict[str, Any]:
+    """The functions that docs/kafka.md prints."""
+    names: dict[str, Any] = {"__name__": "__main__"}
+    text = (ROOT / "docs" / "kafka.md").read_text(encoding="utf-8")
+    with (
+        tempfile.TemporaryDirectory(dir=MEMORY) as name,
+        contextlib.chdir(name),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
+        for _, body, _ in blocks(text):
+            exec(compile(body, "docs/kafka.md", "exec"), names)
+    return names
+
+
+def create_by_command(clients: KafkaClients, command: str) -> None:
+    """What ``kafka-topics.sh`` does; its jar is not among those of the tests."""
+    program, *words = shlex.split(command)
+    given = list(itertools.pairwise(words))
+    one = {name: value for name, value in given if name.startswith("--") and name != "--config"}
+    options = dict(value.split("=", 1) for name, value in given if name == "--config")
+    assert (program, "--create" in words, one["--replication-factor"]) == ("kafka-topics.sh", True, "1")
+    step = {"do": "create", "topic": one["--topic"], "partitions": int(one["--partitions"]), "options": options}
+    clients.run([step])
+
+
+@pytest.fixture(scope="module")
+def by_the_page(written: Written, kafka: KafkaOracle, page: dict[str, Any]) -> Iterator[ByThePage]:
+    with tempfile.TemporaryDirectory(prefix="fastlog-by-the-page-", dir=MEMORY, ignore_cleanup_errors=True) as name:
+        root = Path(name, "again")
+        with KafkaBroker(Path(name), None, SETTINGS) as broker:
+            broker.start()
+            clients = KafkaClients(kafka, broker)
+            for command in page["commands"](written.root):
+                create_by_command(clients, command)
+            broker.stop()
+            page["hand_over"](written.root, broker.topics)
+            with pytest.raises(SystemExit, match="has records already"):
+                page["hand_over"](written.root, broker.topics)
+            broker.start()
+            records = {
+                (where, isolation): clients.consume(*where, isolation=isolation)
+                for where in written.partitions()
+                for isolation in ISOLATIONS
+            }
+            starts = {where: clients.offsets(*where)[0] for where in written.partitions()}
+            offsets = {
+                (group, *where): position
+                for group in ("mail", "größe")
+                for where, position in clients.committed(group).items()
+            }
+            resumed = clients.resume("mail", "keyed")
+            clients.forget()
+            broker.stop()
+            log = broker.log.read_text(errors="replace")
+            page["bring_over"](broker.topics, root)
+        yield ByThePage(records, starts, offsets, resumed, log, root)
+
+
+def newest(records: list[KafkaRecord]) -> dict[bytes | None, KafkaRecord]:
+    """What compaction has to keep."""
+    return {key: one for key, one in {one.key: one for one in records}.items() if one.value is not None}
+
+
+def test_the_page_moves_a_store_to_a_broker(written: Written, by_the_page: ByThePage) -> None:
+    model = written.model
+    for (where, isolation), records in by_the_page.records.items():
+        expected = model.visible(where, isolation)
+        if where.topic == "compacted":  # Kafka's cleaner is faster than its clients
+            assert newest(records) == newest(expected)
+        else:
+            assert records == expected, (where, isolation)
+    assert by_the_page.starts == {where: model.starts.get(where, 0) for where in written.partitions()}
+    assert by_the_page.offsets == model.offsets
+    resumed = {
+        number: model.visible(where, "read_committed", model.offsets.get(("mail", *where), (0, ""))[0])
+        for number, where in ((number, TopicPartition("keyed", number)) for number in range(TOPICS["keyed"][0]))
+    }
+    assert by_the_page.resumed == {number: records for number, records in resumed.items() if records}
+    assert "stray" not in by_the_page.log
+    assert "since clean shutdown file was found" in by_the_page.log
+
+
+def test_the_page_brings_topics_to_a_store(written: Written, by_the_page: ByThePage) -> None:
+    with fastlog.open(by_the_page.root, durability="os") as store:
+        assert store.topics() == sorted(TOPICS)
+        for where in written.partitions():
+            for isolation in ISOLATIONS:
+                found = [one for one in read(store, where, isolation) if one.offset >= by_the_page.starts[where]]
+                if where.topic == "compacted":
+                    assert newest(found) == newest(written.model.visible(where, isolation))
+                else:
+                    assert found == written.model.visible(where, isolation)
+        assert store.groups() == sorted(["mail", "größe"])
+        with store.consumer("keyed", group="mail", auto_commit=False) as consumer:
+            assert list(consumer.records(until="end")) == []
+            assert all(consumer.committed().values())
