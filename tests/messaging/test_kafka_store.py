@@ -179,7 +179,7 @@ def taken_over(written: Written, kafka: KafkaOracle) -> Iterator[TakenOver]:
     """The broker's log directory is a copy of the store's, and the topics have the same ids; nothing was changed."""
     with tempfile.TemporaryDirectory(prefix="fastlog-broker-", dir=MEMORY, ignore_cleanup_errors=True) as name:
         directory = copy_tree(written.root / "topics", Path(name, "topics"))
-        with KafkaBroker(Path(name), founded_on(directory, written.topics), SETTINGS) as broker:
+        with KafkaBroker(Path(name), overrides=SETTINGS, foundation=founded_on(directory, written.topics)) as broker:
             broker.start()
             clients = KafkaClients(kafka, broker)
             records = {
@@ -423,7 +423,7 @@ def create_by_command(clients: KafkaClients, command: str) -> None:
 def by_the_page(written: Written, kafka: KafkaOracle, page: dict[str, Any]) -> Iterator[ByThePage]:
     with tempfile.TemporaryDirectory(prefix="fastlog-by-the-page-", dir=MEMORY, ignore_cleanup_errors=True) as name:
         root = Path(name, "again")
-        with KafkaBroker(Path(name), None, SETTINGS) as broker:
+        with KafkaBroker(Path(name), overrides=SETTINGS) as broker:
             broker.start()
             clients = KafkaClients(kafka, broker)
             for command in page["commands"](written.root):

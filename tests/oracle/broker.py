@@ -104,13 +104,19 @@ class KafkaBroker:
     """A broker of its own in ``folder``. Close it, or use it as a context manager.
 
     With a ``foundation`` its log directory is the one named there, and the topics have the ids that they have there;
-    only the metadata lie in ``folder``. ``options`` are settings of the broker by Kafka's names.
+    only the metadata lie in ``folder``. ``overrides`` are settings of the broker by Kafka's names, instead of those of
+    ``settings``.
     """
 
     def __init__(
-        self, folder: Path, foundation: Foundation | None = None, options: Mapping[str, object] | None = None
+        self,
+        folder: Path,
+        java_flags: Iterable[str] = JAVA_FLAGS,
+        overrides: Mapping[str, object] | None = None,
+        foundation: Foundation | None = None,
     ) -> None:
         self.folder = folder
+        self._java_flags = [flag for flag in java_flags if "simpleLogger" not in flag]
         self.topics = folder / "topics" if foundation is None else foundation.directory
         self.log = folder / "broker.log"
         broker_port, controller_port = free_ports(2)
@@ -125,7 +131,7 @@ class KafkaBroker:
             self._cluster = foundation.properties()["cluster.id"]
             (folder / "topics.json").write_text(foundation.as_json())
             self._arguments = [str(folder / "topics.json")]
-        chosen |= options or {}
+        chosen |= overrides or {}
         self._properties.write_text("".join(f"{name}={value}\n" for name, value in chosen.items()))
         self._machine: subprocess.Popen[bytes] | None = None
 
@@ -141,12 +147,11 @@ class KafkaBroker:
         if self._machine is None:
             home = prepare()
             class_path = f"{home / 'classes'}:{home / 'jars'}/*"
-            flags = [flag for flag in JAVA_FLAGS if "simpleLogger" not in flag]
             with self.log.open("ab") as log:
                 self._machine = subprocess.Popen(
                     [
                         "java",
-                        *flags,
+                        *self._java_flags,
                         "-cp",
                         class_path,
                         "BrokerServer",

@@ -192,13 +192,13 @@ final class Clients {
 
     /**
      * What a member of a group gets of a topic, from the group's offsets on to the end, and commits: [partition, record]
-     * each. Where nothing is committed there is an error.
+     * each. Where nothing is committed it begins with the first record.
      */
     private JsonNode resume(JsonNode step) {
         Properties properties = properties(step);
         properties.setProperty("group.id", text(step, "group"));
         properties.putIfAbsent("isolation.level", "read_committed");
-        properties.putIfAbsent("auto.offset.reset", "none");
+        properties.putIfAbsent("auto.offset.reset", "earliest");
         properties.putIfAbsent("enable.auto.commit", "false");
         properties.putIfAbsent("fetch.max.wait.ms", "10");
         ArrayNode found = NODES.arrayNode();
