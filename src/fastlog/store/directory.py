@@ -596,6 +596,12 @@ class Directory:
         except ClosedError:
             pass
 
+    def is_same_store(self, other: Directory) -> bool:
+        """Whether the other handle is one of the same store, by whatever path it was opened."""
+        return self is other or (
+            self.cluster_id == other.cluster_id and oscalls.inode(self.root) == oscalls.inode(other.root)
+        )
+
     def open_logs(self) -> list[tuple[TopicPartition, PartitionLog]]:
         """The partitions that are open here now; not to be closed by the caller, maybe closed meanwhile."""
         return [(TopicPartition(key.topic, key.partition), log) for key, log in self._pool.each_open()]
@@ -642,11 +648,15 @@ class Directory:
         return held.log
 
     def is_created(self, topic: str, partition: int) -> bool:
-        """Whether the partition has files: it has from when it is first opened for writing. Until then a handle with
-        ``read_only=True`` cannot open it, and it is empty."""
+        """Whether the partition has files: it has from when it is first opened for writing, or when a broker made it.
+        Until then a handle with ``read_only=True`` cannot open it, and it is empty."""
         self._require_open()
         folder = f"{self._topics}/{naming.folder_name(topic, partition)}"
-        return oscalls.file_size(f"{folder}/{partition_files.META}") is not None
+        if oscalls.file_size(f"{folder}/{partition_files.META}") is not None:
+            return True
+        if oscalls.entry_kind(folder) != "directory":
+            return False
+        return bool(partition_files.segment_bases(oscalls.list_directory(folder)))
 
     def maintain(self, topics: Iterable[str] | None = None) -> dict[TopicPartition, MaintenanceReport]:
         """Delete and compact what is due, now, in the given topics or in all; what was done in each partition that has

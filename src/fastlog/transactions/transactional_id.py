@@ -18,7 +18,7 @@ from fastlog.errors import (
     UnknownTopicError,
 )
 from fastlog.records import TopicPartition
-from fastlog.transactions.coordinator import Coordinator
+from fastlog.transactions.coordinator import Coordinator, write_marker
 from fastlog.transactions.states import LAST_EPOCH, TransactionState, TransactionStatus
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ class TransactionalId:
         self._leases: dict[TopicPartition, Lease] = {}
         self._topics_version = directory.topics_version
         self._entered: set[TopicPartition] = set()
+        self._uncleared: set[TopicPartition] = set()  # where an earlier instance may have left something open
         self._is_written = False  # whether the state log knows of this transaction
         self._sequences: dict[TopicPartition, int] = {}
         self._decided: TransactionState | None = None  # the Prepare record of this transaction, once it was written
@@ -124,7 +125,12 @@ class TransactionalId:
             self.enter_partitions([(topic, partition)])
 
     def enter_partitions(self, partitions: Iterable[tuple[str, int]]) -> None:
-        """``enter_partition`` for several, in one record."""
+        """``enter_partition`` for several, in one record.
+
+        The first one of a transaction survives power loss when this returns, at every level but ``os``: else power
+        could take it together with the end of the transaction before it, whose decision would then be carried out on
+        the records of this one. Those that are lost later leave records that nobody knows, which are aborted.
+        """
         with self._lock:
             self._require_usable()
             if not self.in_transaction or self._decided is not None:
@@ -134,7 +140,7 @@ class TransactionalId:
             added = [one for given in partitions if (one := TopicPartition(*given)) not in self._entered]
             if not added:
                 return
-            fresh = [one for one in added if one not in self._leases]
+            self._uncleared.update(one for one in added if one not in self._leases)
             for one in added:
                 self._log_at(one)
             if not self._is_written:
@@ -144,15 +150,20 @@ class TransactionalId:
             def decide(state: TransactionState | None) -> TransactionState:
                 return self._own(state).entered(added, oscalls.wall_clock())
 
-            self._change(decide)
+            try:
+                self._change(decide, durable=self._coordinator.syncs and not self._entered)
+            except ProducerFencedError:
+                raise
+            except Error:
+                # one that could not be synced is there
+                self._is_written = self._is_written or self._is_ongoing()
+                raise
             self._is_written = True
-            for one in fresh:
-                # only now: who was replaced must not touch what the next instance has open
-                try:
+            for one in added:
+                if one in self._uncleared:
+                    # only now: who was replaced must not touch what the next instance has open
                     self._clear(self._log_at(one))
-                except BaseException:
-                    self._leases.pop(one).release()
-                    raise
+                    self._uncleared.discard(one)
             oscalls.reach_failpoint("transaction.entered")
             self._entered.update(added)
 
@@ -239,6 +250,7 @@ class TransactionalId:
             self._find_out()
             if self._decided is not None:
                 return
+        self._require_cleared()
         if self._coordinator.syncs:
             for partition in self._entered:
                 log = self._log_at(partition)
@@ -256,6 +268,17 @@ class TransactionalId:
             raise outcome_of(error, "unknown") from None
         self._in_doubt = False
         oscalls.reach_failpoint("transaction.decided")
+
+    def _require_cleared(self) -> None:
+        """A COMMIT marker must not meet what an earlier instance left open."""
+        state = self._log.state(self.transactional_id)
+        left = () if state is None else [one for one in state.partitions if one in self._uncleared]
+        if left:
+            raise TransactionError(
+                f"{self.transactional_id}: entering {left[0].topic}-{left[0].partition} failed half-way, and what an "
+                f"earlier instance may have open there would be committed too: enter it again, or abort",
+                self.producer_id,
+            )
 
     def _find_out(self) -> None:
         """Writing or syncing a decision failed: is it there? Sets ``_decided`` when it is."""
@@ -385,7 +408,7 @@ class TransactionalId:
         """
         for found in log.open_transactions():
             if found.producer_id == self.producer_id:
-                log.end_transaction(self.producer_id, self.producer_epoch, commit=False)
+                write_marker(log, self.producer_id, self.producer_epoch, commit=False)
 
     def _change(
         self, decide: Callable[[TransactionState | None], TransactionState], *, durable: bool = False
@@ -400,6 +423,15 @@ class TransactionalId:
         if state is None:
             raise AssertionError("a change leaves a state")
         return state
+
+    def _is_ongoing(self) -> bool:
+        """Whether the state log knows of a transaction of this instance."""
+        state = self._log.state(self.transactional_id)
+        return (
+            state is not None
+            and state.is_ongoing
+            and (state.producer_id, state.producer_epoch) == (self.producer_id, self.producer_epoch)
+        )
 
     def _own(self, state: TransactionState | None) -> TransactionState:
         """The state, if this instance may change it."""
