@@ -68,8 +68,9 @@ class Store:
         self._store = store
         self._workers = workers
         self._ear = Ear(store.directory, asyncio.get_running_loop())
-        self._opened: weakref.WeakSet[Producer | Consumer[Any, Any]] = weakref.WeakSet()
-        weakref.finalize(self, let_go, self._ear, workers)
+        # in the order of opening; what the application drops is not kept
+        self._opened: weakref.WeakKeyDictionary[Producer | Consumer[Any, Any], None] = weakref.WeakKeyDictionary()
+        weakref.finalize(self, let_go, self._ear, workers).atexit = False
 
     @classmethod
     async def make(cls, opening: Callable[[], SynchronousStore]) -> Store:
@@ -119,7 +120,7 @@ class Store:
         A cancellation is raised when all is closed.
         """
         problems: list[BaseException] = []
-        for opened in list(self._opened):
+        for opened in reversed(list(self._opened)):
             try:
                 await opened.close()
             except (Exception, asyncio.CancelledError) as error:
@@ -223,7 +224,7 @@ class Store:
         async def make() -> Producer:
             longest = parse_duration_ms(max_block, "max_block")
             producer = Producer(await self._workers.make(opening, close_quietly), self._workers, longest)
-            self._opened.add(producer)
+            self._opened[producer] = None
             return producer
 
         return Opening(make)
@@ -319,7 +320,7 @@ class Store:
 
         async def make() -> Consumer[Any, Any]:
             consumer = await Consumer.open(self._store.directory, self._ear, self._workers, topics, dict(options))
-            self._opened.add(consumer)
+            self._opened[consumer] = None
             return consumer
 
         return Opening(make)
