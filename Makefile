@@ -31,7 +31,8 @@ help:  ## show this list
 	@echo "PYTHON=/path/to/python chooses the interpreter; TESTS=tests/test_x.py and PYTEST_ARGS='-k name' narrow 'make test'."
 
 demo: $(DONE)/built $(DONE)/extra-demo $(DONE)/flights  ## run the main job on real input: 336,776 flights as events
-	@$(RUN) -m fastlog demo $(DEMO_ARGS)
+	@$(RUN) -m fastlog demo pipeline $(DEMO_ARGS)
+	@$(RUN) -m fastlog demo log
 
 test: $(DONE)/built $(DONE)/extra-test $(DONE)/flights  ## run the tests, Kafka's own tools as oracle where Java 17 and Maven are there
 	$(SAY) "running the tests"

@@ -73,7 +73,7 @@ from fastlog.reports import (
 
 if _typing.TYPE_CHECKING:
     from fastlog import aio
-    from fastlog.clients.consumer import Consumer, ConsumerStats, Lag
+    from fastlog.clients.consumer import Consumer, ConsumerStats
     from fastlog.clients.producer import BatchDelivery, Delivery, Producer
     from fastlog.clients.store import Store
     from fastlog.clients.store import open_store as open
@@ -81,6 +81,7 @@ if _typing.TYPE_CHECKING:
     from fastlog.clients.transaction import Transaction
     from fastlog.groups.admin import GroupDescription, MemberDescription
     from fastlog.groups.formats import OffsetAndMetadata
+    from fastlog.groups.lag import Lag
 
 __version__ = "0.1.0"
 
@@ -161,12 +162,12 @@ _LATER = {
     "BatchDelivery": "fastlog.clients.producer:BatchDelivery",
     "Consumer": "fastlog.clients.consumer:Consumer",
     "ConsumerStats": "fastlog.clients.consumer:ConsumerStats",
-    "GroupDescription": "fastlog.groups.admin:GroupDescription",
-    "Lag": "fastlog.clients.consumer:Lag",
     "Delivery": "fastlog.clients.producer:Delivery",
-    "Producer": "fastlog.clients.producer:Producer",
+    "GroupDescription": "fastlog.groups.admin:GroupDescription",
+    "Lag": "fastlog.groups.lag:Lag",
     "MemberDescription": "fastlog.groups.admin:MemberDescription",
     "OffsetAndMetadata": "fastlog.groups.formats:OffsetAndMetadata",
+    "Producer": "fastlog.clients.producer:Producer",
     "Store": "fastlog.clients.store:Store",
     "Topic": "fastlog.clients.topic:Topic",
     "TopicRead": "fastlog.clients.topic:TopicRead",

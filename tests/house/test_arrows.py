@@ -63,6 +63,7 @@ LEVEL = {room: level for level, row in enumerate(ROWS) for room in row}
 
 # What else a room may stand on, besides the standard library. Everything else stays an option of the user.
 LIBRARIES = {
+    "fastlog.clients": {"numpy", "typing_extensions"},  # the second for type checkers alone, which bring it
     "fastlog.cli": {"click", "rich"},
     "fastlog.demo": {"numpy", "duckdb"},
     "fastlog": set[str](),

@@ -143,6 +143,10 @@ def test_an_append_that_is_repeated_is_stored_once(store: Directory) -> None:
             producer.send("one", b"%d" % i + b"x" * 100)
         producer.flush()
         assert producer.counts()["appends"] == 1
+        for i in range(12):
+            producer.send("orders", b"%d" % i + b"x" * 100, partition=0)
+        producer.flush()
+        assert producer.counts()["appends"] == 3, "a sixth batch would be one too many to be remembered"
     log = store.partition_log("one", 0)
     content = (Path(log.path) / f"{0:020d}.log").read_bytes()
     assert len(batches(store, "one")) == 5

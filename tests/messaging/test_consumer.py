@@ -539,6 +539,18 @@ def test_a_forked_child_is_refused(store: fastlog.Store) -> None:
         assert values(consumer.poll(timeout=0)) == [b"0:0"]
 
 
+def test_a_lone_reader_sees_what_writers_leave_that_come_and_go(tmp_path: Path) -> None:
+    path = tmp_path / "visited"
+    with fastlog.open(path, durability="os") as writer:
+        fill(writer, "orders", [1, 0])
+    with fastlog.open(path, read_only=True) as reader, reader.consumer("orders", start="earliest") as consumer:
+        assert values(consumer.poll(timeout=0)) == [b"0:0"]
+        for expected in (b"1:0", b"1:1", b"1:2"):
+            with fastlog.open(path, durability="os") as writer:
+                fill(writer, "orders", [0, 1])
+            assert values(consumer.poll(timeout=10)) == [expected]
+
+
 def test_a_read_only_store_can_be_consumed(store: fastlog.Store) -> None:
     fill(store, "orders", [2, 0])
     with fastlog.open(store.path, read_only=True) as reader, reader.consumer("orders", start="earliest") as consumer:

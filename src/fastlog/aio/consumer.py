@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
 from fastlog._core import Record, RecordBatch
 from fastlog._native import oscalls
 from fastlog.clients.bounds import Bounds
-from fastlog.clients.consumer import Callback, ConsumerStats, Duration, Lag
+from fastlog.clients.consumer import Callback, ConsumerStats, Duration
 from fastlog.clients.consumer import Consumer as SynchronousConsumer
 from fastlog.errors import ClosedError, ConfigError, LockedError
+from fastlog.groups.lag import Lag
 from fastlog.groups.offsets import OffsetAndMetadata
 from fastlog.records import TopicPartition
 

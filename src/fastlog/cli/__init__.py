@@ -6,25 +6,31 @@ Exit codes: 0 fine, 1 problems found (or a destructive verb that was not confirm
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 import fastlog
 from fastlog.cli.bench import bench
+from fastlog.cli.consume import consume
 from fastlog.cli.demo import demo
 from fastlog.cli.doctor import doctor
+from fastlog.cli.groups import groups
 from fastlog.cli.log import log
 from fastlog.cli.output import CommandLine
+from fastlog.cli.produce import produce
+from fastlog.cli.store import StorePath
+from fastlog.cli.topics import topics
 
 __all__ = ["main"]
 
 
 @click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(fastlog.__version__, "--version", prog_name="fastlog", message="%(prog)s %(version)s")
-def main() -> None:
-    """A durable, append-only log in Apache Kafka's own file format, inside a Python process."""
+@click.option("--store", type=StorePath(), metavar="PATH", help="Folder of the store, for every noun that has one.")
+def main(store: Path | None) -> None:
+    """Durable event streaming in Apache Kafka's own file format, without a server."""
 
 
-main.add_command(log)
-main.add_command(demo)
-main.add_command(doctor)
-main.add_command(bench)
+for _command in (topics, produce, consume, groups, log, bench, demo, doctor):
+    main.add_command(_command)

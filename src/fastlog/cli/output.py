@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import click
 
@@ -30,6 +30,7 @@ __all__ = [
     "duration",
     "encode_json",
     "instant",
+    "live_table",
     "output_options",
     "plural",
     "rate",
@@ -219,6 +220,30 @@ def _rich_console(stderr: bool = False) -> Any:
     except ImportError:
         return None
     return Console(stderr=stderr, highlight=False, soft_wrap=not stderr)
+
+
+@contextmanager
+def live_table(stream: TextIO) -> Iterator[Callable[[str, Sequence[str], Sequence[Sequence[str]]], None] | None]:
+    """A function (title, columns, rows) that redraws a table in place; None where that cannot be."""
+    console = _rich_console() if stream.isatty() else None
+    if console is None:
+        yield None
+        return
+    from rich.box import SIMPLE_HEAD
+    from rich.live import Live
+    from rich.table import Table
+
+    with Live(console=console, transient=True, refresh_per_second=4) as live:
+
+        def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+            table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, header_style="dim")
+            for number, column in enumerate(columns):
+                table.add_column(column, justify="right" if number else "left", no_wrap=True)
+            for row in rows:
+                table.add_row(*row)
+            live.update(table)
+
+        yield show
 
 
 def encode_json(value: Any, indent: int | None = None) -> str:

@@ -9,10 +9,11 @@ import numpy
 
 from fastlog._core import RecordCursor
 from fastlog.errors import ConfigError
+from fastlog.groups.lag import readable_end
 from fastlog.records import TopicPartition
 
 from .fetching import Assigned
-from .starting import aware, now, offset_at, readable_end
+from .starting import aware, now, offset_at
 
 __all__ = ["Bounds"]
 

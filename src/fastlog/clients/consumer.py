@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from importlib import import_module
 from itertools import chain, islice
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, Self
 
 from fastlog._core import Record, RecordBatch, RecordCursor
 from fastlog._native import oscalls
@@ -27,6 +27,7 @@ from fastlog.errors import (
     LockedError,
     UnknownTopicError,
 )
+from fastlog.groups.lag import Lag, lag_at, readable_end
 from fastlog.groups.membership import Membership
 from fastlog.groups.offsets import OffsetAndMetadata, OffsetStore
 from fastlog.records import TopicPartition
@@ -35,17 +36,24 @@ from fastlog.transactions import Coordinator
 from .bounds import Bounds
 from .fetching import Assigned, Fetcher, checked_out_of_range
 from .progress import Pulse, retention_warnings
-from .starting import Start, aware, offset_at, readable_end, start_of
+from .starting import Start, aware, offset_at, start_of
 from .subscriptions import Subscription
 from .waiting import waiter_of
 
 if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
     from fastlog.store.directory import Directory
 
-K = TypeVar("K")
-V = TypeVar("V")
+    K = TypeVar("K", default=bytes | None)
+    V = TypeVar("V", default=bytes | None)
+else:
+    from typing import TypeVar
 
-__all__ = ["Consumer", "ConsumerStats", "Lag"]
+    K, V = TypeVar("K"), TypeVar("V")
+
+
+__all__ = ["Consumer", "ConsumerStats"]
 
 logger = logging.getLogger("fastlog.consumer")
 
@@ -54,13 +62,6 @@ Callback = Callable[[list[TopicPartition]], object]
 
 SLICE_MS = 50  # a writer that is killed before it rings delays nobody for longer
 RETENTION_CHECK_MS = 60_000
-
-
-class Lag(NamedTuple):
-    """How far a consumer is behind: records to come, and seconds since the oldest of them was stamped."""
-
-    records: int
-    seconds: float
 
 
 class ConsumerStats(NamedTuple):
@@ -915,8 +916,7 @@ class Consumer(Generic[K, V]):
         with Call(self):
             self._settle()
             self._note_progress()
-            now = oscalls.wall_clock()
-            return {found.name: lag_of(found, now) for found in self._fetcher}
+            return {found.name: lag_at(found.log, found.position) for found in self._fetcher}
 
     def stats(self) -> ConsumerStats:
         """Counts since the consumer was opened."""
@@ -1070,17 +1070,6 @@ def weakly(method: Callable[[], object]) -> Callable[[], None]:
             alive()
 
     return call
-
-
-def lag_of(found: Assigned, now: int) -> Lag:
-    """How far one partition is behind; ``now`` is the wall clock in ms."""
-    end = readable_end(found.log)
-    position = max(found.position, found.log.start_offset)
-    if position >= end:
-        return Lag(0, 0.0)
-    first = found.log.read(position, 1)
-    stamp = int(first.timestamps[0]) if len(first) else -1
-    return Lag(end - position, 0.0 if stamp < 0 else max(now - stamp, 0) / 1000)
 
 
 def resolve_pending(directory: Directory, group: str, names: list[TopicPartition]) -> bool:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from fastlog._core import PartitionLog, RecordBatch, bell_of
 from fastlog.errors import ConfigError, OffsetOutOfRangeError, UnknownTopicError
+from fastlog.groups.lag import readable_end
 from fastlog.records import TopicPartition
 
-from .starting import OUT_OF_RANGE, Starting, readable_end, start_offset
+from .starting import OUT_OF_RANGE, Starting, start_offset
 
 if TYPE_CHECKING:
     from fastlog.store.directory import Directory
@@ -149,8 +150,8 @@ class Fetcher:
         count = len(self._ring)
         for step in range(count):
             found = self._ring[(self._turn + step) % count]
-            if found.is_paused or found.log.end_offset == found.position:
-                continue
+            if found.is_paused or (found.log.end_offset == found.position and not found.log.read_only):
+                continue  # only a read shows a reader alone that writers have come, and perhaps gone
             if bounds is not None and bounds.is_reached(found):
                 continue
             batch = self._read(found)

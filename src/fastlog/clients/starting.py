@@ -10,9 +10,10 @@ from fastlog._core import PartitionLog
 from fastlog._native import oscalls
 from fastlog.config import parse_duration_ms
 from fastlog.errors import ConfigError
+from fastlog.groups.lag import readable_end
 from fastlog.records import TopicPartition
 
-__all__ = ["OUT_OF_RANGE", "Start", "Starting", "aware", "offset_at", "readable_end", "start_of", "start_offset"]
+__all__ = ["OUT_OF_RANGE", "Start", "Starting", "aware", "offset_at", "start_of", "start_offset"]
 
 Start: TypeAlias = "str | datetime | Callable[[TopicPartition], int | str | datetime]"
 Starting: TypeAlias = "str | int | datetime | Callable[[TopicPartition], int | str | datetime]"
@@ -75,12 +76,3 @@ def offset_at(log: PartitionLog, moment: datetime | int) -> int:
     """The first offset whose timestamp is at or after ``moment``, the readable end when there is none."""
     found = log.offset_for_time(moment)
     return readable_end(log) if found is None else found
-
-
-def readable_end(log: PartitionLog) -> int:
-    """Where reading ends now. A log that is read durably joins the sync of what others wrote, as a read would."""
-    end = log.readable_offset
-    if log.end_offset > end:
-        log.read(max(end, log.start_offset), 1)
-        end = log.readable_offset
-    return max(end, log.start_offset)

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack, overload
 
 from fastlog.groups.admin import GroupDescription, delete_group, describe, list_groups, reset_offsets
+from fastlog.groups.lag import Lag, group_lag
 from fastlog.groups.offsets import OffsetAndMetadata
 from fastlog.records import TopicPartition
 from fastlog.reports import MaintenanceReport
@@ -190,9 +191,9 @@ class Store:
         """Delete a topic and its records. Whoever reads or writes it gets UnknownTopicError from then on."""
         self._directory.delete_topic(name)
 
-    def topics(self) -> list[str]:
-        """Names of all topics, sorted; fastlog's own internal ones are left out."""
-        return self._directory.topics()
+    def topics(self, internal: bool = False) -> list[str]:
+        """Names of all topics, sorted; fastlog's own internal ones only when asked for."""
+        return self._directory.topics(internal=internal)
 
     def topic(self, name: str) -> Topic:
         """A topic. Raises UnknownTopicError, which names the nearest."""
@@ -375,6 +376,11 @@ class Store:
     def describe_group(self, group: str) -> GroupDescription:
         """Members of a group, what they own, and what is committed. One that there is not is ``"Dead"``."""
         return describe(self._directory, group)
+
+    def group_lag(self, group: str, topics: Iterable[str] | None = None) -> dict[TopicPartition, Lag]:
+        """How far a group is behind in each partition that it has committed an offset for, or in all partitions of
+        ``topics``, where it counts from the start if it has none. Raises UnknownTopicError."""
+        return group_lag(self._directory, group, topics)
 
     def reset_offsets(
         self,

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fastlog._core import PartitionLog, RecordBatch, arrow_schema, arrow_stream
 from fastlog.errors import ConfigError, UnknownTopicError
+from fastlog.groups.lag import readable_end
 
-from .starting import aware, now, offset_at, readable_end, span_before_now
+from .starting import aware, now, offset_at, span_before_now
 
 if TYPE_CHECKING:
     from fastlog.store.directory import Directory

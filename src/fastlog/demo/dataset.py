@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 __all__ = ["Dataset", "Landmark", "Question"]
@@ -52,6 +52,11 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.values)
+
+    def first(self, count: int) -> Dataset:
+        """The first ``count`` events alone. The questions go: their answers are those of all events."""
+        parts = {name: getattr(self, name)[:count] for name in ("timestamps", "keys", "values")}
+        return replace(self, **parts, questions=(), facts={"events": min(count, len(self))})
 
     @property
     def payload_bytes(self) -> int:

@@ -25,6 +25,7 @@ from fastlog.demo.dataset import Dataset
 __all__ = ["Answer", "Check", "DemoReport", "Lookup", "Step", "prepare_folder", "require_duckdb", "run"]
 
 MARKER = ".fastlog-demo"
+PARTITION_FILE = ".fastlog-meta"
 RECORDS_PER_APPEND = 1000
 # Small enough that the demo's log has more than one segment, as a log in use has. Events of a whole year would else
 # begin a new segment each week, because segments roll by the time of their records, too.
@@ -130,11 +131,11 @@ def require_duckdb() -> Any:
         ) from error
 
 
-def prepare_folder(folder: str | Path, topic: str) -> Path:
-    """Make ``folder`` ready to take the demo's log and return the path of the partition inside it.
+def prepare_folder(folder: str | Path, name: str) -> Path:
+    """Make ``folder`` ready to take the demo's log, or its store, and return the path of that inside it.
 
-    An empty or missing folder, or one that an earlier demo left, is taken (the earlier log is removed); any other is
-    left alone.
+    An empty or missing folder, or one that an earlier demo left, is taken (what ``name`` it left there is removed); any
+    other is left alone.
 
     Raises:
         fastlog.ConfigError: the folder holds something else.
@@ -143,7 +144,7 @@ def prepare_folder(folder: str | Path, topic: str) -> Path:
     """
     folder = Path(folder)
     marker = folder / MARKER
-    partition = folder / f"{topic}-0"
+    place = folder / name
     if folder.exists() and not folder.is_dir():
         raise fastlog.ConfigError(f"{folder} is a file; name a folder for the demo's log with --keep")
     if folder.is_dir() and any(folder.iterdir()) and not marker.is_file():
@@ -152,15 +153,16 @@ def prepare_folder(folder: str | Path, topic: str) -> Path:
         )
     folder.mkdir(parents=True, exist_ok=True)
     marker.write_text("This folder holds the log of `fastlog demo`. The next demo replaces it.\n", encoding="utf-8")
-    if partition.exists():
+    if (place / PARTITION_FILE).exists():
         try:
-            fastlog.PartitionLog.open(partition, exclusive=True).close()
+            fastlog.PartitionLog.open(place, exclusive=True).close()
         except fastlog.LockedError:
             raise
         except fastlog.Error:
             pass  # nobody has it open, and a log that will not open is replaced like any other
-        shutil.rmtree(partition)
-    return partition
+    if place.exists():
+        shutil.rmtree(place)
+    return place
 
 
 def run(dataset: Dataset, path: str | Path, progress: Progress | None = None) -> DemoReport:

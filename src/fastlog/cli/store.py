@@ -1,0 +1,103 @@
+"""What the nouns that work on a store share: ``--store``, opening it, moments and offsets as people write them.
+
+The store is named by ``--store PATH``, before or after the noun, else by ``FASTLOG_STORE``, else it is ``./data``.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+
+import fastlog
+
+__all__ = ["DEFAULT_STORE", "Moment", "MomentType", "StorePath", "open_store", "store_option"]
+
+DEFAULT_STORE = "data"
+STORE_VARIABLE = "FASTLOG_STORE"
+STORE_FILE = "fastlog.json"
+_AGO = re.compile(r"-(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+
+
+class StorePath(click.Path):
+    """A folder; whether it holds a store is found out when it is opened."""
+
+    def __init__(self) -> None:
+        super().__init__(file_okay=False, path_type=Path)
+
+
+def store_option(function: Callable[..., None]) -> Callable[..., None]:
+    """``--store``, handed to the command as ``store``: its own, else that of the command line before the noun."""
+
+    @click.option("--store", "store", type=StorePath(), metavar="PATH",
+                  help=f"Folder of the store. Default: ${STORE_VARIABLE}, else ./{DEFAULT_STORE}.")  # fmt: skip
+    @functools.wraps(function)
+    def command(*args: Any, store: Path | None, **kwargs: Any) -> None:
+        given = store or click.get_current_context().find_root().params.get("store")
+        function(*args, store=Path(given or os.environ.get(STORE_VARIABLE) or DEFAULT_STORE), **kwargs)
+
+    return command
+
+
+def open_store(path: Path, *, read_only: bool = False, create: bool = False, **options: Any) -> fastlog.Store:
+    """The store at ``path``; unless it may be created, a folder without one is a usage error that says what to do."""
+    if not create and not (path / STORE_FILE).is_file():
+        raise click.UsageError(
+            f"there is no store in {path}: name one with --store or {STORE_VARIABLE}, "
+            f"or make one with: fastlog topics create NAME --store {path}"
+        )
+    return fastlog.open(path, read_only=read_only, **options)
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Where to begin in a topic: exactly one of them is set.
+
+    Attributes:
+        name: "earliest" or "latest".
+        time: an instant; the first record at or after it.
+        offset: the same offset in every partition that is read.
+    """
+
+    name: str | None = None
+    time: datetime | None = None
+    offset: int | None = None
+
+    def __str__(self) -> str:
+        if self.offset is not None:
+            return f"@{self.offset}"
+        return self.name or (self.time.isoformat() if self.time else "")
+
+
+class MomentType(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions of click
+    """``earliest``, ``latest``, ``-10m``, ``@offset`` or an ISO time (UTC where it names no zone)."""
+
+    name = "moment"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Moment:
+        if isinstance(value, Moment):
+            return value
+        if value in ("earliest", "latest"):
+            return Moment(name=value)
+        if value.startswith("@") and value[1:].isdigit():
+            return Moment(offset=int(value[1:]))
+        if ago := _AGO.fullmatch(value):
+            return Moment(time=datetime.now(UTC) - timedelta(seconds=float(ago[1]) * _UNITS[ago[2]]))
+        try:
+            time = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(
+                f"{value!r} is no place to begin: expected earliest, latest, an age such as -10m, an offset such as "
+                f"@42, or a time such as 2026-01-31T12:00:00Z",
+                param,
+                ctx,
+            )
+        return Moment(time=time if time.tzinfo else time.replace(tzinfo=UTC))
