@@ -176,9 +176,9 @@ class Store:
         """Delete a topic and its records. Whoever reads or writes it gets UnknownTopicError from then on."""
         await self._workers.run(self._store.delete_topic, name)
 
-    async def topics(self) -> list[str]:
-        """Names of all topics, sorted; fastlog's own internal ones are left out."""
-        return await self._workers.run(self._store.topics)
+    async def topics(self, internal: bool = False) -> list[str]:
+        """Names of all topics, sorted; fastlog's own internal ones only when asked for."""
+        return await self._workers.run(self._store.topics, internal)
 
     async def topic(self, name: str) -> Topic:
         """A topic. Raises UnknownTopicError, which names the nearest."""
