@@ -427,6 +427,7 @@ def test_a_full_buffer_lets_the_task_wait_and_not_the_loop(tmp_path: Path) -> No
 
             watching = asyncio.create_task(watch())
             sent = await asyncio.gather(*(send(sender) for sender in range(5)))
+            assert turns > 20
             many = await producer.send_many("orders", [b"many" + bytes(900)] * 10)
             more = await producer.send_many("orders", [b"more" + bytes(900)] * 200)
             await producer.flush()
@@ -435,7 +436,6 @@ def test_a_full_buffer_lets_the_task_wait_and_not_the_loop(tmp_path: Path) -> No
                 offsets = [(await delivery).offset for delivery in deliveries]
                 assert offsets == sorted(offsets)
             assert len((await many).offsets) == 10 and len((await more).offsets) == 200
-            assert turns > 20
             async with store.consumer("orders", start="earliest") as consumer:
                 assert len([record async for record in consumer.records()]) == 710
 
@@ -712,6 +712,30 @@ def test_a_cancelled_transaction_aborts_and_its_records_come_again(tmp_path: Pat
             print("cancelled", cancelled)
             found = await values(store, "copies")
             assert sorted(found) == sorted(b"%d" % number for number in range(count))
+
+    run(main())
+
+
+def test_a_transaction_cancelled_while_it_commits_aborts(tmp_path: Path) -> None:
+    """Nothing is decided while its records are on their way. The producer goes on."""
+
+    async def main() -> None:
+        async with opened(tmp_path) as store, store.producer(transactional_id="t", linger="10s") as producer:
+            transactions: list[fastlog.aio.Transaction] = []
+
+            async def use() -> None:
+                async with producer.transaction() as tx:
+                    transactions.append(tx)
+                    await tx.send("orders", b"no")
+                    using.cancel()
+
+            using = asyncio.create_task(use())
+            with pytest.raises(asyncio.CancelledError):
+                await using
+            assert transactions[0].outcome == "aborted"
+            async with producer.transaction() as tx:
+                await tx.send("orders", b"yes")
+            assert await values(store, "orders") == [b"yes"]
 
     run(main())
 

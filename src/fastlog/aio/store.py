@@ -19,6 +19,7 @@ from fastlog.clients.store import ConsumerOptions, open_store
 from fastlog.clients.store import Store as SynchronousStore
 from fastlog.config import parse_duration_ms
 from fastlog.groups.admin import GroupDescription
+from fastlog.groups.lag import Lag
 from fastlog.groups.offsets import OffsetAndMetadata
 from fastlog.records import TopicPartition
 from fastlog.reports import MaintenanceReport
@@ -334,6 +335,10 @@ class Store:
     async def describe_group(self, group: str) -> GroupDescription:
         """Members of a group, what they own, and what is committed. One that there is not is ``"Dead"``."""
         return await self._workers.run(self._store.describe_group, group)
+
+    async def group_lag(self, group: str, topics: Iterable[str] | None = None) -> dict[TopicPartition, Lag]:
+        """How far a group is behind in each partition; see ``fastlog.Store.group_lag``."""
+        return await self._workers.run(self._store.group_lag, group, topics)
 
     async def reset_offsets(
         self,
