@@ -124,3 +124,70 @@ def test_explicit_offsets_and_metadata(folder: Path) -> None:
                 tx.commit_offsets({SOURCE: 9})
             assert committed(store) == 9
         assert not Coordinator.of(store).registry.running()
+
+
+def test_only_what_moved_is_committed(folder: Path) -> None:
+    with open_store(folder / "store") as store:
+        fill(store, 10)
+        offsets = OffsetStore(store)
+        with (
+            Consumer(store, ["a"], group="g", start="earliest") as consumer,
+            Producer(store, transactional_id="t") as producer,
+        ):
+            with producer.transaction(consumer) as tx:
+                assert consumer.offsets_in_hand() == {}
+                assert consumer.poll(max_records=4, timeout=5)
+                assert consumer.offsets_in_hand() == {SOURCE: OffsetAndMetadata(4)}
+                tx.commit_offsets()
+            assert {name for name, found in offsets.committed("g", consumer.assignment()).items() if found} == {SOURCE}
+            with producer.transaction(consumer) as tx:
+                assert consumer.offsets_in_hand() == {}
+                consumer.seek("a", 1, offset=0)  # where it is
+                consumer.seek(SOURCE, offset=2)
+                assert consumer.offsets_in_hand() == {SOURCE: OffsetAndMetadata(2)}
+                tx.commit_offsets()
+            assert committed(store) == 2
+
+
+def test_what_a_transaction_committed_is_not_committed_again(folder: Path) -> None:
+    with open_store(folder / "store") as store:
+        fill(store, 10)
+        with Consumer(store, ["a"], group="g", start="earliest") as consumer:
+            assert len(consumer.assignment()) == 3
+            consumer.commit()
+            with Producer(store, transactional_id="t") as producer, producer.transaction(consumer) as tx:
+                assert consumer.poll(max_records=4, timeout=5)
+                tx.commit_offsets()
+            with store.lease("__consumer_offsets", OffsetStore(store).partition_of("g")) as lease:
+                end = lease.log.end_offset
+                consumer.commit()
+                assert lease.log.end_offset == end
+                assert consumer.poll(max_records=1, timeout=5)
+                consumer.commit()
+                assert lease.log.end_offset == end + 1
+            assert committed(store) == 5
+
+
+def test_a_transaction_moves_offsets_of_its_own_store_only(folder: Path) -> None:
+    with open_store(folder / "store") as store, open_store(folder / "other") as other:
+        fill(other, 3)
+        (folder / "link").symlink_to(folder / "store")
+        with (
+            Consumer(other, ["a"], group="g", start="earliest") as stranger,
+            Producer(store, transactional_id="t") as producer,
+            producer.transaction(stranger) as tx,
+        ):
+            assert stranger.poll(timeout=5)
+            with pytest.raises(fastlog.TransactionError, match="one transaction is in one store"):
+                tx.commit_offsets()
+        assert OffsetStore(store).groups() == []
+        fill(store, 3)
+        with (
+            open_store(folder / "link") as same,
+            Consumer(same, ["a"], group="g", start="earliest") as consumer,
+            Producer(store, transactional_id="t") as producer,
+        ):
+            with producer.transaction(consumer) as tx:
+                assert consumer.poll(timeout=5)
+                tx.commit_offsets()
+            assert committed(store) == 3

@@ -8,7 +8,6 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from importlib import import_module
 from itertools import chain, islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, Self
@@ -31,7 +30,7 @@ from fastlog.groups.lag import Lag, lag_at, readable_end
 from fastlog.groups.membership import Membership
 from fastlog.groups.offsets import OffsetAndMetadata, OffsetStore
 from fastlog.records import TopicPartition
-from fastlog.transactions import Coordinator
+from fastlog.transactions import Coordinator, resolve_pending
 
 from .bounds import Bounds
 from .fetching import Assigned, Fetcher, checked_out_of_range
@@ -686,7 +685,7 @@ class Consumer(Generic[K, V]):
 
     def _take_resolved(self) -> None:
         """Begin to read new partitions, unless a transaction that is open yet may move the group's offsets."""
-        if not resolve_pending(self._directory, self._group or "", self._unresolved):
+        if not resolve_pending(self._directory, self._group or "", self._unresolved, timeout_ms=0):
             return
         committed = self._committed_offsets(self._unresolved)
         taken = []
@@ -1012,6 +1011,11 @@ class Consumer(Generic[K, V]):
         return self._group
 
     @property
+    def directory(self) -> Directory:
+        """The store that is read."""
+        return self._directory
+
+    @property
     def membership(self) -> Membership | None:
         """The place in the group, for transactions; None without a group."""
         return self._membership
@@ -1035,14 +1039,23 @@ class Consumer(Generic[K, V]):
         return self._enlisted
 
     def offsets_in_hand(self) -> dict[TopicPartition, OffsetAndMetadata]:
-        """The next offset of each partition that records were handed out of: what a transaction commits."""
+        """The next offset of each partition whose position moved since the last commit: what a transaction commits."""
         with Call(self):
             self._note_progress()
             return {
                 found.name: OffsetAndMetadata(found.position)
                 for found in self._fetcher
-                if found.position != found.written
+                if found.position != (found.initial if found.written is None else found.written)
             }
+
+    def note_committed(self, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
+        """A transaction has committed these: they need not be committed again."""
+        with Call(self):
+            for name, entry in offsets.items():
+                found = self._fetcher.get(name)
+                if found is not None:
+                    found.finished = max(found.finished, min(entry.offset, found.position))
+                    found.written = entry.offset
 
     def rewind(self) -> None:
         """Go back to what is committed, and drop what was fetched: a transaction was aborted."""
@@ -1070,9 +1083,3 @@ def weakly(method: Callable[[], object]) -> Callable[[], None]:
             alive()
 
     return call
-
-
-def resolve_pending(directory: Directory, group: str, names: list[TopicPartition]) -> bool:
-    """Whether no transaction is under way that commits offsets of these; those of the dead are ended. Does not wait."""
-    resolve = getattr(import_module("fastlog.transactions"), "resolve_pending", None)
-    return resolve is None or bool(resolve(directory, group, names, timeout_ms=0))

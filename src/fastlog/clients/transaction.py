@@ -48,8 +48,11 @@ class Enlisted(Protocol):
     def group(self) -> str | None: ...
     @property
     def membership(self) -> Any: ...
+    @property
+    def directory(self) -> Directory: ...
     def enlist(self) -> None: ...
     def offsets_in_hand(self) -> dict[TopicPartition, OffsetAndMetadata]: ...
+    def note_committed(self, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None: ...
     def rewind(self) -> None: ...
 
 
@@ -82,6 +85,7 @@ class Transaction:
         self._consumer = consumer
         self._source = source
         self._position: bytes | None = None
+        self._offsets: dict[TopicPartition, OffsetAndMetadata] = {}  # written for the consumer's group
         self._began = False
 
     @property
@@ -163,7 +167,8 @@ class Transaction:
                 hand included.
 
         Raises:
-            TransactionError: the transaction has no consumer: pass it to ``producer.transaction(consumer)``.
+            TransactionError: the transaction has no consumer: pass it to ``producer.transaction(consumer)``; or the
+                consumer belongs to another store.
             CommitFailedError: the consumer has lost one of the partitions.
         """
         self._require_open()
@@ -176,6 +181,7 @@ class Transaction:
         membership, group = consumer.membership, consumer.group
         if membership is None or group is None:
             raise TransactionError("the consumer has no group: open it with group=…", self._transactional.producer_id)
+        self._require_same_store(consumer)
         wanted = consumer.offsets_in_hand() if offsets is None else as_offsets(offsets)
         if not wanted:
             return
@@ -186,6 +192,7 @@ class Transaction:
             conditions = membership.conditions(list(wanted))
             try:
                 self._transactional.append_records(partition, keys, values, conditions)
+                self._offsets.update(wanted)
                 return
             except FencedError as error:
                 if membership.is_page_replaced(conditions):
@@ -241,6 +248,8 @@ class Transaction:
             raise
         self.outcome = "committed"
         self._producer.end_transactional()
+        if self._consumer is not None and self._offsets:
+            self._consumer.note_committed(self._offsets)
 
     def _append_position(self) -> None:
         if self._position is None or self._source is None:
@@ -278,6 +287,16 @@ class Transaction:
                 raise problem
             logger.warning(
                 "the transaction of %s was not taken back: %s", self._transactional.transactional_id, problem
+            )
+
+    def _require_same_store(self, consumer: Enlisted) -> None:
+        """A group's offsets lie in its own store: a transaction of another one cannot move them."""
+        ours, theirs = self._transactional.directory, consumer.directory
+        if not ours.is_same_store(theirs):
+            raise TransactionError(
+                f"the consumer reads the store {theirs.root}, but the producer writes to {ours.root}: one transaction "
+                f"is in one store; open both from the same one",
+                self._transactional.producer_id,
             )
 
     def _require_open(self) -> None:

@@ -589,6 +589,12 @@ class Directory:
         except ClosedError:
             pass
 
+    def is_same_store(self, other: Directory) -> bool:
+        """Whether the other handle is one of the same store, by whatever path it was opened."""
+        return self is other or (
+            self.cluster_id == other.cluster_id and oscalls.inode(self.root) == oscalls.inode(other.root)
+        )
+
     def open_logs(self) -> list[tuple[TopicPartition, PartitionLog]]:
         """The partitions that are open here now; not to be closed by the caller, maybe closed meanwhile."""
         return [(TopicPartition(key.topic, key.partition), log) for key, log in self._pool.each_open()]

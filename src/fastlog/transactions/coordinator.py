@@ -18,7 +18,8 @@ import threading
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 from fastlog._core import PartitionLog
 from fastlog._native import oscalls
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["Coordinator", "fresh_producer_id"]
 
 logger = logging.getLogger("fastlog.transactions")
+_T = TypeVar("_T")
 
 TICK_SECONDS = 0.1
 FOLLOW_SECONDS = 0.5
@@ -246,17 +248,32 @@ class Coordinator:
     ) -> TransactionState | None:
         """Write the markers of a decision that was written here, and that all of them are there; the id's state then.
 
-        A partition whose topic is gone needs none. ``log_at`` gives logs that are open already. What cannot be written
-        is raised when all the others are; the transaction stays prepared then, and this may be called again.
+        At every level but ``os`` the markers of a commit survive power loss before it is written that they are there.
+        Those of an abort need not: records that are left open are aborted anyway.
+
+        A partition whose topic is gone needs none. ``log_at`` gives logs that are open already. What cannot be written,
+        or not be synced, is raised when all the others are; the transaction stays prepared then, and this may be called
+        again.
         """
         problem: Error | None = None
+        marked: list[tuple[TopicPartition, int]] = []
         for partition in prepared.partitions:
             try:
-                self._mark(partition, prepared, log_at)
+                end = self._at(partition, log_at, partial(end_transaction, prepared=prepared))
+                if end is not None:
+                    marked.append((partition, end))
             except Error as error:
                 logger.warning("no marker in %s-%d for %s: %s", *partition, transactional_id, error)
                 problem = problem or error
             oscalls.reach_failpoint("transaction.marked")
+        if prepared.commits and self.syncs:
+            # only when all are there: so partitions become visible right after one another
+            for partition, end in marked:
+                try:
+                    self._at(partition, log_at, partial(flush_until, end=end))
+                except Error as error:
+                    logger.warning("the marker in %s-%d for %s is not synced: %s", *partition, transactional_id, error)
+                    problem = problem or error
         if problem is not None:
             raise problem
 
@@ -268,22 +285,23 @@ class Coordinator:
         oscalls.reach_failpoint("transaction.completed")
         return state
 
-    def _mark(
+    def _at(
         self,
         partition: TopicPartition,
-        prepared: TransactionState,
         log_at: Callable[[TopicPartition], PartitionLog] | None,
-    ) -> None:
+        work: Callable[[PartitionLog], _T],
+    ) -> _T | None:
+        """``work`` with the partition's log; None when nothing is to be done there."""
         try:
             if log_at is not None:
-                end_transaction(log_at(partition), prepared)
-                return
+                return work(log_at(partition))
             with self.directory.lease(*partition) as lease:
-                end_transaction(lease.log, prepared)
+                return work(lease.log)
         except UnknownTopicError:
             logger.warning("%s-%d was deleted in the middle of a transaction", *partition)
         except ProducerFencedError:
             pass  # marked by whoever took over, with a newer epoch
+        return None
 
     # --- the dead and the late ----------------------------------------------------------------------------------------
 
@@ -451,9 +469,17 @@ def is_part(state: TransactionState, producer_id: int, partition: TopicPartition
     return state.producer_id == producer_id and state.is_open and partition in state.partitions
 
 
-def end_transaction(log: PartitionLog, prepared: TransactionState) -> None:
-    """Write the marker of a decision. Raises ProducerFencedError when the partition has seen a newer epoch.
+def flush_until(log: PartitionLog, end: int) -> None:
+    """Make everything below ``end`` durable."""
+    log.flush_until(end)
 
-    The decision is durable, and it brings the marker back if that is lost: nobody waits for a sync of it.
+
+def end_transaction(log: PartitionLog, prepared: TransactionState) -> int:
+    """Write the marker of a decision, not synced; the offset behind it. Raises ProducerFencedError when the partition
+    has seen a newer epoch.
+
+    While the state says Prepare, a marker that is lost is written again.
     """
-    log.end_transaction(prepared.producer_id, prepared.producer_epoch, commit=prepared.commits, durable=False)
+    return 1 + log.end_transaction(
+        prepared.producer_id, prepared.producer_epoch, commit=prepared.commits, durable=False
+    )

@@ -124,7 +124,12 @@ class TransactionalId:
             self.enter_partitions([(topic, partition)])
 
     def enter_partitions(self, partitions: Iterable[tuple[str, int]]) -> None:
-        """``enter_partition`` for several, in one record."""
+        """``enter_partition`` for several, in one record.
+
+        The first one of a transaction survives power loss when this returns, at every level but ``os``: else power
+        could take it together with the end of the transaction before it, whose decision would then be carried out on
+        the records of this one. Those that are lost later leave records that nobody knows, which are aborted.
+        """
         with self._lock:
             self._require_usable()
             if not self.in_transaction or self._decided is not None:
@@ -144,7 +149,14 @@ class TransactionalId:
             def decide(state: TransactionState | None) -> TransactionState:
                 return self._own(state).entered(added, oscalls.wall_clock())
 
-            self._change(decide)
+            try:
+                self._change(decide, durable=self._coordinator.syncs and not self._entered)
+            except ProducerFencedError:
+                raise
+            except Error:
+                # one that could not be synced is there
+                self._is_written = self._is_written or self._is_ongoing()
+                raise
             self._is_written = True
             for one in fresh:
                 # only now: who was replaced must not touch what the next instance has open
@@ -400,6 +412,15 @@ class TransactionalId:
         if state is None:
             raise AssertionError("a change leaves a state")
         return state
+
+    def _is_ongoing(self) -> bool:
+        """Whether the state log knows of a transaction of this instance."""
+        state = self._log.state(self.transactional_id)
+        return (
+            state is not None
+            and state.is_ongoing
+            and (state.producer_id, state.producer_epoch) == (self.producer_id, self.producer_epoch)
+        )
 
     def _own(self, state: TransactionState | None) -> TransactionState:
         """The state, if this instance may change it."""
