@@ -32,11 +32,13 @@ class Contestant:
 
     ``prepare`` is a context manager over a round: it enters with the work to time, which returns how many units it
     did, and checks and closes on the way out. ``builds`` says which Python objects the timed part makes or takes.
+    One that ``needs_kafka`` finds the address of a broker on its stage, and is left out where there is no Java.
     """
 
     name: str
     builds: str
     prepare: Prepare
+    needs_kafka: bool = False
 
 
 @dataclass(frozen=True, slots=True)

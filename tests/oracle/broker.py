@@ -77,15 +77,20 @@ def settings(folder: Path, broker_port: int, controller_port: int) -> dict[str, 
 class KafkaBroker:
     """A broker of its own in ``folder``. Close it, or use it as a context manager."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, java_flags: Iterable[str] = JAVA_FLAGS, overrides: Mapping[str, object] | None = None
+    ) -> None:
+        """``overrides`` are settings of the broker by Kafka's names, instead of those of ``settings``."""
         self.folder = folder
+        self._java_flags = [flag for flag in java_flags if "simpleLogger" not in flag]
         self.topics = folder / "topics"
         self.log = folder / "broker.log"
         broker_port, controller_port = free_ports(2)
         self.bootstrap = f"127.0.0.1:{broker_port}"
         self.is_running = False
         self._properties = folder / "server.properties"
-        lines = [f"{name}={value}\n" for name, value in settings(folder, broker_port, controller_port).items()]
+        chosen = settings(folder, broker_port, controller_port) | dict(overrides or {})
+        lines = [f"{name}={value}\n" for name, value in chosen.items()]
         self._properties.write_text("".join(lines))
         self._cluster = base64.urlsafe_b64encode(os.urandom(16)).decode().rstrip("=").replace("-", "a")
         self._machine: subprocess.Popen[bytes] | None = None
@@ -102,10 +107,17 @@ class KafkaBroker:
         if self._machine is None:
             home = prepare()
             class_path = f"{home / 'classes'}:{home / 'jars'}/*"
-            flags = [flag for flag in JAVA_FLAGS if "simpleLogger" not in flag]
             with self.log.open("ab") as log:
                 self._machine = subprocess.Popen(
-                    ["java", *flags, "-cp", class_path, "BrokerServer", str(self._properties), self._cluster],
+                    [
+                        "java",
+                        *self._java_flags,
+                        "-cp",
+                        class_path,
+                        "BrokerServer",
+                        str(self._properties),
+                        self._cluster,
+                    ],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,

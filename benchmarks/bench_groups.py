@@ -1,0 +1,69 @@
+"""Consumer groups: commits, taking over from the dead, members that come and go, what watching costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from benchmarks import groups, kafka, messaging
+from benchmarks.contest import Contestant, contest
+from benchmarks.workload import Sizes
+
+
+def _once(sizes: Sizes) -> int:
+    return 1
+
+
+def _twice(sizes: Sizes) -> int:
+    return 2
+
+
+@contest(
+    "commit",
+    "Commit the offset of one partition, one after the other",
+    Contestant("fastlog", "takes a dict", messaging.commits),
+    Contestant("Kafka", "takes a list", kafka.commits, needs_kafka=True),
+    unit="commits",
+)
+def bench_commit(play: Callable[[], None]) -> None:
+    play()
+
+
+@contest(
+    "group-takeover",
+    "The next record after kill -9 of the member that had it in hand",
+    Contestant("of a reader", "lists of Records", groups.take_over(inside_a_transaction=False)),
+    Contestant("inside a transaction", "lists of Records", groups.take_over(inside_a_transaction=True)),
+    unit="takeovers",
+    turns=_twice,
+    rounds_per_turn=_twice,
+    warm_up_rounds=0,
+)
+def bench_take_over_in_a_group(play: Callable[[], None]) -> None:
+    play()
+
+
+@contest(
+    "rebalance",
+    "50 members, 200 partitions, all polling: one more comes, or goes",
+    Contestant("a member joins", "none", groups.a_member_joins),
+    Contestant("a member leaves", "none", groups.a_member_leaves),
+    unit="rebalances",
+    turns=_twice,
+    rounds_per_turn=_once,
+    warm_up_rounds=0,
+)
+def bench_rebalance(play: Callable[[], None]) -> None:
+    play()
+
+
+@contest(
+    "watcher",
+    "Sleep as one of 50 members, each in a process of its own",
+    Contestant("a member", "none", groups.watch),
+    unit="spans",
+    turns=_once,
+    rounds_per_turn=_once,
+    warm_up_rounds=0,
+)
+def bench_watcher(play: Callable[[], None]) -> None:
+    play()
