@@ -27,7 +27,7 @@ from fastlog.errors import (
     UnknownTopicError,
 )
 from fastlog.groups.lag import Lag, lag_at, readable_end
-from fastlog.groups.membership import Membership
+from fastlog.groups.membership import Membership, OwnerEpoch
 from fastlog.groups.offsets import OffsetAndMetadata, OffsetStore
 from fastlog.records import TopicPartition
 from fastlog.transactions import Coordinator, resolve_pending
@@ -438,7 +438,10 @@ class Consumer(Generic[K, V]):
     def _is_done(self, bounds: Bounds) -> bool:
         if not self._has_joined or self._unresolved:
             return False
-        return all(bounds.is_reached(found) for found in self._fetcher)
+        if not all(bounds.is_reached(found) for found in self._fetcher):
+            return False
+        # what the group gives to this member may still be with others, who let go of it at their next record
+        return self._membership is None or self._membership.is_settled or bounds.is_patience_over()
 
     def _open_cursor(self, found: Assigned, batch: RecordBatch) -> RecordCursor:
         cursor = batch.cursor(self._key_deserializer, self._value_deserializer)
@@ -584,7 +587,7 @@ class Consumer(Generic[K, V]):
             idle_timeout: stop as well when nothing comes for so long.
 
         In a group these are the partitions that this member has; when others have them all there is nothing to hand
-        out.
+        out. For those that others are to hand over to it, it waits up to 10 s after the rest is read.
         """
         self._require_open()
         bounds = None if until is None else Bounds(until)
@@ -659,16 +662,20 @@ class Consumer(Generic[K, V]):
         self._has_joined = True
         if changes is not None:
             self._counts["rebalances"] += 1
-            if changes.lost:
-                self._lose(changes.lost)
-            if changes.revoked:
-                self._let_go(membership, changes.revoked)
+            # what callbacks raise must not keep anything from being taken or let go of: it is told only once. One that
+            # is lost may be assigned, too: its old position goes before anything is committed by the new epoch
+            self._forget(changes.lost)
             self._unresolved += changes.assigned
+            try:
+                if changes.lost:
+                    self._tell_lost(changes.lost)
+            finally:
+                if changes.revoked:
+                    self._let_go(membership, changes.revoked)
         if self._unresolved:
-            self._take_resolved()
+            self._take_resolved(membership)
 
-    def _lose(self, names: list[TopicPartition]) -> None:
-        self._forget(names)
+    def _tell_lost(self, names: list[TopicPartition]) -> None:
         logger.warning("group %r: lost %s", self._group, ", ".join(f"{topic}-{number}" for topic, number in names))
         if self._on_lost is not None:
             self._on_lost(names)
@@ -683,10 +690,11 @@ class Consumer(Generic[K, V]):
             self._forget(names)
             membership.release(names)
 
-    def _take_resolved(self) -> None:
+    def _take_resolved(self, membership: Membership) -> None:
         """Begin to read new partitions, unless a transaction that is open yet may move the group's offsets."""
         if not resolve_pending(self._directory, self._group or "", self._unresolved, timeout_ms=0):
             return
+        epochs = membership.owned()
         committed = self._committed_offsets(self._unresolved)
         taken = []
         try:
@@ -695,6 +703,7 @@ class Consumer(Generic[K, V]):
                 known = committed.get(name)
                 found = self._fetcher.add(name, None if known is None else known.offset)
                 found.written = None if known is None else known.offset
+                found.epoch = epochs.get(name)
                 taken.append(self._unresolved.pop(0))
         finally:
             # one that cannot be opened is tried again by the next call
@@ -768,16 +777,27 @@ class Consumer(Generic[K, V]):
         if self._membership is None or not offsets:
             return
         try:
-            self._membership.commit(offsets)
+            self._membership.commit(offsets, self._epochs(offsets))
         except BaseException:
             self._counts["failed_commits"] += 1
             raise
         self._counts["commits"] += 1
 
+    def _epochs(self, names: Iterable[TopicPartition]) -> dict[TopicPartition, OwnerEpoch]:
+        """By what these partitions are owned while they are read; those that are not are left out."""
+        epochs = {}
+        for name in names:
+            found = self._fetcher.get(name)
+            if found is not None and found.epoch is not None:
+                epochs[name] = found.epoch
+        return epochs
+
     def _commit_finished(self) -> None:
         """Write what is finished and was not written yet."""
         self._committed_at = oscalls.steady_clock()
         due = [found for found in self._fetcher if found.finished != found.written]
+        if not due:
+            return
         self._write({found.name: OffsetAndMetadata(found.finished) for found in due})
         for found in due:
             found.written = found.finished
@@ -1037,6 +1057,11 @@ class Consumer(Generic[K, V]):
     def is_enlisted(self) -> bool:
         """Whether a transaction has taken over the commits."""
         return self._enlisted
+
+    def epochs(self) -> dict[TopicPartition, OwnerEpoch]:
+        """Owner epochs of what is read. Ask before ``offsets_in_hand``: they count under these only."""
+        with Call(self):
+            return self._epochs(self._fetcher.names())
 
     def offsets_in_hand(self) -> dict[TopicPartition, OffsetAndMetadata]:
         """The next offset of each partition whose position moved since the last commit: what a transaction commits."""
