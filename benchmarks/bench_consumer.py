@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from benchmarks import kafka, messaging
-from benchmarks.contest import Contestant, contest
+from benchmarks.contest import Contestant, contest, twice
 
 
 @contest(
@@ -20,6 +20,7 @@ from benchmarks.contest import Contestant, contest
         needs_kafka=True,
     ),
     Contestant("Kafka poll()", "a Message, its value", kafka.consume(kafka.read_singly), needs_kafka=True),
+    turns=twice,
 )
 def bench_consume(play: Callable[[], None]) -> None:
     play()
@@ -41,6 +42,7 @@ def bench_consume_batches(play: Callable[[], None]) -> None:
     Contestant("fastlog", "takes a bytes object; a Record", messaging.deliver),
     Contestant("Kafka", "takes a bytes object; a Message", messaging.deliver_through_kafka, needs_kafka=True),
     unit="deliveries",
+    turns=twice,
 )
 def bench_deliver(play: Callable[[], None]) -> None:
     play()

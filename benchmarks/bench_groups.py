@@ -5,16 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from benchmarks import groups, kafka, messaging
-from benchmarks.contest import Contestant, contest
-from benchmarks.workload import Sizes
-
-
-def _once(sizes: Sizes) -> int:
-    return 1
-
-
-def _twice(sizes: Sizes) -> int:
-    return 2
+from benchmarks.contest import Contestant, contest, once, twice
 
 
 @contest(
@@ -23,6 +14,7 @@ def _twice(sizes: Sizes) -> int:
     Contestant("fastlog", "takes a dict", messaging.commits),
     Contestant("Kafka", "takes a list", kafka.commits, needs_kafka=True),
     unit="commits",
+    turns=twice,
 )
 def bench_commit(play: Callable[[], None]) -> None:
     play()
@@ -34,8 +26,8 @@ def bench_commit(play: Callable[[], None]) -> None:
     Contestant("of a reader", "lists of Records", groups.take_over(inside_a_transaction=False)),
     Contestant("inside a transaction", "lists of Records", groups.take_over(inside_a_transaction=True)),
     unit="takeovers",
-    turns=_twice,
-    rounds_per_turn=_twice,
+    turns=twice,
+    rounds_per_turn=twice,
     warm_up_rounds=0,
 )
 def bench_take_over_in_a_group(play: Callable[[], None]) -> None:
@@ -48,8 +40,8 @@ def bench_take_over_in_a_group(play: Callable[[], None]) -> None:
     Contestant("a member joins", "none", groups.a_member_joins),
     Contestant("a member leaves", "none", groups.a_member_leaves),
     unit="rebalances",
-    turns=_twice,
-    rounds_per_turn=_once,
+    turns=twice,
+    rounds_per_turn=once,
     warm_up_rounds=0,
 )
 def bench_rebalance(play: Callable[[], None]) -> None:
@@ -61,8 +53,8 @@ def bench_rebalance(play: Callable[[], None]) -> None:
     "Sleep as one of 50 members, each in a process of its own",
     Contestant("a member", "none", groups.watch),
     unit="spans",
-    turns=_once,
-    rounds_per_turn=_once,
+    turns=once,
+    rounds_per_turn=once,
     warm_up_rounds=0,
 )
 def bench_watcher(play: Callable[[], None]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from benchmarks import kafka, messaging, ours
-from benchmarks.contest import Contestant, contest
+from benchmarks.contest import Contestant, contest, twice
 from benchmarks.workload import VALUE_BYTES
 
 _ONE = "takes a bytes object; makes a Delivery"
@@ -22,13 +22,18 @@ def _contestants(keyed: bool) -> tuple[Contestant, ...]:
     return tuple(found)
 
 
-@contest("send", "Send 100 B records, one per call, one thread, one partition, no key", *_contestants(keyed=False))
+@contest(
+    "send",
+    "Send 100 B records, one per call, one thread, one partition, no key",
+    *_contestants(keyed=False),
+    turns=twice,
+)
 def bench_send(play: Callable[[], None]) -> None:
     play()
 
 
 @contest("send-keyed", "Send 100 B records with 8 B keys, one per call, one thread, 6 partitions",
-         *_contestants(keyed=True))  # fmt: skip
+         *_contestants(keyed=True), turns=twice)  # fmt: skip
 def bench_send_keyed(play: Callable[[], None]) -> None:
     play()
 

@@ -10,15 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.contest import Contestant, Prepare, Work, contest
+from benchmarks.contest import Contestant, Prepare, Work, contest, once
 from benchmarks.messaging import open_store
 from benchmarks.workload import IDLE_TOPIC, Sizes, Stage
 
 _ROOT = Path(__file__).parents[1]
-
-
-def _once(sizes: Sizes) -> int:
-    return 1
 
 
 def _ask(what: str, path: Path, count: int = 0) -> dict[str, float]:
@@ -60,8 +56,8 @@ def _probe(path: Path, sizes: Sizes) -> None:
     Contestant("written to once", "a Delivery each", _many_partitions("written to once")),
     Contestant("consumer", "a Consumer of 2,000", _many_partitions("consumer")),
     unit="steps",
-    turns=_once,
-    rounds_per_turn=_once,
+    turns=once,
+    rounds_per_turn=once,
     warm_up_rounds=0,
 )
 def bench_many_partitions(play: Callable[[], None]) -> None:
@@ -82,8 +78,8 @@ def _idle_store(stage: Stage) -> Iterator[Work]:
     "A store with one topic, a producer and a member of a group at rest",
     Contestant("store", "a Store, a Producer, a Consumer", _idle_store),
     unit="stores",
-    turns=_once,
-    rounds_per_turn=_once,
+    turns=once,
+    rounds_per_turn=once,
     warm_up_rounds=0,
 )
 def bench_idle_store(play: Callable[[], None]) -> None:

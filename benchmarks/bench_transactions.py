@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from benchmarks import kafka, messaging
-from benchmarks.contest import Contestant, contest
+from benchmarks.contest import Contestant, contest, twice
 
 
 @contest(
@@ -15,6 +15,7 @@ from benchmarks.contest import Contestant, contest
     Contestant("fastlog send_many", "takes a list of 100 bytes objects", messaging.transactions(many=True)),
     Contestant("Kafka", "takes 100 bytes objects", kafka.transactions, needs_kafka=True),
     unit="transactions",
+    turns=twice,
 )
 def bench_transactions(play: Callable[[], None]) -> None:
     play()

@@ -60,6 +60,16 @@ def expect(condition: bool, found: object, expected: object, where: str) -> None
         raise ContestError(f"{where}: found {found}, expected {expected}")
 
 
+def twice(sizes: Sizes) -> int:
+    """For contests whose rounds take long: turns, or rounds of a turn."""
+    return 2
+
+
+def once(sizes: Sizes) -> int:
+    """For contests that time many single steps, or none, in a round."""
+    return 1
+
+
 Function = TypeVar("Function", bound=Callable[..., None])
 
 

@@ -28,7 +28,8 @@ _JAVA_FLAGS = (
     *("-server", "-Xms1g", "-Xmx1g", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20"),
     *("-XX:InitiatingHeapOccupancyPercent=35", "-XX:+ExplicitGCInvokesConcurrent"),
 )
-_SETTINGS = {"num.network.threads": 3, "num.io.threads": 8, "background.threads": 10}
+_SETTINGS = {"num.network.threads": 3, "num.io.threads": 8, "background.threads": 10,
+             "group.initial.rebalance.delay.ms": 0}  # fmt: skip
 _PATIENCE_S = 60
 _numbers = count(1)
 _filled: dict[tuple[str, int], str] = {}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import sys
-import threading
 from collections.abc import Callable
 from time import monotonic, process_time, sleep
 
@@ -23,7 +22,7 @@ _REST_SECONDS = 2
 def idle(path: str, count: int) -> dict[str, float]:
     """Private memory and threads that are there when all is open, and the processor time of resting."""
     _ = fastlog.Store, fastlog.Producer  # importing is not the store's cost
-    before, threads = private_bytes(), threading.active_count()
+    before, threads = private_bytes(), _native_threads()
     with fastlog.open(path, durability="os") as store:
         store.create_topic(IDLE_TOPIC, exist_ok=True)
         with store.producer() as producer, store.consumer(IDLE_TOPIC, group="idle", start="earliest") as consumer:

@@ -641,11 +641,15 @@ class Directory:
         return held.log
 
     def is_created(self, topic: str, partition: int) -> bool:
-        """Whether the partition has files: it has from when it is first opened for writing. Until then a handle with
-        ``read_only=True`` cannot open it, and it is empty."""
+        """Whether the partition has files: it has from when it is first opened for writing, or when a broker made it.
+        Until then a handle with ``read_only=True`` cannot open it, and it is empty."""
         self._require_open()
         folder = f"{self._topics}/{naming.folder_name(topic, partition)}"
-        return oscalls.file_size(f"{folder}/{partition_files.META}") is not None
+        if oscalls.file_size(f"{folder}/{partition_files.META}") is not None:
+            return True
+        if oscalls.entry_kind(folder) != "directory":
+            return False
+        return bool(partition_files.segment_bases(oscalls.list_directory(folder)))
 
     def maintain(self, topics: Iterable[str] | None = None) -> dict[TopicPartition, MaintenanceReport]:
         """Delete and compact what is due, now, in the given topics or in all; what was done in each partition that has
