@@ -23,6 +23,7 @@ from fastlog.groups.lag import Lag
 from fastlog.groups.offsets import OffsetAndMetadata
 from fastlog.records import TopicPartition
 from fastlog.reports import MaintenanceReport
+from fastlog.store.backup import BackupReport
 
 from .consumer import Consumer
 from .ear import Ear
@@ -359,6 +360,10 @@ class Store:
     async def maintain(self, topics: Iterable[str] | None = None) -> dict[TopicPartition, MaintenanceReport]:
         """Delete what retention no longer wants, and compact, now; by default in all topics."""
         return await self._workers.run(self._store.maintain, topics)
+
+    async def backup(self, target: str | os.PathLike[str]) -> BackupReport:
+        """Copy everything that is in the store now into a new or empty folder. See ``fastlog.Store.backup``."""
+        return await self._workers.run(self._store.backup, target)
 
     def __repr__(self) -> str:
         return f"<aio {self._store!r}>"
