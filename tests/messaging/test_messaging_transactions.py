@@ -56,6 +56,23 @@ def test_a_commit_shows_everything_and_an_abort_nothing(store: Directory) -> Non
     writer.close()
 
 
+def test_markers_go_on_where_a_brokers_coordinator_has_counted_further(store: Directory) -> None:
+    """The partition comes back from a broker, whose markers carry the epochs of its coordinators."""
+    writer = Writer(store, "pay-1")
+    writer.transaction("a", [b"1"])
+    with store.lease("a", 0) as lease:
+        lease.log.end_transaction(writer.id.producer_id, writer.id.producer_epoch, commit=True, coordinator_epoch=7)
+        with pytest.raises(fastlog.FencedError, match="coordinator epoch 6") as caught:
+            lease.log.end_transaction(writer.id.producer_id, writer.id.producer_epoch, commit=True, coordinator_epoch=6)
+        assert (caught.value.kafka_code, caught.value.coordinator_epoch) == (52, 7)
+    writer.transaction("a", [b"2"])
+    writer.transaction("a", [b"3"], commit=False)
+    writer.transaction("a", [b"4"])
+    assert visible(store, "a") == [b"1", b"2", b"4"]
+    assert is_settled(store, "a")
+    writer.close()
+
+
 def test_what_is_written_down(store: Directory) -> None:
     writer = Writer(store, "pay-1", timeout_ms=5000)
     for commit in (True, False, True):

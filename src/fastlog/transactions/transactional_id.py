@@ -18,7 +18,7 @@ from fastlog.errors import (
     UnknownTopicError,
 )
 from fastlog.records import TopicPartition
-from fastlog.transactions.coordinator import Coordinator
+from fastlog.transactions.coordinator import Coordinator, write_marker
 from fastlog.transactions.states import LAST_EPOCH, TransactionState, TransactionStatus
 
 if TYPE_CHECKING:
@@ -408,7 +408,7 @@ class TransactionalId:
         """
         for found in log.open_transactions():
             if found.producer_id == self.producer_id:
-                log.end_transaction(self.producer_id, self.producer_epoch, commit=False)
+                write_marker(log, self.producer_id, self.producer_epoch, commit=False)
 
     def _change(
         self, decide: Callable[[TransactionState | None], TransactionState], *, durable: bool = False
