@@ -59,6 +59,7 @@ logger = logging.getLogger("fastlog.consumer")
 Duration = float | str | timedelta
 Callback = Callable[[list[TopicPartition]], object]
 
+INT64_MAX = 2**63 - 1
 SLICE_MS = 50  # a writer that is killed before it rings delays nobody for longer
 RETENTION_CHECK_MS = 60_000
 
@@ -146,6 +147,7 @@ class Consumer(Generic[K, V]):
         self._depth = 0
         self._closing = False
         self._closed = False
+        self._is_finishing = False
         self._auto_commit = auto_commit and group is not None
         self._commit_interval = parse_duration_ms(auto_commit_interval, "auto_commit_interval")
         self._committed_at = oscalls.steady_clock()
@@ -269,8 +271,9 @@ class Consumer(Generic[K, V]):
     def _finish(self) -> None:
         """The end of this consumer; the gate is held."""
         with self._state:
-            if self._closed:
-                return
+            if self._closed or self._is_finishing:
+                return  # the latter: a callback uses the consumer once more
+            self._is_finishing = True
             try:
                 self._note_progress()
                 self._drop_cursor()
@@ -497,8 +500,8 @@ class Consumer(Generic[K, V]):
             LockedError: another thread is using this consumer.
             ClosedError: the consumer was closed.
         """
-        if max_records < 1:
-            raise ConfigError(f"max_records={max_records}: expected at least 1")
+        if isinstance(max_records, bool) or not isinstance(max_records, int) or max_records < 1:
+            raise ConfigError(f"max_records={max_records!r}: expected an integer from 1")
         with Call(self):
             self._ask()
             deadline = self._deadline(timeout)
@@ -758,18 +761,21 @@ class Consumer(Generic[K, V]):
         found = {}
         for name, offset in what.items():
             entry = offset if isinstance(offset, OffsetAndMetadata) else OffsetAndMetadata(offset)
-            if isinstance(entry.offset, bool) or not isinstance(entry.offset, int) or entry.offset < 0:
+            if not is_offset(entry.offset):
                 raise ConfigError(f"{name}: {entry.offset!r} is no offset to commit: expected an integer from 0")
-            found[TopicPartition(*name)] = entry
+            found[named_partition(name)] = entry
         return found
 
     def _commit_given(self, offsets: dict[TopicPartition, OffsetAndMetadata]) -> None:
+        # of the record in hand too, so that what is committed of it is finished
+        self._note_progress()
         self._write(offsets)
         for name, entry in offsets.items():
             found = self._fetcher.get(name)
             if found is not None:
                 found.finished = max(found.finished, min(entry.offset, found.position))
-                found.written = found.finished
+                # before what is finished: that is still to be written; beyond: it stays, until there is more
+                found.written = min(entry.offset, found.finished)
 
     def _write(self, offsets: dict[TopicPartition, OffsetAndMetadata]) -> None:
         if self._membership is None or not offsets:
@@ -867,8 +873,8 @@ class Consumer(Generic[K, V]):
         with Call(self):
             self._settle()
             if offset is not None:
-                if isinstance(offset, bool) or not isinstance(offset, int) or offset < 0:
-                    raise ConfigError(f"offset={offset!r}: expected an integer from 0")
+                if not is_offset(offset):
+                    raise ConfigError(f"offset={offset!r}: expected an integer from 0 to 2**63 - 1")
                 self._move(self._assigned(topic, partition), offset)
                 return
             if timestamp is None or not isinstance(timestamp, datetime):
@@ -964,12 +970,12 @@ class Consumer(Generic[K, V]):
         if partitions is None:
             self._settle()
             return self._fetcher.names()
-        return [TopicPartition(*name) for name in partitions]
+        return [named_partition(name) for name in partitions]
 
     def _named(self, partitions: Sequence[TopicPartition]) -> list[Assigned]:
         if not partitions:
             return list(self._fetcher)
-        return [self._assigned(TopicPartition(*name), None) for name in partitions]
+        return [self._assigned(named_partition(name), None) for name in partitions]
 
     def _targets(self, topic: str | TopicPartition | None, partition: int | None) -> list[Assigned]:
         if topic is None:
@@ -1094,6 +1100,19 @@ class Consumer(Generic[K, V]):
     def __repr__(self) -> str:
         whose = f" of group {self._group!r}" if self._group else ""
         return f"<Consumer{whose}: {len(self._fetcher)} partitions{', closed' if self._closed else ''}>"
+
+
+def is_offset(value: object) -> bool:
+    """Whether a caller passed what can be an offset."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= INT64_MAX
+
+
+def named_partition(name: object) -> TopicPartition:
+    """A TopicPartition that a caller passed, or a tuple like one. Raises ConfigError for anything else."""
+    match name:
+        case (str(topic), int(number)):
+            return TopicPartition(topic, number)
+    raise ConfigError(f"{name!r} is no partition: expected a TopicPartition, or a topic and a number")
 
 
 def weakly(method: Callable[[], object]) -> Callable[[], None]:

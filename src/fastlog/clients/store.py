@@ -16,6 +16,7 @@ from fastlog.groups.lag import Lag, group_lag
 from fastlog.groups.offsets import OffsetAndMetadata, OffsetStore
 from fastlog.records import TopicPartition
 from fastlog.reports import MaintenanceReport
+from fastlog.store.backup import BackupReport
 from fastlog.store.directory import Directory
 from fastlog.transactions import Coordinator
 
@@ -422,6 +423,18 @@ class Store:
         """Delete what retention no longer wants, and compact, now; by default in all topics. One process at a time does
         it; it also happens by itself every few minutes. Raises StorageError."""
         return self._directory.maintain(topics)
+
+    def backup(self, target: str | os.PathLike[str]) -> BackupReport:
+        """Copy everything that is in the store now into a new or empty folder, which opens as a store of its own.
+
+        Others go on appending meanwhile: each partition ends at one offset, and no transaction is in the copy by
+        halves. Closed segments are hard links where the file system allows it, which share their bytes with the
+        original: a copy on another disk survives the loss of this one. Durable when this returns; when it fails,
+        nothing is left. With ``read_only=True`` too.
+
+        Raises UnsupportedFormatError for a target that holds something, StorageError, StorageFullError.
+        """
+        return self._directory.backup(target)
 
     def __repr__(self) -> str:
         return f"<Store {self.path!r}{', closed' if self.closed else ''}>"
