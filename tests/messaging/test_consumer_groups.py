@@ -322,6 +322,19 @@ def test_two_members_share_and_hand_over(store: fastlog.Store) -> None:
     assert sorted(seen) == [(number, offset) for number in range(4) for offset in range(6)]
 
 
+def test_a_callback_commits_at_close(store: fastlog.Store) -> None:
+    fill(store, 5)
+    revoked: list[TopicPartition] = []
+
+    def on_revoked(names: list[TopicPartition]) -> None:
+        revoked.extend(names)
+        consumer.commit()
+
+    with member(store, on_revoked=on_revoked, auto_commit=False) as consumer:
+        assert len(consumer.poll()) == 5
+    assert revoked == [FIRST] and committed(store) == 5
+
+
 def test_callbacks(store: fastlog.Store) -> None:
     fill(store, 5, partitions=2)
     told: list[tuple[str, list[TopicPartition]]] = []

@@ -147,6 +147,7 @@ class Consumer(Generic[K, V]):
         self._depth = 0
         self._closing = False
         self._closed = False
+        self._is_finishing = False
         self._auto_commit = auto_commit and group is not None
         self._commit_interval = parse_duration_ms(auto_commit_interval, "auto_commit_interval")
         self._committed_at = oscalls.steady_clock()
@@ -270,8 +271,9 @@ class Consumer(Generic[K, V]):
     def _finish(self) -> None:
         """The end of this consumer; the gate is held."""
         with self._state:
-            if self._closed:
-                return
+            if self._closed or self._is_finishing:
+                return  # the latter: a callback uses the consumer once more
+            self._is_finishing = True
             try:
                 self._note_progress()
                 self._drop_cursor()
