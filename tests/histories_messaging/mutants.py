@@ -13,24 +13,25 @@ from fastlog.clients.producer import Producer
 from fastlog.clients.transaction import Transaction, as_offsets
 from fastlog.groups.membership import Membership
 from fastlog.store.directory import Directory
-from fastlog.transactions import Coordinator
+from fastlog.transactions import coordinator
 from fastlog.transactions.states import TransactionState
 
 
 def commits_without_conditions() -> None:
     """Whoever lost a partition commits for it all the same."""
-    Membership.conditions = lambda self, partitions: []  # type: ignore[method-assign]
+    Membership.conditions = lambda *_, **__: []  # type: ignore[method-assign]
 
 
 def marker_skipped() -> None:
     """Now and then a partition of a committed transaction gets no marker."""
-    chance, mark = random.Random(), Coordinator._mark
+    chance, write = random.Random(), coordinator.write_marker
 
-    def skipping(self: Coordinator, partition: Any, prepared: Any, log_at: Any) -> None:
-        if not prepared.commits or chance.random() > 0.05:
-            mark(self, partition, prepared, log_at)
+    def skipping(log: Any, *arguments: Any, **options: Any) -> int:
+        if options["commit"] and chance.random() < 0.05:
+            return int(log.end_offset)
+        return write(log, *arguments, **options)
 
-    Coordinator._mark = skipping  # type: ignore[method-assign]
+    coordinator.write_marker = skipping
 
 
 def commits_before_hand_out() -> None:
