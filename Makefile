@@ -41,7 +41,7 @@ test: $(DONE)/built $(DONE)/extra-test $(DONE)/flights  ## run the tests, Kafka'
 models: $(DONE)/extra-test  ## check the models of the sharing protocol and their planted mistakes with spin
 	@$(RUN) -m pytest -n $(WORKERS) $(PYTEST_ARGS) tests/test_models.py
 
-bench: $(DONE)/built $(DONE)/extra-bench  ## measure beside LMDB, RocksDB and SQLite; results in benchmarks/results/
+bench: $(DONE)/built $(DONE)/extra-bench  ## measure beside LMDB, RocksDB, SQLite and Kafka; results in benchmarks/results/
 	$(SAY) "measuring: leave the machine alone, this takes several minutes"
 	@$(RUN) -m benchmarks $(BENCH_ARGS)
 

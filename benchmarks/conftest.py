@@ -17,10 +17,12 @@ import pytest
 from benchmarks import machine
 from benchmarks.contest import Contest, Contestant, Work
 from benchmarks.figures import rate_text
+from benchmarks.kafka import OracleUnavailable, running_broker
 from benchmarks.workload import MEBIBYTE, Datasets, Sizes, Stage
 
 _NEEDED = {"fastlog": "make, or pip install -e .", "lmdb": "pip install lmdb", "rocksdict": "pip install rocksdict",
-           "pyarrow": "pip install pyarrow", "cramjam": "pip install cramjam"}  # fmt: skip
+           "pyarrow": "pip install pyarrow", "cramjam": "pip install cramjam",
+           "confluent_kafka": "pip install confluent-kafka"}  # fmt: skip
 _PRETOUCHED_BYTES = 512 * MEBIBYTE
 
 
@@ -118,6 +120,22 @@ def datasets(work_directory: Path) -> Datasets:
     return Datasets(work_directory / "datasets")
 
 
+@pytest.fixture(scope="module")
+def kafka(work_directory: Path) -> Iterator[str]:
+    """The address of a broker of its own, in the work folder. It is gone before the next module measures."""
+    folder = work_directory / "kafka"
+    folder.mkdir()
+    try:
+        with running_broker(folder) as address:
+            yield address
+    except OracleUnavailable as problem:
+        if os.environ.get("CI", "").lower() in {"1", "true"}:
+            pytest.fail(f"Kafka has to be there under CI: {problem}")
+        pytest.skip(f"no Kafka to measure beside: {problem}")
+    finally:
+        shutil.rmtree(folder)
+
+
 @pytest.fixture
 def play(
     benchmark: Any,
@@ -132,6 +150,7 @@ def play(
     contest = _contest_of(request.node)
     directory = work_directory / "round"
     details: dict[str, float] = {}
+    address = request.getfixturevalue("kafka") if contestant.needs_kafka else ""
     samples: list[list[float]] = []  # of each round, those to warm up among them
     with ExitStack() as last_round:
 
@@ -139,7 +158,7 @@ def play(
             directory.mkdir()
             last_round.callback(shutil.rmtree, directory)
             samples.append([])
-            stage = Stage(sizes, directory, datasets, details, samples[-1])
+            stage = Stage(sizes, directory, datasets, details, samples[-1], address)
             work = last_round.enter_context(contestant.prepare(stage))
             gc.collect()
             return (work,), {}

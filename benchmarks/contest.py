@@ -32,11 +32,13 @@ class Contestant:
 
     ``prepare`` is a context manager over a round: it enters with the work to time, which returns how many units it
     did, and checks and closes on the way out. ``builds`` says which Python objects the timed part makes or takes.
+    One that ``needs_kafka`` finds the address of a broker on its stage, and is left out where there is no Java.
     """
 
     name: str
     builds: str
     prepare: Prepare
+    needs_kafka: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,16 @@ def expect(condition: bool, found: object, expected: object, where: str) -> None
     """Raise ``ContestError`` unless ``condition`` holds."""
     if not condition:
         raise ContestError(f"{where}: found {found}, expected {expected}")
+
+
+def twice(sizes: Sizes) -> int:
+    """For contests whose rounds take long: turns, or rounds of a turn."""
+    return 2
+
+
+def once(sizes: Sizes) -> int:
+    """For contests that time many single steps, or none, in a round."""
+    return 1
 
 
 Function = TypeVar("Function", bound=Callable[..., None])

@@ -59,6 +59,10 @@ class Figure:
         return rate_text(self.units, self.median_seconds, self.unit)
 
 
+# units of which the rate is shown; of others the time
+COUNTED = ("records", "lookups", "transactions", "commits")
+
+
 def span_text(seconds: float) -> str:
     """A time span: 0.0000123 -> 12.3 µs"""
     return f"{seconds * 1e6:.3g} µs" if seconds < 0.0009995 else f"{seconds * 1000:.3g} ms"
@@ -69,7 +73,7 @@ def rate_text(units: int, seconds: float, unit: str) -> str:
     rate = units / seconds
     if unit == "bytes":
         return f"{rate / 1e6:.0f} MB/s"
-    if unit not in ("records", "lookups"):
+    if unit not in COUNTED:
         return span_text(seconds)
     return f"{rate / 1e6:.3g} M {unit}/s" if rate >= 5e4 else f"{rate / 1e3:.3g} k {unit}/s"
 
@@ -127,7 +131,7 @@ class Judgement:
 
 def _text(number: float, kind: Kind) -> str:
     match kind:
-        case Kind.RATE | Kind.COST:
+        case Kind.RATE | Kind.COST | Kind.P99_COST:
             return f"{number:.3g}x" if number < 0.095 else f"{number:.2f}x"
         case Kind.PEAK_MEBIBYTES:
             return f"{number:.1f} MiB"
@@ -135,6 +139,14 @@ def _text(number: float, kind: Kind) -> str:
             return f"{number:.0f} µs"
         case Kind.RECORDS_PER_SYNC:
             return f"{number:.1f}"
+        case Kind.MILLIONS_PER_SECOND:
+            return f"{number:.2f} M/s"
+        case Kind.MICROSECONDS_EACH:
+            return f"{number:.1f} µs"
+        case Kind.KIBIBYTES_EACH:
+            return f"{number:.1f} KiB"
+        case Kind.PERCENT_OF_A_CORE:
+            return f"{number:.2g} %"
         case _:
             return f"{number:.1f} ms"
 
@@ -158,6 +170,8 @@ def _found(kind: Kind, ours: Figure, peer: Figure | None) -> float:
             return ours.rate / peer.rate
         case Kind.COST, Figure():
             return peer.rate / ours.rate
+        case Kind.P99_COST, Figure():
+            return ours.p99_seconds / peer.p99_seconds
         case Kind.EXTRA_MILLISECONDS, Figure():
             return (ours.median_seconds - peer.median_seconds) * 1000
         case Kind.MILLISECONDS, None:
@@ -168,4 +182,12 @@ def _found(kind: Kind, ours: Figure, peer: Figure | None) -> float:
             return ours.p99_seconds * 1e6
         case Kind.RECORDS_PER_SYNC, None:
             return ours.details["records_per_sync"]
+        case Kind.MILLIONS_PER_SECOND, None:
+            return ours.rate / 1e6
+        case Kind.MICROSECONDS_EACH, None:
+            return 1e6 / ours.rate
+        case Kind.KIBIBYTES_EACH, None:
+            return ours.details["bytes_each"] / 1024
+        case Kind.PERCENT_OF_A_CORE, None:
+            return ours.details["share_of_a_core"] * 100
     raise ValueError(f"a goal of the kind {kind.name} with peer {peer}")

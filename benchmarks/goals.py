@@ -17,6 +17,11 @@ class Kind(Enum):
     PEAK_MEBIBYTES = "MiB at the peak"
     P99_MICROSECONDS = "µs at the 99th percentile"
     RECORDS_PER_SYNC = "records per sync"
+    P99_COST = "times the 99th percentile of"
+    MILLIONS_PER_SECOND = "million records per second"
+    MICROSECONDS_EACH = "µs each"
+    KIBIBYTES_EACH = "KiB each"
+    PERCENT_OF_A_CORE = "% of a core"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +38,7 @@ class Goal:
 
     @property
     def is_least(self) -> bool:
-        return self.kind in (Kind.RATE, Kind.RECORDS_PER_SYNC)
+        return self.kind in (Kind.RATE, Kind.RECORDS_PER_SYNC, Kind.MILLIONS_PER_SECOND)
 
 
 _FASTLOG_16, _FASTLOG_1000 = "fastlog, batches of 16", "fastlog, batches of 1000"
@@ -89,12 +94,61 @@ def _codec_goals() -> Iterator[Goal]:
             yield Goal(f"{what}-{codec}", f"{what}, {codec}", f"{what}-{codec}", "fastlog", (peer,), 0.8)
 
 
+def _messaging_goals() -> Iterator[Goal]:
+    for contest, work in (("send", "send, no key"), ("send-keyed", "send, keys, 6 partitions")):
+        for name, what in (("calls", "the calls alone"), ("delivered", "until delivered")):
+            ours, peer = f"fastlog send, {name}", f"Kafka produce, {name}"
+            yield Goal(f"{contest}-{name}", f"{work}: {what}", contest, ours, (peer,), 2)
+        ours = "fastlog send, delivered"
+        yield Goal(f"{contest}-rate", f"{work}: until delivered", contest, ours, (), 1, Kind.MILLIONS_PER_SECOND)
+    yield Goal(
+        "send-many", "send_many, one partition", "send-many", "send_many", ("PartitionLog.append",), 1.5, Kind.COST
+    )
+    for ours in ("fastlog iteration", "fastlog poll"):
+        yield Goal(f"{ours[8:]}-consume", ours[8:], "consume", ours, ("Kafka consume(500)",), 4)
+        yield Goal(f"{ours[8:]}-poll", ours[8:], "consume", ours, ("Kafka poll()",), 10)
+    log = ("PartitionLog.batches",)
+    yield Goal("consume-batches", "batches of a consumer", "consume-batches", "Consumer.batches", log, 1.3, Kind.COST)
+    between, kafka = "produce to consume, two processes", ("Kafka",)
+    yield Goal("deliver-p50", between, "deliver", "fastlog", kafka, 0.1, Kind.COST)
+    yield Goal("deliver-p99", f"{between}, p99", "deliver", "fastlog", kafka, 0.2, Kind.P99_COST)
+    yield Goal("transactions", "transactions of 100 records", "transactions", "fastlog send", ("Kafka",), 20)
+    yield Goal("commit", "commit of one partition", "commit", "fastlog", (), 20, Kind.MICROSECONDS_EACH)
+
+
+def _group_goals() -> Iterator[Goal]:
+    for ours in ("of a reader", "inside a transaction"):
+        work = f"next record after kill -9 {ours}"
+        yield Goal(f"takeover {ours}", work, "group-takeover", ours, (), 50_000, Kind.P99_MICROSECONDS)
+    for ours in ("a member joins", "a member leaves"):
+        yield Goal(f"rebalance, {ours}", f"rebalance, {ours}", "rebalance", ours, (), 200_000, Kind.P99_MICROSECONDS)
+    work = "watching the members of a group"
+    yield Goal("watcher", work, "watcher", "a member", (), 0.2, Kind.PERCENT_OF_A_CORE)
+
+
+def _store_goals() -> Iterator[Goal]:
+    contest = "many-partitions"
+    yield Goal(
+        "many-partitions-start", "open a store of 10,000 partitions", contest, "open", (), 2000, Kind.MILLISECONDS
+    )
+    yield Goal(
+        "many-partitions-memory", "partitions used once, idle", contest, "written to once", (), 10, Kind.KIBIBYTES_EACH
+    )
+    yield Goal("many-partitions-read", "consumer of 2,000 partitions", contest, "consumer", (), None, Kind.MILLISECONDS)
+    yield Goal(
+        "idle-store", "idle store with producer and consumer", "idle-store", "store", (), None, Kind.PEAK_MEBIBYTES
+    )
+
+
 def goals() -> tuple[Goal, ...]:
     return (
         *_append_goals(),
         *_read_goals(),
         *_sharing_goals(),
         *_codec_goals(),
+        *_messaging_goals(),
+        *_group_goals(),
+        *_store_goals(),
         Goal("compaction", "compact", "compaction", "fastlog", ("copy", "copy and sync"), 0.3),
         Goal("large-open", "open a large log", "large-open", "large log", (), 50, Kind.MILLISECONDS),
         Goal("large-append", "append to a large log", "large-append", "large log", ("small log",), 1.1, Kind.COST),

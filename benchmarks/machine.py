@@ -10,7 +10,7 @@ from pathlib import Path
 
 # The instructions that matter to a log: checksums, wide copies.
 _INTERESTING_FLAGS = ("sse4_2", "pclmulqdq", "vpclmulqdq", "avx2", "avx512f", "avx512vl", "crc32", "pmull", "sve")
-_DISTRIBUTIONS = ("numpy", "pyarrow", "lmdb", "rocksdict", "cramjam", "Cython", "pytest-benchmark")
+_DISTRIBUTIONS = ("numpy", "pyarrow", "lmdb", "rocksdict", "cramjam", "confluent-kafka", "Cython", "pytest-benchmark")
 
 
 def _cpu() -> tuple[str, list[str]]:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
+from typing import NoReturn
 
 import fastlog
 from benchmarks.workload import VALUE_BYTES, value_lists
@@ -24,6 +27,7 @@ SHARED_BATCH = 100
 _INSIDE_THE_LOCK = "append.written"
 KILLED_INSIDE_THE_LOCK, STOPPED_INSIDE_THE_LOCK = f"{_INSIDE_THE_LOCK}:kill:1", f"{_INSIDE_THE_LOCK}:stop:1"
 _WAIT_SECONDS = 10
+GROUP = "readers"
 
 
 class Partner:
@@ -145,8 +149,87 @@ def die(path: str) -> None:
             os.waitpid(child, 0)
 
 
+def consume_from_store(path: str, asleep: str) -> None:
+    """Each line is a number of records to wait for, one by one; the answer says when each was there."""
+    with (
+        fastlog.open(path, durability="os") as store,
+        store.consumer("events", start="earliest") as consumer,
+    ):
+        _tell_moments((monotonic() for _ in consumer), int(asleep))
+
+
+def consume_from_kafka(place: str, asleep: str) -> None:
+    """The same, from a topic of a broker."""
+    from benchmarks.kafka import moments_of_records  # which nobody else here needs
+
+    address, topic = place.split("/")
+    _tell_moments(moments_of_records(address, topic), int(asleep))
+
+
+def _tell_moments(moments: Iterator[float], asleep: int) -> None:
+    for line in _lines():
+        found = []
+        for _ in range(int(line)):
+            os.write(asleep, b".")
+            found.append(next(moments))
+        print(json.dumps(found), flush=True)
+
+
+def members(path: str) -> None:
+    """Each line starts a member of the group in a process of its own, a child of this one, which has imported all.
+
+    One that polls does so for ever. One that holds takes a record, in a transaction or not, says its process id, and
+    waits to be killed; a second answer says that it is gone. All end with this process.
+    """
+    _ = fastlog.Store, fastlog.Producer  # which are imported when they are asked for
+    children = []
+    try:
+        for line in _lines():
+            wish = json.loads(line)
+            child = os.fork()
+            if child == 0:
+                _be_a_member(path, **wish)
+            if wish["do"] == "hold":
+                os.waitpid(child, 0)
+            else:
+                children.append(child)
+            print(child, flush=True)
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
+def _be_a_member(path: str, do: str, number: int, transaction: bool = False) -> NoReturn:
+    try:
+        store = fastlog.open(path, durability="os")
+        consumer = store.consumer("events", group=GROUP, start="earliest", auto_commit=False)
+        if do == "poll":
+            while True:
+                consumer.poll(timeout=1)
+        while not consumer.poll(1, timeout=1):
+            pass
+        if transaction:
+            with store.producer(transactional_id=f"copier-{number}").transaction(consumer) as copying:
+                copying.send("copies", b"of a record")
+                copying.commit_offsets()
+                _wait_to_be_killed()
+        _wait_to_be_killed()
+    except BaseException:  # noqa: BLE001 (a child that goes on would be a second nursery)
+        traceback.print_exc()
+    os._exit(3)
+
+
+def _wait_to_be_killed() -> NoReturn:
+    print(os.getpid(), flush=True)
+    while True:
+        signal.pause()
+
+
 ROLES: dict[str, Callable[..., None]] = {
     "append": append, "wait-for-records": wait_for_records, "wait-for-bytes": wait_for_bytes, "die": die,
+    "consume-from-store": consume_from_store, "consume-from-kafka": consume_from_kafka,
+    "members": members,
 }  # fmt: skip
 
 

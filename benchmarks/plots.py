@@ -19,10 +19,28 @@ _PICTURES = {
     "sharing": ("append-one", "append-durable", "append-shared", "wake-up", "takeover"),
     "codecs": ("append-zstd", "append-lz4", "read-zstd", "read-lz4"),
     "compaction": ("compaction",),
+    "producer": ("send", "send-keyed", "send-many"),
+    "consumer": ("consume", "consume-batches", "deliver"),
+    "transactions": ("transactions",),
+    "groups": ("commit", "group-takeover", "rebalance"),
+    "store": ("many-partitions",),
 }
 _OURS, _PEERS, _TEXT = "#0b7a75", "#b9c4c9", "#24292f"
-_PEER_WORDS = ("LMDB", "RocksDB", "SQLite", "bare", "numpy", "nothing", "pipe", "cramjam", "copy")
-_SCALES = {"records": (1e6, "M records/s"), "lookups": (1e6, "M lookups/s"), "bytes": (1e6, "MB/s")}
+_PEER_WORDS = (
+    "LMDB",
+    "RocksDB",
+    "SQLite",
+    "bare",
+    "numpy",
+    "nothing",
+    "pipe",
+    "cramjam",
+    "copy",
+    "Kafka",
+    "PartitionLog.",
+)
+_SCALES = {"records": (1e6, "M records/s"), "lookups": (1e6, "M lookups/s"), "bytes": (1e6, "MB/s"),
+           "transactions": (1e3, "k transactions/s"), "commits": (1e3, "k commits/s")}  # fmt: skip
 _SLOW_RECORDS = (1e3, "k records/s")
 
 

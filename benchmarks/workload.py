@@ -20,6 +20,9 @@ SMALL_BATCH = 16
 DISTINCT_CALLS = 10
 FIRST_TIMESTAMP_MS = 1_700_000_000_000
 MEBIBYTE = 1 << 20
+KEYED_PARTITIONS = 6
+RECORDS_PER_TRANSACTION = 100
+IDLE_TOPIC = "idle"
 
 # No zero byte: a NumPy "S" column drops those at the end of a value, so its records would be shorter than the others'.
 _NO_ZERO_BYTE = bytes(byte or 1 for byte in range(256))
@@ -48,6 +51,17 @@ class Sizes:
     codec_records: int
     compacted_bytes: int
     compacted_keys: int
+    sent_records: int
+    consumed_records: int
+    deliveries: int
+    transactions: int
+    commits: int
+    group_takeovers: int
+    members: int
+    group_partitions: int
+    rebalances: int
+    idle_partitions: int
+    used_partitions: int
 
     @classmethod
     def full(cls) -> Sizes:
@@ -71,6 +85,17 @@ class Sizes:
             codec_records=500_000,
             compacted_bytes=1 << 30,
             compacted_keys=1_000_000,
+            sent_records=500_000,
+            consumed_records=1_000_000,
+            deliveries=500,
+            transactions=300,
+            commits=20_000,
+            group_takeovers=25,
+            members=50,
+            group_partitions=200,
+            rebalances=25,
+            idle_partitions=10_000,
+            used_partitions=2000,
         )
 
     @classmethod
@@ -95,6 +120,17 @@ class Sizes:
             codec_records=50_000,
             compacted_bytes=64 << 20,
             compacted_keys=50_000,
+            sent_records=100_000,
+            consumed_records=200_000,
+            deliveries=40,
+            transactions=30,
+            commits=1000,
+            group_takeovers=3,
+            members=6,
+            group_partitions=24,
+            rebalances=3,
+            idle_partitions=10_000,
+            used_partitions=50,
         )
 
 
@@ -120,6 +156,12 @@ def value_lists(value_bytes: int) -> list[list[bytes]]:
 def calls(records: int, value_bytes: int) -> Iterator[list[bytes]]:
     """The value lists of ``records`` records, 1000 to a call."""
     return islice(cycle(value_lists(value_bytes)), records // VALUES_PER_CALL)
+
+
+@cache
+def keys() -> list[bytes]:
+    """A key for each value of a call: 8 bytes, all different."""
+    return [b"%08d" % number for number in range(VALUES_PER_CALL)]
 
 
 @cache
@@ -177,6 +219,7 @@ class Stage:
 
     ``details`` takes figures that are not times; the report keeps those of the last round. A contestant whose work has
     pauses in it times each step itself and puts its seconds into ``samples``: they then count instead of the round.
+    ``kafka`` is the address of the broker, for those that need it.
     """
 
     sizes: Sizes
@@ -184,3 +227,4 @@ class Stage:
     datasets: Datasets
     details: dict[str, float]
     samples: list[float] = field(default_factory=list)
+    kafka: str = ""

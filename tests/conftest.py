@@ -43,7 +43,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class OneBroker(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return file if file.endswith("test_kafka_broker.py") else nodeid
+            return file if file.endswith(("test_kafka_broker.py", "test_kafka_store.py")) else nodeid
 
     return OneBroker(config, log) if config.getoption("dist") == "loadgroup" else None
 

@@ -82,10 +82,12 @@ if _typing.TYPE_CHECKING:
     from fastlog.groups.admin import GroupDescription, MemberDescription
     from fastlog.groups.formats import OffsetAndMetadata
     from fastlog.groups.lag import Lag
+    from fastlog.store.backup import BackupReport
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BackupReport",
     "BatchDelivery",
     "BatchInfo",
     "BatchMetadata",
@@ -164,6 +166,7 @@ _LATER = {
     "ConsumerStats": "fastlog.clients.consumer:ConsumerStats",
     "Delivery": "fastlog.clients.producer:Delivery",
     "GroupDescription": "fastlog.groups.admin:GroupDescription",
+    "BackupReport": "fastlog.store.backup:BackupReport",
     "Lag": "fastlog.groups.lag:Lag",
     "MemberDescription": "fastlog.groups.admin:MemberDescription",
     "OffsetAndMetadata": "fastlog.groups.formats:OffsetAndMetadata",

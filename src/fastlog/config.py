@@ -8,6 +8,7 @@ number is seconds — except for options whose Kafka name ends in ``.ms``, where
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ GIB: Final = 1024 * MIB
 SECOND_MS: Final = 1000
 HOUR_MS: Final = 3600 * SECOND_MS
 DAY_MS: Final = 24 * HOUR_MS
+LONGEST_MS: Final = 280 * 365 * DAY_MS  # in nanoseconds it fits into 64 bits
 
 DEFAULT_MAX_DECOMPRESSED_BYTES: Final = 64 * MIB
 MOST_MAX_DECOMPRESSED_BYTES: Final = GIB
@@ -56,15 +58,25 @@ def parse_duration_ms(value: float | str | timedelta, name: str) -> int:
 
     A bare number is milliseconds when ``name`` ends in ``_ms`` and seconds otherwise. Raises ConfigError.
     """
+    milliseconds = exact_duration_ms(value, name)
+    if not math.isfinite(milliseconds) or (abs(milliseconds) > LONGEST_MS and not name.endswith("_ms")):
+        raise ConfigError(f"{name}={value!r} is no duration that can be counted: expected less than 280 years")
+    return round(milliseconds)
+
+
+def exact_duration_ms(value: float | str | timedelta, name: str) -> float:
+    """Milliseconds, maybe with a fraction; maybe none that can be counted."""
     if isinstance(value, timedelta):
         return round(value / timedelta(milliseconds=1))
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return int(value) if name.endswith("_ms") else round(value * SECOND_MS)
+        if name.endswith("_ms"):
+            return math.trunc(value) if math.isfinite(value) else value
+        return value * SECOND_MS
     match = _QUANTITY.fullmatch(value) if isinstance(value, str) else None
     unit = _DURATION_UNITS.get(match[2].lower()) if match else None
     if match is None or unit is None:
         raise ConfigError(f'{name}={value!r} is not a duration: expected a timedelta or a string such as "5s" or "7d"')
-    return round(float(match[1]) * unit)
+    return float(match[1]) * unit
 
 
 def parse_cleanup_policy(value: str | None) -> str:

@@ -243,6 +243,7 @@ class FencedError(Error):
         expected_end_offset: the end offset that the caller expected, or None when that was not the condition.
         end_offset: the end offset of the log at that moment, or None.
         condition: which one of the ``conditions`` that were passed does not hold, counted from 0, or None.
+        coordinator_epoch: the epoch of a coordinator that the log has seen, where a marker is behind it, or None.
     """
 
     def __init__(
@@ -251,8 +252,10 @@ class FencedError(Error):
         expected_end_offset: int | None = None,
         end_offset: int | None = None,
         condition: int | None = None,
+        coordinator_epoch: int | None = None,
     ) -> None:
         super().__init__(message)
+        self.coordinator_epoch = coordinator_epoch
         self.expected_end_offset = expected_end_offset
         self.end_offset = end_offset
         self.condition = condition

@@ -98,6 +98,46 @@ def test_latency_of_a_group_tells_records_per_sync(folder: Path) -> None:
     assert found["results"][0]["records_per_sync"] >= 1
 
 
+@pytest.mark.parametrize(
+    "options", [[], ["--batch", 10], ["--processes", 2], ["--processes", 2, "--partitions", 6, "--compression", "lz4"]]
+)
+def test_pipeline(folder: Path, options: list[object]) -> None:
+    found = measured("pipeline", folder, *QUICK, "--durability", "os", *options)
+    assert [result["name"] for result in found["results"]] == ["sent", "consumed", "bytes through a pipe"]
+    for result in found["results"]:
+        unit = "bytes" if result["name"] == "bytes through a pipe" else "records"
+        assert len(result[f"{unit}_per_second_of_rounds"]) == found["rounds"]
+        assert min(result[f"{unit}_per_second_of_rounds"]) > 0
+    assert found["partitions"] == (6 if "--partitions" in options else found["workload"]["processes"])
+    assert list(folder.iterdir()) == []
+
+
+def test_pipeline_at_the_default_level(folder: Path) -> None:
+    shown = run("bench", "pipeline", folder, *QUICK).stdout
+    for expected in ("pipeline: 1 process", "durability group, 1 partition", "sent", "consumed", "through a pipe"):
+        assert expected in shown
+
+
+def test_pipeline_shows_a_bar_on_a_terminal(folder: Path) -> None:
+    code, shown = run_on_terminal("bench", "pipeline", folder, *QUICK, "--durability", "os")
+    assert code == 0
+    assert "measuring" in shown
+
+
+def test_pipeline_tells_when_records_are_missing() -> None:
+    from fastlog.cli.bench import _add_pipeline
+    from fastlog.cli.workers import WorkerError
+
+    with pytest.raises(WorkerError, match="3 records were sent, and 2 arrived"):
+        _add_pipeline([{"records": 3, "began": 0, "ended": 1}], [{"records": 2, "ended": 1}], [])
+
+
+def test_partitions_of_a_pipeline_are_shared_out_evenly(folder: Path) -> None:
+    result = run("bench", "pipeline", folder, *QUICK, "--processes", 2, "--partitions", 3)
+    assert result.exit_code == 2
+    assert "multiple of the 2 processes" in result.stderr
+
+
 @pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
 def test_codecs(folder: Path, codec: str) -> None:
     measured("append", folder, *QUICK, "--batch", 10, "--compression", codec, "--durability", "os")
@@ -134,7 +174,7 @@ def test_a_bar_on_a_terminal_only(folder: Path) -> None:
 def test_nothing_is_written_into_a_partition(folder: Path) -> None:
     path = make_log(folder / "events-0")
     before = contents(path)
-    for verb in ("append", "latency"):
+    for verb in ("append", "latency", "pipeline"):
         result = run("bench", verb, path, *QUICK)
         assert result.exit_code == 2
         assert "is a partition" in result.stderr

@@ -39,6 +39,22 @@ def consumed(store: Path, *arguments: object) -> list[dict[str, Any]]:
 # --- topics -------------------------------------------------------------------------------------------
 
 
+def test_topics_that_nobody_has_used_yet(folder: Path) -> None:
+    """Partitions have no files before they are first used; the nouns only read, and say that nothing is in there."""
+    with fastlog.open(folder / "store") as opened:
+        opened.create_topic("orders", partitions=3)
+        with opened.consumer("orders", group="mail", start="earliest") as consumer:
+            consumer.poll(timeout=0)
+        with opened.producer() as producer:
+            producer.send("orders", b"x", partition=1)
+    listed = loads("topics", "list", "--internal", "--store", folder / "store")["topics"]
+    assert ("orders", 3, 1) in [(topic["name"], topic["partitions"], topic["records"]) for topic in listed]
+    parts = loads("topics", "describe", "orders", "--store", folder / "store")["partitions"]
+    assert [(part["end_offset"], part["largest_timestamp"] is None) for part in parts] == [
+        (0, True), (1, False), (0, True),
+    ]  # fmt: skip
+
+
 def test_topics_are_created_listed_described_altered_and_deleted(store: Path) -> None:
     made = loads("topics", "create", "a", "b", "--retention", "7d", "-c", "cleanup.policy=compact", "--store", store)
     assert [topic["name"] for topic in made["topics"]] == ["a", "b"]

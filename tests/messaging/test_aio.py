@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -40,7 +44,9 @@ def run(main: Coroutine[Any, Any, Any], seconds: float = 60) -> None:
 
 
 def threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("fastlog")]
+    names = (thread.name for thread in threading.enumerate())
+    # one thread of the process flushes logs of the level "interval", for whoever asked in other tests too
+    return [name for name in names if name.startswith("fastlog") and name != "fastlog-flush"]
 
 
 async def fill(store: fastlog.aio.Store, count: int, topic: str = "orders") -> None:
@@ -423,6 +429,7 @@ def test_a_full_buffer_lets_the_task_wait_and_not_the_loop(tmp_path: Path) -> No
 
             watching = asyncio.create_task(watch())
             sent = await asyncio.gather(*(send(sender) for sender in range(5)))
+            assert turns > 20
             many = await producer.send_many("orders", [b"many" + bytes(900)] * 10)
             more = await producer.send_many("orders", [b"more" + bytes(900)] * 200)
             await producer.flush()
@@ -431,7 +438,6 @@ def test_a_full_buffer_lets_the_task_wait_and_not_the_loop(tmp_path: Path) -> No
                 offsets = [(await delivery).offset for delivery in deliveries]
                 assert offsets == sorted(offsets)
             assert len((await many).offsets) == 10 and len((await more).offsets) == 200
-            assert turns > 20
             async with store.consumer("orders", start="earliest") as consumer:
                 assert len([record async for record in consumer.records()]) == 710
 
@@ -520,5 +526,364 @@ def test_a_delivery_can_be_waited_for_in_time_and_tells_a_callback(tmp_path: Pat
                 await delivery.exception(timeout="10ms")
             await producer.flush()
             assert await told is delivery and (await delivery.result()).offset == 0
+
+    run(main())
+
+
+# --- callbacks -------------------------------------------------------------------------------------------------------
+
+
+def test_callbacks_run_in_the_loop_and_may_use_the_consumer(tmp_path: Path) -> None:
+    async def main() -> None:
+        loop_thread = threading.get_ident()
+        told: list[tuple[str, int]] = []
+        async with opened(tmp_path, 4) as store:
+            await fill(store, 40)
+            consumer: fastlog.aio.Consumer[Any, Any]
+
+            async def on_assigned(names: list[TopicPartition]) -> None:
+                assert threading.get_ident() == loop_thread
+                await asyncio.sleep(0)
+                told.append(("assigned", len(names)))
+                for name in names:
+                    if await consumer.position(name) == 0:
+                        await consumer.seek(name, offset=0)
+                assert set(names) <= set(await consumer.assignment())
+
+            async def on_revoked(names: list[TopicPartition]) -> None:
+                assert threading.get_ident() == loop_thread
+                told.append(("revoked", len(names)))
+                await store.topics()
+                await consumer.commit()
+
+            consumer = await store.consumer(
+                "orders", group="g", start="earliest", auto_commit=False, on_assigned=on_assigned, on_revoked=on_revoked
+            )
+            assert len(await consumer.poll()) == 40
+            assert told == [("assigned", 4)]
+            async with store.consumer("orders", group="g", start="earliest", on_assigned=told.append) as other:
+                assert await other.poll(timeout=0) == []
+                assert await consumer.poll(timeout=0.05) == []
+                assert told[1:2] == [("revoked", 2)]
+                assert await other.poll(timeout=0.2) == []
+            await consumer.close()
+            with fastlog.open(tmp_path / "store", durability="os") as same:
+                offsets = same.describe_group("g").offsets
+            assert sum(found.offset for found in offsets.values()) == 40
+
+    run(main())
+
+
+def test_an_exception_of_a_callback_arrives(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with (
+            opened(tmp_path) as store,
+            store.consumer("orders", group="g", on_assigned=lambda names: 1 / 0) as consumer,
+        ):
+            with pytest.raises(ZeroDivisionError):
+                await consumer.poll()
+            assert await consumer.poll(timeout=0) == []
+
+    run(main())
+
+
+def test_a_cancelled_callback_ends_the_poll(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with opened(tmp_path) as store:
+            await fill(store, 3)
+            began = asyncio.Event()
+
+            async def on_assigned(names: list[TopicPartition]) -> None:
+                began.set()
+                await asyncio.sleep(1000)
+
+            async with store.consumer("orders", group="g", start="earliest", on_assigned=on_assigned) as consumer:
+                polling = asyncio.create_task(consumer.poll())
+                await began.wait()
+                polling.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await polling
+                assert len(await consumer.poll()) == 3
+
+    run(main())
+
+
+def test_a_rebalance_reaches_who_is_in_the_middle_of_a_batch(tmp_path: Path) -> None:
+    """Another process joins while the records of a batch are handled: its share comes without waiting for the end."""
+
+    async def main() -> None:
+        async with opened(tmp_path, 2) as store:
+            await fill(store, 500)
+            gone = asyncio.Event()
+            options: Any = {"group": "g", "start": "earliest", "auto_commit_interval": "1h"}
+            async with store.consumer("orders", **options, on_revoked=lambda names: gone.set()) as consumer:
+
+                async def read() -> None:
+                    async for _ in consumer:
+                        await asyncio.sleep(0.005)
+
+                reading = asyncio.create_task(read())
+                await asyncio.sleep(0.1)
+                async with (
+                    fastlog.aio.open(tmp_path / "store", durability="os") as other,
+                    other.consumer("orders", group="g", start="earliest") as second,
+                ):
+                    polling = asyncio.create_task(second.poll())
+                    async with asyncio.timeout(0.8):  # the timer looks once a second, the bell rings now
+                        await gone.wait()
+                    polling.cancel()
+                    with suppress(asyncio.CancelledError):
+                        await polling
+                reading.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await reading
+
+    run(main())
+
+
+# --- transactions ----------------------------------------------------------------------------------------------------
+
+
+async def values(store: fastlog.aio.Store, topic: str, isolation: str = "read_committed") -> list[bytes | None]:
+    async with store.consumer(topic, start="earliest", isolation=isolation) as consumer:
+        return [record.value async for record in consumer.records()]
+
+
+def test_a_transaction_commits_or_aborts(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with opened(tmp_path) as store, store.producer(transactional_id="t") as producer:
+            assert producer.transactional_id == "t"
+            async with producer.transaction() as tx:
+                delivery = await tx.send("orders", b"1")
+                await tx.send_many("orders", [b"2", b"3"])
+                assert tx.is_open and await values(store, "orders") == []
+            assert tx.outcome == "committed" and (await delivery).offset == 0
+            with pytest.raises(ValueError, match="no"):
+                async with producer.transaction() as tx:
+                    await tx.send("orders", b"4")
+                    raise ValueError("no")
+            assert tx.outcome == "aborted"
+            async with producer.transaction() as tx:
+                await tx.send("orders", b"5")
+                await tx.abort()
+            with pytest.raises(fastlog.TransactionError):
+                await tx.send("orders", b"6")
+            with pytest.raises(fastlog.TransactionError):
+                await producer.send("orders", b"6")
+            assert await values(store, "orders") == [b"1", b"2", b"3"]
+
+    run(main())
+
+
+def test_a_cancelled_transaction_aborts_and_its_records_come_again(tmp_path: Path) -> None:
+    """Copying a topic exactly once, cancelled at random moments, by restarts of the task and of its handles."""
+
+    async def main() -> None:
+        seed = random.randrange(1 << 32)
+        print("seed", seed)
+        chance = random.Random(seed)
+        count = 400
+
+        async def copy(store: fastlog.aio.Store) -> None:
+            async with (
+                store.consumer("orders", group="g", start="earliest") as consumer,
+                store.producer(transactional_id="copy") as producer,
+            ):
+                while True:
+                    records = await consumer.poll(max_records=20)
+                    async with producer.transaction(consumer) as tx:
+                        for record in records:
+                            await tx.send("copies", record.value)
+                        await asyncio.sleep(0)
+                        await tx.commit_offsets()
+
+        async with opened(tmp_path, 2) as store:
+            await store.create_topic("copies")
+            await fill(store, count)
+            cancelled = 0
+            while True:
+                copying = asyncio.create_task(copy(store))
+                await asyncio.sleep(0.06 * chance.random())
+                copying.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await copying
+                cancelled += 1
+                done = (await store.describe_group("g")).offsets
+                if sum(found.offset for found in done.values()) == count:
+                    break
+            print("cancelled", cancelled)
+            found = await values(store, "copies")
+            assert sorted(found) == sorted(b"%d" % number for number in range(count))
+
+    run(main())
+
+
+def test_a_transaction_cancelled_while_it_commits_aborts(tmp_path: Path) -> None:
+    """Nothing is decided while its records are on their way. The producer goes on."""
+
+    async def main() -> None:
+        async with opened(tmp_path) as store, store.producer(transactional_id="t", linger="10s") as producer:
+            transactions: list[fastlog.aio.Transaction] = []
+
+            async def use() -> None:
+                async with producer.transaction() as tx:
+                    transactions.append(tx)
+                    await tx.send("orders", b"no")
+                    using.cancel()
+
+            using = asyncio.create_task(use())
+            with pytest.raises(asyncio.CancelledError):
+                await using
+            assert transactions[0].outcome == "aborted"
+            async with producer.transaction() as tx:
+                await tx.send("orders", b"yes")
+            assert await values(store, "orders") == [b"yes"]
+
+    run(main())
+
+
+def test_an_abort_takes_the_consumer_back(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with opened(tmp_path) as store, store.producer(transactional_id="t") as producer:
+            async with producer.transaction() as tx:
+                await tx.send_many("orders", [b"%d" % i for i in range(10)])
+            async with store.consumer("orders", group="g", start="earliest") as consumer:
+                for _ in range(2):
+                    with pytest.raises(ValueError, match="again"):
+                        async with producer.transaction(consumer) as tx:
+                            assert [record.offset for record in await consumer.poll(3)] == [0, 1, 2]
+                            raise ValueError("again")
+                async with producer.transaction(consumer) as tx:
+                    assert len(await consumer.poll(3)) == 3
+                    await tx.commit_offsets()
+                assert (await consumer.committed())[TopicPartition("orders", 0)].offset == 3  # type: ignore[union-attr]
+                assert [record.offset for record in await consumer.poll(2)] == [3, 4]
+
+    run(main())
+
+
+def test_the_position_of_a_source(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with opened(tmp_path) as store:
+            for number in range(3):
+                async with store.producer(source="file") as producer:
+                    assert producer.source == "file"
+                    position = await producer.source_position()
+                    assert position == (None if number == 0 else b"%d" % (number - 1))
+                    async with producer.transaction() as tx:
+                        await tx.send("orders", b"x")
+                        await tx.commit_source(b"%d" % number)
+
+    run(main())
+
+
+# --- ends ------------------------------------------------------------------------------------------------------------
+
+PROGRAM = """
+import asyncio, sys, threading
+import fastlog
+
+async def main():
+    async with fastlog.aio.open(sys.argv[1], durability="os") as store:
+        await store.create_topic("orders", exist_ok=True)
+        async with store.producer() as producer, store.consumer("orders", group="g") as consumer:
+            await consumer.poll(timeout=0)
+            print("ready", flush=True)
+            async for record in consumer:
+                pass
+
+try:
+    asyncio.run(main())
+except KeyboardInterrupt:
+    print("interrupted", [t.name for t in threading.enumerate() if t.name.startswith("fastlog")], flush=True)
+"""
+
+LEFT_OPEN = """
+import asyncio, sys
+import fastlog
+
+async def main():
+    store = await fastlog.aio.open(sys.argv[1], durability="os")
+    await store.create_topic("orders", exist_ok=True)
+    producer = await store.producer()
+    consumer = await store.consumer("orders", group="g")
+    waiting = asyncio.create_task(consumer.poll())
+    await asyncio.sleep(0.05)
+    delivery = await producer.send("orders", b"x")
+    print("ready", flush=True)
+    keep.append((store, producer, consumer))
+
+keep = []
+asyncio.run(main())
+print("interrupted []", flush=True)
+"""
+
+
+@pytest.mark.parametrize("program", [PROGRAM, LEFT_OPEN], ids=["Ctrl-C", "nothing closed"])
+def test_the_program_ends(tmp_path: Path, program: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path / "store")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout.readline() == "ready\n"
+    if program is PROGRAM:
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=20) == 0
+    out, errors = process.stdout.read(), process.stderr.read()
+    assert out == "interrupted []\n", errors
+    assert "Traceback" not in errors
+    if program is LEFT_OPEN:
+        with fastlog.open(tmp_path / "store") as store, store.consumer("orders", start="earliest") as consumer:
+            assert len(list(consumer.records())) == 1
+
+
+def test_closing_the_store_ends_everything(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = await fastlog.aio.open(tmp_path / "store", durability="os")
+        await store.create_topic("orders")
+        consumers = [await store.consumer("orders", group=group) for group in (None, "g", "g", "h")]
+        polls = [asyncio.create_task(consumer.poll()) for consumer in consumers]
+        producer = await store.producer(linger="10s")
+        delivery = await producer.send("orders", b"x")
+        await asyncio.sleep(0.05)
+        await store.close()
+        assert store.closed and producer.closed and all(consumer.closed for consumer in consumers)
+        for found in await asyncio.gather(*polls):
+            assert [record.value for record in found] in ([], [b"x"])
+        assert (await delivery).offset == 0
+        await store.close()
+        with pytest.raises(fastlog.ClosedError):
+            await producer.send("orders", b"x")
+        with pytest.raises(fastlog.ClosedError):
+            await store.create_topic("more")
+
+    run(main())
+
+
+def test_a_cancelled_opening_leaves_nothing_open(tmp_path: Path) -> None:
+    async def main() -> None:
+        for turns in range(60):
+
+            async def use() -> None:
+                async with (
+                    fastlog.aio.open(tmp_path / "store", durability="os") as store,
+                    store.producer(transactional_id="t"),
+                    store.consumer("orders", group="g") as consumer,
+                ):
+                    await consumer.poll()
+
+            with fastlog.open(tmp_path / "store", durability="os") as synchronous:
+                synchronous.create_topic("orders", exist_ok=True)
+                using = asyncio.create_task(use())
+                await asyncio.sleep(0.0005 * turns)
+                using.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await using
+                assert not synchronous.describe_group("g").members
 
     run(main())

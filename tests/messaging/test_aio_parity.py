@@ -30,7 +30,7 @@ INTERNAL = {
         *("wait_until_sent",),
     },
     fastlog.Store: {"directory"},
-    fastlog.Consumer: {"beat", "interrupt", "is_busy"},
+    fastlog.Consumer: {"beat", "interrupt", "is_busy", "directory", "epochs", "note_committed"},
 }
 # methods that are called without await: they wait for nothing, or return something to be awaited or iterated over
 PLAIN = {

@@ -309,6 +309,19 @@ def test_two_members_share_and_hand_over(store: fastlog.Store) -> None:
     assert sorted(seen) == [(number, offset) for number in range(4) for offset in range(6)]
 
 
+def test_a_callback_commits_at_close(store: fastlog.Store) -> None:
+    fill(store, 5)
+    revoked: list[TopicPartition] = []
+
+    def on_revoked(names: list[TopicPartition]) -> None:
+        revoked.extend(names)
+        consumer.commit()
+
+    with member(store, on_revoked=on_revoked, auto_commit=False) as consumer:
+        assert len(consumer.poll()) == 5
+    assert revoked == [FIRST] and committed(store) == 5
+
+
 def test_callbacks(store: fastlog.Store) -> None:
     fill(store, 5, partitions=2)
     told: list[tuple[str, list[TopicPartition]]] = []
@@ -400,6 +413,64 @@ def test_records_until_the_end_in_a_group(store: fastlog.Store) -> None:
     with member(store) as consumer:
         assert len(list(consumer.records(until="end"))) == 30
     assert [committed(store, partition=TopicPartition("orders", n)) for n in range(3)] == [10, 10, 10]
+
+
+def test_records_until_the_end_wait_for_what_others_hand_over(store: fastlog.Store) -> None:
+    fill(store, 10, partitions=2)
+    with member(store, auto_commit=False) as first:
+        assert len(first.assignment()) == 2
+        with member(store, auto_commit=False) as second:
+            timer = threading.Timer(0.3, lambda: first.poll(timeout=0))  # only here it lets go of a partition
+            timer.start()
+            assert len(list(second.records(until="end"))) == 10
+            timer.join()
+
+
+def test_records_until_the_end_do_not_wait_for_ever(
+    store: fastlog.Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("fastlog.clients.bounds.PATIENCE_MS", 100)
+    fill(store, 10, partitions=2)
+    with member(store, auto_commit=False) as first:
+        assert len(first.assignment()) == 2
+        with member(store, auto_commit=False) as second:
+            assert list(second.records(until="end")) == []
+    assert "did not hand over" in caplog.text
+
+
+def test_what_a_callback_raises_keeps_nothing_from_being_taken(store: fastlog.Store) -> None:
+    fill(store, 10)
+
+    def fail(names: list[TopicPartition]) -> None:
+        raise Broken
+
+    with member(store, on_lost=fail) as consumer:
+        assert len(consumer.poll(5)) == 5
+        store.directory.delete_topic("orders")
+        fill(store, 3)
+        with pytest.raises(Broken):
+            consumer.poll(timeout=0)
+        assert [record.offset for record in consumer.poll(timeout="5s")] == [0, 1, 2]
+        consumer.commit()
+    assert committed(store) == 3
+
+
+def test_a_position_of_a_lost_partition_is_not_committed_when_it_is_taken_anew(store: fastlog.Store) -> None:
+    """What was read by an earlier epoch counts no more, though the member is the owner again."""
+    fill(store, 10)
+    with member(store, max_poll_interval="200ms", auto_commit=False) as slow:
+        records = slow.poll(5)
+        with member(store, auto_commit=False) as other:
+            wait_until(lambda: other.poll(timeout="50ms"))
+            other.commit()
+        membership = slow.membership
+        assert membership is not None
+        changes = membership.poll()  # as if it was interrupted before it heard of it
+        assert changes is not None and changes.lost == changes.assigned == [FIRST]
+        for what in (None, records[-1], {FIRST: 5}):
+            with pytest.raises(fastlog.CommitFailedError):
+                slow.commit(what)
+    assert committed(store) == 10
 
 
 def test_retention_that_comes_close_is_warned_of(store: fastlog.Store, caplog: pytest.LogCaptureFixture) -> None:

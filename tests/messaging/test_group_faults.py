@@ -126,6 +126,7 @@ STEPS = {
     "group.taken": "poll",
     "group.released": "poll",
     "group.stripped": "leave",
+    "group.layout": "topics",
     "group.moving": "grow",
     "group.copied": "grow",
     "group.retired": "grow",
@@ -138,7 +139,9 @@ STEPS = {
 def test_I4_death_at_every_step(directory: Directory, start: Start, failpoint: str, step: str) -> None:
     """Whoever is left goes on: it owns everything at the end, commits, and the next one can join."""
     directory.create_topic("t", 4)
-    member, victim = Membership(directory, "g", topics=["t"]), start()
+    if step == "topics":
+        directory.create_topic("gone", 1)
+    member, victim = Membership(directory, "g", topics=["t", "gone"]), start()
     turn(member)
     if step != "join":
         victim.join()
@@ -148,7 +151,10 @@ def test_I4_death_at_every_step(directory: Directory, start: Start, failpoint: s
             turn(member)
             joiner = Membership(directory, "g", topics=["t"])
     victim.arm(failpoint)
-    if step == "grow":
+    if step == "topics":
+        directory.delete_topic("gone")
+        victim.start_poll()
+    elif step == "grow":
         directory.create_topic("u", 1000)
         victim.start_join("t", "u")
     else:

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from fastlog._native import oscalls
-from fastlog.errors import ClosedError, CommitFailedError, ConfigError, GroupError
+from fastlog.errors import ClosedError, CommitFailedError, ConfigError, GroupError, StorageError
 from fastlog.groups.admin import delete_group, describe, list_groups, reset_offsets
 from fastlog.groups.membership import Changes, Membership
 from fastlog.groups.offsets import OffsetAndMetadata, OffsetStore
-from fastlog.groups.table import GroupTable, peek
+from fastlog.groups.table import LAYOUT, GroupTable, peek
 from fastlog.records import TopicPartition
 from fastlog.store.directory import Directory
 
@@ -238,6 +238,131 @@ def test_a_topic_that_is_made_again_between_two_polls_changes_hands(directory: D
     member.leave()
 
 
+def test_a_position_of_an_earlier_life_of_a_topic_is_not_committed_for_the_next(directory: Directory) -> None:
+    directory.create_topic("t", 1)
+    member = join(directory)
+    member.poll()
+    (one,) = member.owned()
+    directory.delete_topic("t")
+    directory.create_topic("t", 1)
+    with pytest.raises(CommitFailedError, match="a topic was deleted"):
+        member.commit({one: OffsetAndMetadata(7)})
+    assert OffsetStore(directory).committed("g", [one]) == {one: None}
+    member.leave()
+
+
+class Pause:
+    """The offsets of a table, with something that happens once between reading the table and an exchange."""
+
+    def __init__(self, member: Membership, happens: Callable[[], object]) -> None:
+        self._offsets = member._table.offsets
+        self._happens: Callable[[], object] | None = happens
+        member._table.offsets = self  # type: ignore[assignment]
+
+    def log(self, group: str) -> Any:
+        happens, self._happens = self._happens, None
+        if happens is not None:
+            happens()
+        return self._offsets.log(group)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._offsets, name)
+
+
+@pytest.mark.parametrize("is_given_away", [True, False], ids=["given away", "free"])
+def test_a_word_of_another_partition_is_not_taken_by_an_old_document(folder: Path, is_given_away: bool) -> None:
+    with Directory.open(folder / "store", durability="os") as one, Directory.open(folder / "store") as two:
+        one.create_topic("a", 1)
+        one.create_topic("z", 1)
+        late = Membership(one, "g", topics=re.compile(".*"))
+        other = Membership(two, "g", topics=["none yet"])
+        index = late._table.view().table.indexes[TopicPartition("a", 0)]
+
+        def change() -> None:
+            two.delete_topic("a")
+            other._table.update()
+            if is_given_away:
+                two.create_topic("c", 1)
+                view = other._table.update()
+                assert view.table.indexes[TopicPartition("c", 0)] == index, "the word has another partition now"
+
+        Pause(late, change)
+        assert late.poll() is None, "by the document that it read it may take nothing any more"
+        view = other._table.view()
+        assert view.page.load_many(view.table.owners_word, 3) == [0, 0, 0]
+        settle([late, other])
+        wanted = partitions("c", int(is_given_away)) + partitions("z", 1)
+        check_shared([late, other], wanted)
+        view = other._table.view()
+        assert [view.owner_value(partition) for partition in wanted] == [
+            late.owned()[partition].value for partition in wanted
+        ]
+        late.leave()
+        other.leave()
+
+
+def test_a_layout_whose_writer_died_before_publishing_is_published_by_the_next(directory: Directory) -> None:
+    directory.create_topic("t", 1)
+    member = join(directory)
+    page, _, table = member._table.view()
+    OffsetStore(directory).log("g").exchange([(page, LAYOUT, table.layout)], [(page, LAYOUT, table.layout + 1)])
+    assert member.poll() is None, "nobody takes by a document of another layout"
+    assert member.poll() == Changes([], [], partitions("t", 1))
+    assert member._table.view().table.layout == page.load(LAYOUT)
+    member.leave()
+
+
+def test_a_poll_that_fails_half_way_loses_no_changes(directory: Directory) -> None:
+    directory.create_topic("t", 4)
+    directory.create_topic("u", 1)
+    first = join(directory, "t", "u")
+    first.poll()
+    directory.delete_topic("u")
+    directory.create_topic("u", 1)
+    second = join(directory, "t")
+
+    def fail() -> None:
+        raise StorageError("no room")
+
+    first._table.update()
+    Pause(first, fail)
+    with pytest.raises(StorageError):
+        first.poll()
+    changes = first.poll()
+    assert changes is not None
+    assert changes.lost == changes.assigned == partitions("u", 1)
+    assert len(changes.revoked) == 2
+    first.release(changes.revoked)
+    settle([first, second])
+    check_shared([first, second], partitions("t", 4) + partitions("u", 1))
+    first.leave()
+    second.leave()
+
+
+def test_a_position_counts_under_the_epoch_it_was_read_under_only(directory: Directory, clock: Clock) -> None:
+    """A member that was put out and has everything back: what it read before says nothing about where the group is."""
+    directory.create_topic("t", 2)
+    idle, busy = join(directory, max_poll_interval_ms=1000), join(directory, max_poll_interval_ms=10**6)
+    settle([idle, busy])
+    (one,) = idle.owned()
+    before = idle.owned()
+    clock.now += 1001
+    busy._table.update()
+    busy.poll()
+    busy.commit({one: OffsetAndMetadata(9)})
+    busy.leave()
+    changes = idle.poll()
+    assert changes == Changes([], [one], partitions("t", 2))
+    with pytest.raises(CommitFailedError, match=f"does not own {one.topic}-{one.partition} any more"):
+        idle.commit({one: OffsetAndMetadata(3)}, before)
+    with pytest.raises(CommitFailedError):
+        idle.conditions([one], before)
+    stored = OffsetStore(directory).committed("g", [one])[one]
+    assert stored is not None and stored.offset == 9
+    idle.commit({one: OffsetAndMetadata(10)}, idle.owned())
+    idle.leave()
+
+
 # --- members that stop to poll --------------------------------------------------------------------------------------
 
 
@@ -274,7 +399,8 @@ def test_who_was_put_out_cannot_take(directory: Directory, clock: Clock) -> None
     view = idle._table.view()
     clock.now += 1001
     GroupTable.share(directory, "g").update()
-    assert idle._take(view, {TopicPartition("t", 0)}) == []
+    idle._take(view, {TopicPartition("t", 0)})
+    assert idle.owned() == {}
     assert view.owner_value(TopicPartition("t", 0)) == 0
     idle.leave()
     idle._table.release()

@@ -56,6 +56,23 @@ def test_a_commit_shows_everything_and_an_abort_nothing(store: Directory) -> Non
     writer.close()
 
 
+def test_markers_go_on_where_a_brokers_coordinator_has_counted_further(store: Directory) -> None:
+    """The partition comes back from a broker, whose markers carry the epochs of its coordinators."""
+    writer = Writer(store, "pay-1")
+    writer.transaction("a", [b"1"])
+    with store.lease("a", 0) as lease:
+        lease.log.end_transaction(writer.id.producer_id, writer.id.producer_epoch, commit=True, coordinator_epoch=7)
+        with pytest.raises(fastlog.FencedError, match="coordinator epoch 6") as caught:
+            lease.log.end_transaction(writer.id.producer_id, writer.id.producer_epoch, commit=True, coordinator_epoch=6)
+        assert (caught.value.kafka_code, caught.value.coordinator_epoch) == (52, 7)
+    writer.transaction("a", [b"2"])
+    writer.transaction("a", [b"3"], commit=False)
+    writer.transaction("a", [b"4"])
+    assert visible(store, "a") == [b"1", b"2", b"4"]
+    assert is_settled(store, "a")
+    writer.close()
+
+
 def test_what_is_written_down(store: Directory) -> None:
     writer = Writer(store, "pay-1", timeout_ms=5000)
     for commit in (True, False, True):
@@ -356,6 +373,37 @@ def test_a_hanging_transaction_of_the_same_producer_does_not_become_part_of_the_
     writer = Writer(store, "pay-1")
     writer.transaction("a", [b"1"])
     assert visible(store, "a") == [b"1"]
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_partition_that_was_entered_half_way_is_not_committed(
+    store: Directory, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    """What an earlier instance left there could not be ended: no marker of this one may commit it."""
+    writer = Writer(store, "pay-1")
+    hanging(store, writer.id.producer_id)
+    Coordinator.of(store).log_of("pay-1").change("pay-1", lambda _: TransactionState(writer.id.producer_id, 5, 1000))
+    writer = Writer(store, "pay-1")
+    writer.begin()
+
+    def fail(log: object) -> None:
+        raise fastlog.StorageFullError("no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer.id, "_clear", fail)
+        with pytest.raises(fastlog.StorageFullError):
+            writer.id.enter_partitions([("b", 0), ("a", 0)])
+    with pytest.raises(fastlog.TransactionError, match="failed half-way"):
+        writer.id.commit()
+    if again:
+        writer.send("a", [b"1"])
+        writer.send("b", [b"1"])
+        writer.id.commit()
+    else:
+        writer.id.abort()
+        writer.transaction("b", [b"1"])
+    assert (visible(store, "a"), visible(store, "b")) == ([b"1"] if again else [], [b"1"])
+    assert is_settled(store, "a")
 
 
 # --- the next opener ------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import fastlog
 from fastlog._core import SharedPage, encode_batch
 from fastlog._native import oscalls
 from fastlog.errors import ConfigError, CorruptRecordError, FencedError, UnknownTopicError
@@ -174,6 +175,47 @@ def test_offsets_of_a_deleted_topic_are_not_those_of_its_successor(directory: Di
     assert store.committed("g", [T0]) == {T0: None}
     store.commit("g", {T1: OffsetAndMetadata(1)})
     assert offsets_of(store.committed("g", [T0, T1])) == {T0: None, T1: 1}
+
+
+def everything(store: OffsetStore, group: str = "g") -> list[tuple[OffsetKey | None, bool]]:
+    """Whose the records of the group's partition are, and whether they are tombstones."""
+    return [
+        (formats.decode_key(key), value is None)
+        for batch in store.log(group).replay()
+        for key, value in zip(batch.keys(), batch.values(), strict=True)
+    ]
+
+
+def test_offsets_of_ended_lives_are_taken_back(directory: Directory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastlog.groups.offsets.TOMBSTONES", 1)
+    store = OffsetStore(directory)
+    directory.create_topic("other", 1)
+    for group in ("g", "h"):
+        store.commit(group, {one: OffsetAndMetadata(5) for one in (T0, T1, TopicPartition("other", 0))})
+    store.forget_topic("t")
+    assert not any(is_tombstone for _, is_tombstone in everything(store)), "this life goes on"
+    directory.delete_topic("t")
+    directory.create_topic("t", 2)
+    append_pending(store, 7, {T1: OffsetAndMetadata(1)})
+    store.commit("h", {T0: OffsetAndMetadata(2)})
+    store.forget_topic("t")
+    assert [subject for subject, is_tombstone in everything(store, "g") if is_tombstone] == [("g", *T0)]
+    assert [subject for subject, is_tombstone in everything(store, "h") if is_tombstone] == [("h", *T1)]
+    store.log("g").end_transaction(7, 0, commit=True)
+    assert offsets_of(store.committed("g", [T0, T1])) == {T0: None, T1: 1}
+    assert offsets_of(store.committed("h", [T0, T1])) == {T0: 2, T1: None}
+    assert offsets_of(store.committed("g", [TopicPartition("other", 0)])) == {TopicPartition("other", 0): 5}
+
+
+def test_deleting_a_topic_takes_back_its_offsets(folder: Path) -> None:
+    with fastlog.open(folder / "store", durability="os") as opened:
+        opened.create_topic("t", 1)
+        store = OffsetStore(opened.directory)
+        store.commit("g", {T0: OffsetAndMetadata(5)})
+        assert store.groups() == ["g"]
+        opened.delete_topic("t")
+        assert store.groups() == []
+        assert everything(store) == [(("g", *T0), False), (("g", *T0), True)]
 
 
 def test_offsets_without_a_topic_id_belong_to_any_life(directory: Directory) -> None:

@@ -224,3 +224,19 @@ def test_no_transaction_is_in_a_backup_by_halves(tmp_path: Path) -> None:
             assert seen[0] == seen[1] == seen[2] == [b"%d" % each for each in range(len(seen[0]))]
             found.append(len(seen[0]))
     assert found == sorted(found) and 0 < found[-1] <= count
+
+
+def test_folders_without_our_files_count_too(tmp_path: Path) -> None:
+    """As a broker leaves them: its segments, and no dot file. What cannot be backed up is not left out in silence."""
+    filled(tmp_path / "store").close()
+    for path in (tmp_path / "store" / "topics" / "a-0").glob(".fastlog*"):
+        path.unlink()
+    with Directory.open(tmp_path / "store", read_only=True) as store:
+        assert store.is_created("a", 0) and not store.is_created("a", 1)
+        assert values(store, "a") == numbers(60)
+        with pytest.raises(fastlog.StorageError, match="was written by a broker"):
+            store.backup(tmp_path / "refused")
+    with Directory.open(tmp_path / "store", durability="os") as store:
+        assert store.backup(tmp_path / "copy").partitions == 2
+    with Directory.open(tmp_path / "copy", read_only=True) as copy:
+        assert values(copy, "a") == numbers(60)

@@ -17,13 +17,14 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from tests.oracle.kafka import JAVA_FLAGS, KafkaOracle, KafkaRecord, prepare
 
-__all__ = ["KafkaBroker", "KafkaClients"]
+__all__ = ["Foundation", "KafkaBroker", "KafkaClients"]
 
 PATIENCE_S = 90
 OF_A_SEGMENT = {".log", ".index", ".timeindex", ".txnindex", ".snapshot"}
@@ -74,20 +75,64 @@ def settings(folder: Path, broker_port: int, controller_port: int) -> dict[str, 
     }
 
 
-class KafkaBroker:
-    """A broker of its own in ``folder``. Close it, or use it as a context manager."""
+@dataclass(frozen=True)
+class Foundation:
+    """What a new cluster begins with: a log directory that is there already, and the topics that lie in it.
 
-    def __init__(self, folder: Path) -> None:
+    ``topics``: name, id, number of partitions and options of each.
+    """
+
+    directory: Path
+    topics: tuple[tuple[str, str, int, Mapping[str, object]], ...]
+
+    def properties(self) -> dict[str, str]:
+        """``meta.properties`` of the log directory."""
+        lines = (self.directory / "meta.properties").read_text().splitlines()
+        return dict(line.split("=", 1) for line in lines if "=" in line)
+
+    def as_json(self) -> str:
+        directory = self.properties()["directory.id"]
+        return json.dumps(
+            [
+                {"name": name, "id": uuid, "directory": directory, "partitions": partitions, "options": dict(options)}
+                for name, uuid, partitions, options in self.topics
+            ]
+        )
+
+
+class KafkaBroker:
+    """A broker of its own in ``folder``. Close it, or use it as a context manager.
+
+    With a ``foundation`` its log directory is the one named there, and the topics have the ids that they have there;
+    only the metadata lie in ``folder``. ``overrides`` are settings of the broker by Kafka's names, instead of those of
+    ``settings``.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        java_flags: Iterable[str] = JAVA_FLAGS,
+        overrides: Mapping[str, object] | None = None,
+        foundation: Foundation | None = None,
+    ) -> None:
         self.folder = folder
-        self.topics = folder / "topics"
+        self._java_flags = [flag for flag in java_flags if "simpleLogger" not in flag]
+        self.topics = folder / "topics" if foundation is None else foundation.directory
         self.log = folder / "broker.log"
         broker_port, controller_port = free_ports(2)
         self.bootstrap = f"127.0.0.1:{broker_port}"
         self.is_running = False
         self._properties = folder / "server.properties"
-        lines = [f"{name}={value}\n" for name, value in settings(folder, broker_port, controller_port).items()]
-        self._properties.write_text("".join(lines))
         self._cluster = base64.urlsafe_b64encode(os.urandom(16)).decode().rstrip("=").replace("-", "a")
+        self._arguments: list[str] = []
+        chosen = settings(folder, broker_port, controller_port)
+        if foundation is not None:
+            chosen |= {"log.dirs": foundation.directory, "metadata.log.dir": folder / "metadata"}
+            self._cluster = foundation.properties()["cluster.id"]
+            (folder / "topics.json").write_text(foundation.as_json())
+            self._arguments = [str(folder / "topics.json")]
+        chosen |= overrides or {}
+        self._properties.write_text("".join(f"{name}={value}\n" for name, value in chosen.items()))
         self._machine: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -102,10 +147,18 @@ class KafkaBroker:
         if self._machine is None:
             home = prepare()
             class_path = f"{home / 'classes'}:{home / 'jars'}/*"
-            flags = [flag for flag in JAVA_FLAGS if "simpleLogger" not in flag]
             with self.log.open("ab") as log:
                 self._machine = subprocess.Popen(
-                    ["java", *flags, "-cp", class_path, "BrokerServer", str(self._properties), self._cluster],
+                    [
+                        "java",
+                        *self._java_flags,
+                        "-cp",
+                        class_path,
+                        "BrokerServer",
+                        str(self._properties),
+                        self._cluster,
+                        *self._arguments,
+                    ],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
@@ -274,6 +327,30 @@ class KafkaClients:
         """What the broker remembers of the producers of a partition."""
         found: list[dict[str, int | None]] = self.run([{"do": "producers", "topic": topic, "partition": partition}])[0]
         return found
+
+    def committed(self, group: str) -> dict[tuple[str, int], tuple[int, str]]:
+        """What a group has committed, as the broker tells: offset and metadata by topic and partition."""
+        found = self.run([{"do": "committed", "group": group}])[0]
+        return {(topic, partition): (offset, metadata) for topic, partition, offset, metadata in found}
+
+    def commit_offsets(
+        self, group: str, offsets: Mapping[tuple[str, int], tuple[int, str]], producer: str | None = None
+    ) -> None:
+        """Commit for a group without members; with a producer as part of its transaction."""
+        rows = [[*partition, *position] for partition, position in offsets.items()]
+        step: Step = {"do": "commit_offsets", "group": group, "offsets": rows}
+        self.run([step if producer is None else {**step, "producer": producer}])
+
+    def resume(self, group: str, topic: str) -> dict[int, list[KafkaRecord]]:
+        """What a member that subscribes gets by partition, from the group's offsets to the ends, which it commits."""
+        found: dict[int, list[KafkaRecord]] = {}
+        for partition, row in self.run([{"do": "resume", "group": group, "topic": topic}])[0]:
+            found.setdefault(partition, []).append(record_of(row))
+        return found
+
+    def transactions(self, ids: Sequence[str]) -> dict[str, tuple[str, int, int]]:
+        """State, producer id and epoch of transactional ids, as their coordinator tells."""
+        return {name: tuple(told) for name, told in self.run([{"do": "transactions", "ids": list(ids)}])[0].items()}
 
     def forget(self) -> None:
         """Close all clients."""

@@ -130,6 +130,7 @@ cdef class Accumulator:
     cdef bint is_closing
     cdef bint is_closed
     cdef bint has_ended             # the thread
+    cdef bint lacks_files           # too many are open
     cdef bint has_given_up          # nothing is tried again
     cdef object transaction_error   # the first failure of the open transaction
     cdef int64_t producer_id
@@ -141,6 +142,7 @@ cdef class Accumulator:
     cdef int64_t records
 
     cdef int require_open(self) except -1
+    cdef int require_transaction(self) except -1
     cdef TopicTarget topic_target(self, object topic)
     cdef int refresh_topics(self) except -1
     cdef int list_target(self, PartitionTarget target) except -1
@@ -160,6 +162,7 @@ cdef class Accumulator:
     cdef int64_t drain_cycle(self) except -2
     cdef int append_queue(self, PartitionTarget target) except -1
     cdef int append_one(self, PartitionTarget target, PendingAppend pending) except -1
+    cdef object hindrance_of(self, PartitionTarget target, PendingAppend pending, error)
     cdef int reach_level(self, PartitionTarget target) except -1
     cdef int finish(self, PartitionTarget target, PendingAppend pending, error) except -1
     cdef int begin_epoch(self, PartitionTarget target) except -1

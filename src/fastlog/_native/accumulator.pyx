@@ -15,6 +15,7 @@ repeated when its outcome is not known, is answered with its first offset (KIP-9
 """
 
 import copy
+import errno
 import logging
 import threading
 import weakref
@@ -46,7 +47,7 @@ from fastlog._native import oscalls
 from fastlog.config import parse_duration_ms
 from fastlog.errors import (
     BufferFullError, ClosedError, ConfigError, DeliveryTimeoutError, Error, ForkedHandleError, InvalidRecordError, LockedError,
-    NotSupportedError, RecordTooLargeError, StorageFullError, TransactionError, UnknownTopicError,
+    NotSupportedError, RecordTooLargeError, StorageError, StorageFullError, TransactionError, UnknownTopicError,
 )
 from fastlog.records import BatchMetadata, RecordMetadata
 
@@ -73,6 +74,7 @@ cdef enum:
     RETRY_AFTER = 20_000_000        # nanoseconds until a locked partition is tried again
     MOST_SEQUENCE = 0x7FFFFFFF
     MOST_EPOCH = 0x7FFF
+TOO_MANY_OPEN = (errno.ENFILE, errno.EMFILE)
 cdef int64_t NO_DEADLINE = 0x7FFFFFFFFFFFFFFF
 
 
@@ -425,9 +427,7 @@ cdef class Delivery:
         if self.pending.state >= DELIVERED:
             run_callback(fn, self)
             return
-        if self.pending.callbacks is None:
-            self.pending.callbacks = []
-        self.pending.callbacks.append((fn, self))
+        on_done(self.pending, fn, self)
 
     def __repr__(self):
         cdef PendingAppend pending = self.pending
@@ -465,9 +465,21 @@ cdef int call_after(list waiting, object fn, object delivery) except -1:
             fn(delivery)
 
     for pending in waiting:
-        if pending.callbacks is None:
-            pending.callbacks = []
-        pending.callbacks.append((one_done, delivery))
+        on_done(pending, one_done, delivery)
+    return 0
+
+
+cdef int on_done(PendingAppend pending, object fn, object delivery) except -1:
+    """Call ``fn(delivery)`` when a pending append is done; now, if it is."""
+    callback = fn, delivery
+    callbacks = []
+    # nothing is created from here on: that might run code of others
+    if pending.state >= DELIVERED:
+        run_callback(fn, delivery)
+        return 0
+    if pending.callbacks is None:
+        pending.callbacks = callbacks
+    pending.callbacks.append(callback)
     return 0
 
 
@@ -611,6 +623,11 @@ cdef class Accumulator:
             raise ClosedError("the thread of this producer has ended by an error, see the log: make a new producer")
         return 0
 
+    cdef int require_transaction(self) except -1:
+        if self.transactional is not None and self.transaction == 0:
+            raise TransactionError("the producer is transactional and no transaction is open: send inside of producer.transaction()")
+        return 0
+
     # --- topics ------------------------------------------------------------------------------------------------------
 
     cdef TopicTarget topic_target(self, object topic):
@@ -618,10 +635,14 @@ cdef class Accumulator:
         if not isinstance(topic, str):
             raise InvalidRecordError(f"topic is a {type(topic).__name__}: expected a str")
         found = self.topics.get(topic)
-        if found is None:
+        while found is None:
             self.refresh_topics()
-            found = self.described(topic)
-            self.topics[topic] = found
+            version = self.topics_version
+            described = self.described(topic)
+            # another thread may have been here meanwhile: two targets would count the same sequence numbers twice
+            found = self.topics.get(topic)
+            if found is None and version == self.topics_version:
+                found = self.topics[topic] = described
         return found
 
     cdef TopicTarget described(self, str topic):
@@ -647,14 +668,18 @@ cdef class Accumulator:
             return 0
         self.topics_version = version
         for name in list(self.topics):
-            known = self.topics[name]
             try:
                 found = self.described(name)
             except UnknownTopicError:
                 found = None
-            if found is not None and found.topic_id == known.topic_id and found.partitions >= known.partitions:
-                known.targets += [None] * (found.partitions - known.partitions)
-                known.partitions = found.partitions
+            # another thread may have looked meanwhile, and at something newer
+            known = self.topics.get(name)
+            if known is None:
+                continue
+            if found is not None and found.topic_id == known.topic_id:
+                if found.partitions > known.partitions:
+                    known.targets += [None] * (found.partitions - known.partitions)
+                    known.partitions = found.partitions
                 known.record_limit, known.batch_limit, known.append_limit = found.record_limit, found.batch_limit, found.append_limit
                 known.timestamp_limit, known.needs_keys = found.timestamp_limit, found.needs_keys
                 continue
@@ -769,8 +794,7 @@ cdef class Accumulator:
                 )
         if known.needs_keys and key_span.data == NULL:
             raise InvalidRecordError(f"topic {topic!r} is compacted, so every record needs a key; nothing was sent")
-        if self.transactional is not None and self.transaction == 0:
-            raise TransactionError("the producer is transactional and no transaction is open: send inside of producer.transaction()")
+        self.require_transaction()
         if partition is not None:
             number = self.checked_partition(known, partition)
         record = body_size(key_span, value_span, header_span, 0, 0)
@@ -826,6 +850,16 @@ cdef class Accumulator:
                 self.wait_for_memory(record, &deadline)
                 if known.is_gone:
                     known = self.topic_target(topic)
+                    if partition is not None:
+                        number = self.checked_partition(known, partition)
+                continue
+            # a serializer, or another thread meanwhile, may have closed the producer or ended the transaction
+            if self.is_closing or self.has_ended:
+                self.require_open()
+            if pending.transaction != self.transaction or self.transactional is not None and self.transaction == 0:
+                self.require_transaction()
+                self.seal(target)
+                rings = True
                 continue
             break
         if pending.batch_start < 0:
@@ -953,7 +987,10 @@ cdef class Accumulator:
             callbacks, self.room_callbacks = self.room_callbacks, []
             self.memory_waiters -= len(callbacks)
             for fn in callbacks:
-                fn()
+                try:
+                    fn()
+                except BaseException:
+                    logger.exception("a callback of who waits for buffer_memory failed")
         return 0
 
     cdef void give_back(self, int64_t size) noexcept:
@@ -1014,8 +1051,7 @@ cdef class Accumulator:
             )
         source.timestamps = stamps.values
         source.timestamp = stamps.constant
-        if self.transactional is not None and self.transaction == 0:
-            raise TransactionError("the producer is transactional and no transaction is open: send inside of producer.transaction()")
+        self.require_transaction()
         if partition is not None:
             number = self.checked_partition(known, partition)
         if count < FEW:
@@ -1045,7 +1081,7 @@ cdef class Accumulator:
                 if partition is None:
                     number = self.choose_sticky(known, True)
                 self.write_source(known.target(number), &source, 0, count, total, delivery.parts)
-        except (BufferFullError, ClosedError, KeyboardInterrupt) as error:
+        except (BufferFullError, ClosedError, TransactionError, KeyboardInterrupt) as error:
             sent = sum(records for _, records in delivery.parts)
             error.add_note(f"{sent} of {count} records had been sent before")
             raise
@@ -1153,6 +1189,8 @@ cdef class Accumulator:
                             raise MemoryError(f"no memory left to encode {count} records")
                         raise InvalidRecordError("the values were changed by another thread while they were sent")
                     self.require_open()
+                    if pending.transaction != self.transaction:
+                        raise TransactionError("the transaction was ended by another thread while records were sent in it")
                 except BaseException:
                     self.give_back(pending.capacity)
                     raise
@@ -1208,6 +1246,10 @@ cdef class Accumulator:
             if self.is_ready(target, now):
                 ready.append(target)
                 self.append_queue(target)
+                if self.lacks_files:
+                    # what was appended so far is brought to its level first, and its logs given back
+                    self.lacks_files = False
+                    break
         for target in ready:
             self.reach_level(target)
         if self.memory_waiters:
@@ -1236,25 +1278,30 @@ cdef class Accumulator:
 
     cdef int append_queue(self, PartitionTarget target) except -1:
         """Append everything that waits for a partition, in order. What fails is failed, and the next goes on."""
-        cdef PendingAppend pending
+        cdef PendingAppend pending, following
         self.seal(target)
-        pending = target.head
-        while pending is not None:
-            if pending.state == PENDING:
-                pending.state = APPENDING
-                try:
-                    self.append_one(target, pending)
-                except LockedError as error:
-                    pending.state = PENDING
-                    self.try_later(target, pending, error)
-                    if pending.state != FAILED:
-                        return 0
-                except Exception as error:
-                    self.finish(target, pending, error)
-                else:
-                    if target.log.level < AT_BATCH:
-                        self.finish(target, pending, None)
-            pending = pending.next
+        following = target.head
+        while following is not None:
+            pending = following
+            following = pending.next
+            if pending.state != PENDING:
+                continue
+            pending.state = APPENDING
+            failure = None
+            try:
+                self.append_one(target, pending)
+            except Exception as error:
+                failure = error
+            # as it is now; when somebody finishes that one too meanwhile, the rest has its turn in the next cycle
+            following = pending.next
+            hindrance = self.hindrance_of(target, pending, failure)
+            if hindrance is not None:
+                pending.state = PENDING
+                self.try_later(target, pending, hindrance)
+                if pending.state != FAILED:
+                    return 0
+            elif failure is not None or target.log.level < AT_BATCH:
+                self.finish(target, pending, failure)
         return 0
 
     cdef int append_one(self, PartitionTarget target, PendingAppend pending) except -1:
@@ -1308,6 +1355,22 @@ cdef class Accumulator:
         self.appends += 1
         return 0
 
+    cdef object hindrance_of(self, PartitionTarget target, PendingAppend pending, error):
+        """What is worth another try, as a LockedError: too many open files are, when others have been given back; else None."""
+        if error is None or isinstance(error, LockedError):
+            return error
+        if not isinstance(error, StorageError) or error.errno not in TOO_MANY_OPEN:
+            return None
+        for topic in list(self.topics.values()):
+            release_leases(topic)
+        if target.lease is not None and target.head is pending:
+            # who could be opened, but not appended to, shall not stand in the way of the others
+            release_lease(target)
+        self.lacks_files = True
+        hindrance = LockedError(f"{error}: raise the limit of open files (ulimit -n)")
+        hindrance.__cause__ = error
+        return hindrance
+
     cdef int reach_level(self, PartitionTarget target) except -1:
         """One sync for everything that was appended to a partition; then it is delivered."""
         cdef PendingAppend pending = target.head, last = None
@@ -1322,11 +1385,13 @@ cdef class Accumulator:
                 sync_until(target.log, last.end_offset)
             elif target.log.level == AT_BATCH:
                 sync_own(target.log)
-        except LockedError as error:
-            self.try_later(target, target.head, error)
-            return 0
         except Exception as error:
             failure = error
+        hindrance = self.hindrance_of(target, None, failure)
+        self.lacks_files = False
+        if hindrance is not None:
+            self.try_later(target, target.head, hindrance)
+            return 0
         while target.head is not None and target.head.state == APPENDED:
             pending = target.head
             self.finish(target, pending, failure)
@@ -1360,6 +1425,8 @@ cdef class Accumulator:
             before.next = pending.next
             if target.tail is pending:
                 target.tail = before
+        # who keeps an old delivery shall not keep all that came after it
+        pending.next = None
         if error is not None:
             if pending.state == APPENDED or pending.state == APPENDING and not isinstance(error, StorageFullError):
                 self.begin_epoch(target)
@@ -1797,6 +1864,11 @@ cdef int release_leases(TopicTarget topic) except -1:
     cdef PartitionTarget target
     for target in topic.targets:
         if target is not None and target.lease is not None and target.head is None:
-            lease, target.lease, target.log = target.lease, None, None
-            lease.release()
+            release_lease(target)
+    return 0
+
+
+cdef int release_lease(PartitionTarget target) except -1:
+    lease, target.lease, target.log = target.lease, None, None
+    lease.release()
     return 0

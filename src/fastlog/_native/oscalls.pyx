@@ -376,6 +376,7 @@ FAILPOINTS = (
     "transaction.completed",
     "group.stripped", "group.seated", "group.published", "group.moving", "group.copied", "group.retired", "group.taken",
     "group.released",
+    "group.layout",
 )
 FAILPOINT_ACTIONS = ("kill", "stop")
 cdef int failpoint_armed = -1

@@ -472,7 +472,8 @@ cdef class ProducerStates:
         if verdict == STALE_COORDINATOR:
             error = FencedError(
                 f"{where}: its marker has coordinator epoch {rejection.marker.coordinator_epoch}, the log has seen "
-                f"{rejection.known_coordinator_epoch}: another coordinator has taken over; nothing was written"
+                f"{rejection.known_coordinator_epoch}: another coordinator has taken over; nothing was written",
+                coordinator_epoch=rejection.known_coordinator_epoch,
             )
             error.kafka_code = 52
             return error

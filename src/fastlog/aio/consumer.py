@@ -180,6 +180,7 @@ class Consumer(Generic[K, V]):
         """Commits and the group also have their time while a handler is at work."""
         listener = self._group_listener = self._ear.attend(partial(heard_of, weakref.ref(self)))
         listener.listen(self._stepping.group_bell)
+        weakref.finalize(self, self._ear.dismiss, listener).atexit = False
         self._set_timer()
 
     def _set_timer(self) -> None:
@@ -419,7 +420,7 @@ def heard_of(reference: weakref.ref[Consumer[Any, Any]]) -> bool:
     consumer = reference()
     if consumer is not None:
         consumer.hear_group()
-    return consumer is None
+    return False
 
 
 class Records(Generic[K, V]):

@@ -19,9 +19,11 @@ from fastlog.clients.store import ConsumerOptions, open_store
 from fastlog.clients.store import Store as SynchronousStore
 from fastlog.config import parse_duration_ms
 from fastlog.groups.admin import GroupDescription
+from fastlog.groups.lag import Lag
 from fastlog.groups.offsets import OffsetAndMetadata
 from fastlog.records import TopicPartition
 from fastlog.reports import MaintenanceReport
+from fastlog.store.backup import BackupReport
 
 from .consumer import Consumer
 from .ear import Ear
@@ -68,8 +70,9 @@ class Store:
         self._store = store
         self._workers = workers
         self._ear = Ear(store.directory, asyncio.get_running_loop())
-        self._opened: weakref.WeakSet[Producer | Consumer[Any, Any]] = weakref.WeakSet()
-        weakref.finalize(self, let_go, self._ear, workers)
+        # in the order of opening; what the application drops is not kept
+        self._opened: weakref.WeakKeyDictionary[Producer | Consumer[Any, Any], None] = weakref.WeakKeyDictionary()
+        weakref.finalize(self, let_go, self._ear, workers).atexit = False
 
     @classmethod
     async def make(cls, opening: Callable[[], SynchronousStore]) -> Store:
@@ -119,7 +122,7 @@ class Store:
         A cancellation is raised when all is closed.
         """
         problems: list[BaseException] = []
-        for opened in list(self._opened):
+        for opened in reversed(list(self._opened)):
             try:
                 await opened.close()
             except (Exception, asyncio.CancelledError) as error:
@@ -175,9 +178,9 @@ class Store:
         """Delete a topic and its records. Whoever reads or writes it gets UnknownTopicError from then on."""
         await self._workers.run(self._store.delete_topic, name)
 
-    async def topics(self) -> list[str]:
-        """Names of all topics, sorted; fastlog's own internal ones are left out."""
-        return await self._workers.run(self._store.topics)
+    async def topics(self, internal: bool = False) -> list[str]:
+        """Names of all topics, sorted; fastlog's own internal ones only when asked for."""
+        return await self._workers.run(self._store.topics, internal)
 
     async def topic(self, name: str) -> Topic:
         """A topic. Raises UnknownTopicError, which names the nearest."""
@@ -223,7 +226,7 @@ class Store:
         async def make() -> Producer:
             longest = parse_duration_ms(max_block, "max_block")
             producer = Producer(await self._workers.make(opening, close_quietly), self._workers, longest)
-            self._opened.add(producer)
+            self._opened[producer] = None
             return producer
 
         return Opening(make)
@@ -319,7 +322,7 @@ class Store:
 
         async def make() -> Consumer[Any, Any]:
             consumer = await Consumer.open(self._store.directory, self._ear, self._workers, topics, dict(options))
-            self._opened.add(consumer)
+            self._opened[consumer] = None
             return consumer
 
         return Opening(make)
@@ -333,6 +336,10 @@ class Store:
     async def describe_group(self, group: str) -> GroupDescription:
         """Members of a group, what they own, and what is committed. One that there is not is ``"Dead"``."""
         return await self._workers.run(self._store.describe_group, group)
+
+    async def group_lag(self, group: str, topics: Iterable[str] | None = None) -> dict[TopicPartition, Lag]:
+        """How far a group is behind in each partition; see ``fastlog.Store.group_lag``."""
+        return await self._workers.run(self._store.group_lag, group, topics)
 
     async def reset_offsets(
         self,
@@ -353,6 +360,10 @@ class Store:
     async def maintain(self, topics: Iterable[str] | None = None) -> dict[TopicPartition, MaintenanceReport]:
         """Delete what retention no longer wants, and compact, now; by default in all topics."""
         return await self._workers.run(self._store.maintain, topics)
+
+    async def backup(self, target: str | os.PathLike[str]) -> BackupReport:
+        """Copy everything that is in the store now into a new or empty folder. See ``fastlog.Store.backup``."""
+        return await self._workers.run(self._store.backup, target)
 
     def __repr__(self) -> str:
         return f"<aio {self._store!r}>"

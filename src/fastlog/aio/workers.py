@@ -21,6 +21,7 @@ class Workers:
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="fastlog-aio")
         # one thread stays free of work that may wait for a callback in the loop, which may want a thread itself
         self._running = 0
+        self._is_stopped = False
         self._waiting_ones = asyncio.Semaphore(THREADS - 1)
 
     async def run(self, work: Callable[..., T], *arguments: Any) -> T:
@@ -28,7 +29,16 @@ class Workers:
         return await settled(self._begin(work, *arguments))
 
     def _begin(self, work: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
-        future = asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+        loop = asyncio.get_running_loop()
+        if self._is_stopped:
+            # of a closed store: nothing waits any more, and most of it is a ClosedError
+            future: asyncio.Future[T] = loop.create_future()
+            try:
+                future.set_result(work(*arguments))
+            except Exception as error:
+                future.set_exception(error)
+            return future
+        future = loop.run_in_executor(self._pool, work, *arguments)
         self._running += 1
         future.add_done_callback(self._end)
         return future
@@ -55,6 +65,7 @@ class Workers:
 
     def stop(self) -> None:
         """Let the threads end; what they have begun they end first."""
+        self._is_stopped = True
         self._pool.shutdown(wait=not self._running)
 
 

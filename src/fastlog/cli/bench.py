@@ -1,4 +1,4 @@
-"""``fastlog bench append | read | latency``: how fast a log is on this machine, with a workload like yours.
+"""``fastlog bench append | read | latency | pipeline``: how fast a log is on this machine, with a workload like yours.
 
 A look, for choosing a batch size, a durability level or a disk. Every figure stands beside the floor of the same
 machine in the same run: bare writes, bare reads, a pipe. They take turns, after a warm-up round; the median of the
@@ -9,6 +9,7 @@ being in the way.
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from array import array
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ import fastlog
 from fastlog.cli import output as text
 from fastlog.cli.doctor import is_partition
 from fastlog.cli.output import Output, output_options
-from fastlog.cli.workers import Worker, workers
+from fastlog.cli.workers import Worker, WorkerError, workers
 from fastlog.config import DEFAULT_DURABILITY, DURABILITY_LEVELS, parse_size
 
 __all__ = ["bench"]
@@ -49,11 +50,15 @@ def _size(context: click.Context, parameter: click.Parameter, value: str) -> int
     return found
 
 
-def _workload_options(batch: int, records: int | None, durability: bool = True) -> Callable[[Callable[..., None]], Any]:
+def _workload_options(
+    batch: int, records: int | None, durability: bool = True, threads: bool = True
+) -> Callable[[Callable[..., None]], Any]:
     """The options that say what is done; ``batch`` and ``records`` are their defaults."""
     count = click.IntRange(min=1)
     level = click.option("--durability", type=click.Choice(DURABILITY_LEVELS), default=DEFAULT_DURABILITY,
                          show_default=True, help="When an append returns.")  # fmt: skip
+    in_threads = click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True, metavar="COUNT",
+                              help="Threads in each process.")  # fmt: skip
     options = [
         click.option("--records", type=count, default=records, metavar="COUNT", show_default=records is not None,
                      help="Records per round, at most."),
@@ -61,10 +66,9 @@ def _workload_options(batch: int, records: int | None, durability: bool = True) 
         click.option("--batch", type=count, default=batch, show_default=True, metavar="COUNT",
                      help="Records per call."),
         *([level] if durability else []),
-        click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True, metavar="COUNT",
-                     help="Threads in each process."),
+        *([in_threads] if threads else []),
         click.option("--processes", type=click.IntRange(1, 64), default=1, show_default=True, metavar="COUNT",
-                     help="Processes on one log."),
+                     help="Processes on one log." if threads else "Processes that send, and as many that consume."),
         click.option("--compression", type=click.Choice(CODECS), default="none", show_default=True,
                      help="Codec of the batches; the values are then text instead of random bytes."),
         click.option("--seconds", type=click.FloatRange(min=0.05), default=3.0, show_default=True,
@@ -477,3 +481,118 @@ def _measure_wake_ups(output: Output, home: Path, workload: _Workload, times: in
         listener.ask("close")
         ringer.ask("close")
     return [ours, floor]
+
+
+# --- pipeline -------------------------------------------------------------------------------------
+
+TOPIC = "bench"
+
+
+@bench.command()
+@folder_argument
+@_workload_options(batch=1, records=None, threads=False)
+@click.option("--partitions", type=click.IntRange(1, 1024), metavar="COUNT",
+              help="Partitions of the topic; as many as processes by default.")  # fmt: skip
+@output_options
+def pipeline(output: Output, path: Path, partitions: int | None, **options: Any) -> None:
+    """Measure records from producers to consumers, through a topic, in processes.
+
+    So many processes send, one record or --batch of them per call, without waiting for each; so many others, one
+    consumer group, take lists of up to 500 Record objects meanwhile. "sent" is until all records are delivered at the
+    durability level, "consumed" until the last one is in a consumer's hand. The same bytes through a pipe, from one
+    process to another, take turns with them.
+    """
+    workload = _Workload(threads=1, **options)
+    count = partitions or workload.processes
+    if count % workload.processes:
+        raise click.UsageError(f"--partitions {count}: expected a multiple of the {workload.processes} processes")
+    hears, says = os.pipe()
+    others: list[tuple[int, ...]] = [()] * (workload.processes - 1)
+    with (
+        _folder_in(path) as home,
+        workers((says,), *others) as producers,
+        workers((hears,), *others) as consumers,
+    ):
+        os.close(says)
+        os.close(hears)
+        results = [_Result("sent"), _Result("consumed"), _Result("bytes through a pipe", "bytes")]
+        with output.progress("measuring", 2 * (ROUNDS + 1)) as advance:
+            for number in range(ROUNDS + 1):
+                counted = results if number else [_Result(result.name, result.unit) for result in results]
+                _pipeline_round(home, producers, consumers, workload, count, counted)
+                advance(2 * number + 1)
+                _pipe_round(home, producers[0], consumers[0], (says, hears), workload, counted[2])
+                advance(2 * number + 2)
+    _show_pipeline(output, workload, count, results)
+
+
+def _pipeline_round(
+    home: Path, producers: list[Worker], consumers: list[Worker], workload: _Workload, partitions: int,
+    results: list[_Result],
+) -> None:  # fmt: skip
+    root, all_sent = home / "store", home / "all-sent"
+    with fastlog.open(root, durability=workload.durability) as store:
+        store.create_topic(TOPIC, partitions)
+    at = {"path": str(root), "durability": workload.durability}
+    for worker in consumers:
+        worker.send("open consumer", topic=TOPIC, share=partitions // len(consumers), **at)
+    for worker in producers:
+        worker.send("open producer", compression=workload.codec, **at)
+    for worker in (*consumers, *producers):
+        worker.receive()
+    for worker in consumers:
+        worker.send("consume", all_sent=str(all_sent))
+    for worker in producers:
+        worker.send(
+            "produce", topic=TOPIC, size=workload.size, batch=workload.batch, nanoseconds=workload.nanoseconds,
+            records=max(1, workload.records_per_round // len(producers)), text=workload.codec is not None,
+        )  # fmt: skip
+    sent = [worker.receive() for worker in producers]
+    all_sent.touch()
+    found = [worker.receive() for worker in consumers]
+    for worker in (*consumers, *producers):
+        worker.ask("close store")
+    all_sent.unlink()
+    shutil.rmtree(root)
+    _add_pipeline(sent, found, results)
+
+
+def _add_pipeline(sent: list[dict[str, Any]], found: list[dict[str, Any]], results: list[_Result]) -> None:
+    total, arrived = (sum(answer["records"] for answer in answers) for answers in (sent, found))
+    if total != arrived:
+        raise WorkerError(f"{total} records were sent, and {arrived} arrived: please report this")
+    began = min(answer["began"] for answer in sent)
+    for result, answers in zip(results, (sent, found), strict=False):
+        ended = max(answer["ended"] for answer in answers)
+        result.rates.append(total * SECOND / max(1, ended - began))
+        result.records += total
+
+
+def _pipe_round(
+    home: Path, writer: Worker, reader: Worker, pipe: tuple[int, int], workload: _Workload, result: _Result
+) -> None:
+    all_sent = home / "all-sent"
+    reader.send("read pipe", pipe=pipe[1], all_sent=str(all_sent))
+    written = writer.ask(
+        "write pipe", pipe=pipe[0], size=workload.size, batch=workload.batch, nanoseconds=workload.nanoseconds,
+        records=workload.records_per_round,
+    )  # fmt: skip
+    all_sent.touch()
+    found = reader.receive()
+    all_sent.unlink()
+    result.rates.append(found["bytes"] * SECOND / max(1, found["ended"] - written["began"]))
+
+
+def _show_pipeline(output: Output, workload: _Workload, partitions: int, results: list[_Result]) -> None:
+    if output.as_json:
+        output.object(_as_fields("pipeline", workload, results, partitions=partitions))
+        return
+    floor = results[-1]
+    rows = []
+    for result in results[:-1]:
+        speed = result.rate * workload.size
+        rows.append((result.name, text.rate(result.rate, "records"), text.speed(speed), f"{speed / floor.rate:.2f}x"))
+    rows.append((floor.name, "", text.speed(floor.rate), ""))
+    output.line(f"pipeline: {workload.describe()}, {text.plural(partitions, 'partition')}", bold=True)
+    output.table(("", "median rate", "values", "beside"), rows)
+    _print_how(output)

@@ -47,7 +47,7 @@ config_option = click.option(
 def list_topics(output: Output, store: Path, internal: bool) -> None:
     """List the topics of the store, with how much is in them."""
     with open_store(store, read_only=True) as opened:
-        found = [summary(opened.topic(name)) for name in opened.topics(internal=internal)]
+        found = [summary(opened, name) for name in opened.topics(internal=internal)]
     if output.as_json:
         output.object({"store": str(store), "topics": found})
         return
@@ -70,9 +70,10 @@ def list_topics(output: Output, store: Path, internal: bool) -> None:
     )
 
 
-def summary(topic: fastlog.Topic) -> dict[str, Any]:
+def summary(store: fastlog.Store, name: str) -> dict[str, Any]:
     """What a line of ``topics list`` says. Records are counted by offsets, control records among them."""
-    parts = [partition_fields(topic, number) for number in range(topic.partitions)]
+    topic = store.topic(name)
+    parts = [partition_fields(store, topic, number) for number in range(topic.partitions)]
     return {
         "name": topic.name,
         "topic_id": topic.topic_id,
@@ -83,7 +84,13 @@ def summary(topic: fastlog.Topic) -> dict[str, Any]:
     }
 
 
-def partition_fields(topic: fastlog.Topic, number: int) -> dict[str, Any]:
+PARTITION_FIELDS = ("partition", "start_offset", "end_offset", "last_stable_offset", "segments", "bytes")
+
+
+def partition_fields(store: fastlog.Store, topic: fastlog.Topic, number: int) -> dict[str, Any]:
+    if store.read_only and not store.directory.is_created(topic.name, number):
+        # nobody has used it yet, so it has no files
+        return {**dict.fromkeys(PARTITION_FIELDS, 0), "partition": number, "largest_timestamp": None}
     log = topic.partition(number)
     segments = log.segments()
     largest = max((segment.max_timestamp for segment in segments), default=-1)
@@ -121,7 +128,7 @@ def create(
     with open_store(store, create=True) as opened:
         for name in names:
             opened.create_topic(name, partitions=partitions, exist_ok=if_missing, **options)
-        found = [describe_fields(opened.topic(name)) for name in names]
+        found = [describe_fields(opened, name) for name in names]
     if output.as_json:
         output.object({"store": str(store), "topics": found})
         return
@@ -139,7 +146,7 @@ def create(
 def describe(output: Output, store: Path, name: str) -> None:
     """Show the partitions of a topic, their offsets and sizes, and the topic's options."""
     with open_store(store, read_only=True) as opened:
-        found = describe_fields(opened.topic(name))
+        found = describe_fields(opened, name)
     if output.as_json:
         output.object(found)
         return
@@ -165,12 +172,13 @@ def describe(output: Output, store: Path, name: str) -> None:
     )
 
 
-def describe_fields(topic: fastlog.Topic) -> dict[str, Any]:
+def describe_fields(store: fastlog.Store, name: str) -> dict[str, Any]:
+    topic = store.topic(name)
     return {
         "name": topic.name,
         "topic_id": topic.topic_id,
         "config": dict(topic.config),
-        "partitions": [partition_fields(topic, number) for number in range(topic.partitions)],
+        "partitions": [partition_fields(store, topic, number) for number in range(topic.partitions)],
     }
 
 
@@ -195,7 +203,7 @@ def alter(output: Output, store: Path, name: str, partitions: int | None, pairs:
             opened.alter_topic(name, config=parse_options(pairs))
         if partitions is not None:
             opened.add_partitions(name, partitions)
-        found = describe_fields(opened.topic(name))
+        found = describe_fields(opened, name)
     if output.as_json:
         output.object(found)
     else:
@@ -216,7 +224,7 @@ def delete(output: Output, store: Path, name: str, yes: bool) -> None:
     Shows what would go and asks first; without a terminal it wants --yes and else changes nothing (exit code 1).
     """
     with open_store(store) as opened:
-        found = summary(opened.topic(name))
+        found = summary(opened, name)
         if not output.as_json:
             output.line(
                 f"To delete from {store}: {name}, {text.plural(found['partitions'], 'partition')}, "

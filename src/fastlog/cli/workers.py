@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
 from array import array
@@ -26,6 +27,7 @@ READ_BYTES = 1 << 20
 # Long enough for the other side to fall asleep, so that it has to be woken.
 PAUSE_SECONDS = 0.0003
 WAIT_SECONDS = 10
+SENDS_PER_LOOK = 1000  # at the clock
 
 
 class WorkerError(fastlog.Error):
@@ -102,6 +104,9 @@ class _State:
     """What a worker keeps from job to job."""
 
     log: fastlog.PartitionLog | None = None
+    store: fastlog.Store | None = None
+    producer: fastlog.Producer | None = None
+    consumer: fastlog.Consumer[bytes | None, bytes | None] | None = None
 
     @property
     def opened(self) -> fastlog.PartitionLog:
@@ -325,7 +330,95 @@ def listen(state: _State, *, ready: int, bell: int, times: int) -> dict[str, Any
     return {"log": from_log, "pipe": from_pipe}
 
 
+# A pipeline takes producing workers and consuming ones, which are one group. Time runs from the first that sends to the
+# last that has a record in hand. A consumer ends when there is a file that says that all is sent, and no record after.
+
+
+def open_producer(state: _State, *, path: str, durability: str, compression: str | None) -> dict[str, Any]:
+    state.store = fastlog.open(path, durability=durability)
+    state.producer = state.store.producer(compression=compression)
+    return {}
+
+
+def open_consumer(state: _State, *, path: str, durability: str, topic: str, share: int) -> dict[str, Any]:
+    """Join the group; the answer comes when ``share`` partitions are there, so all members have to be asked at once."""
+    state.store = fastlog.open(path, durability=durability)
+    state.consumer = state.store.consumer(topic, group="bench", start="earliest")
+    deadline = monotonic_ns() + WAIT_SECONDS * 1_000_000_000
+    while len(state.consumer.assignment()) != share:
+        state.consumer.poll(timeout=0.01)
+        if monotonic_ns() > deadline:
+            raise WorkerError(f"a consumer has no {share} partitions after {WAIT_SECONDS} s")
+    return {}
+
+
+def close_store(state: _State) -> dict[str, Any]:
+    assert state.store is not None
+    state.store.close()
+    state.store = state.producer = state.consumer = None
+    return {}
+
+
+def produce(
+    state: _State, *, topic: str, size: int, batch: int, records: int, nanoseconds: int, text: bool
+) -> dict[str, Any]:
+    """Send until ``records`` are sent or the time is over, then wait until all are delivered."""
+    assert state.producer is not None
+    send, send_many = state.producer.send, state.producer.send_many
+    values = values_of(size, batch if batch > 1 else min(records, SENDS_PER_LOOK), text)
+    sent, began = 0, monotonic_ns()
+    while sent < records and monotonic_ns() - began < nanoseconds:
+        if batch > 1:
+            send_many(topic, values)
+            sent += batch
+        else:
+            some = values[: records - sent]
+            for value in some:
+                send(topic, value)
+            sent += len(some)
+    state.producer.flush()
+    return {"records": sent, "began": began, "ended": monotonic_ns()}
+
+
+def consume(state: _State, *, all_sent: str) -> dict[str, Any]:
+    """Take lists of up to 500 records until there is the file ``all_sent`` and no record after it."""
+    assert state.consumer is not None
+    found, ended = 0, 0
+    while True:
+        is_last = os.path.exists(all_sent)
+        records = state.consumer.poll(500, timeout=0.02)
+        if records:
+            found += len(records)
+            ended = monotonic_ns()
+        elif is_last:
+            return {"records": found, "ended": ended}
+
+
+def write_pipe(state: _State, *, pipe: int, size: int, batch: int, records: int, nanoseconds: int) -> dict[str, Any]:
+    """The floor: the same values through a pipe, each call one write."""
+    content, written, began = b"".join(values_of(size, batch, False)), 0, monotonic_ns()
+    while written < records * size and monotonic_ns() - began < nanoseconds:
+        at = 0
+        while at < len(content):
+            at += os.write(pipe, content[at:])
+        written += len(content)
+    return {"bytes": written, "began": began}
+
+
+def read_pipe(state: _State, *, pipe: int, all_sent: str) -> dict[str, Any]:
+    """Read until there is the file ``all_sent`` and no byte after it."""
+    found, ended = 0, 0
+    while True:
+        is_last = os.path.exists(all_sent)
+        if select.select([pipe], [], [], 0.02)[0]:
+            found += len(os.read(pipe, READ_BYTES))
+            ended = monotonic_ns()
+        elif is_last:
+            return {"bytes": found, "ended": ended}
+
+
 JOBS: dict[str, Callable[..., dict[str, Any]]] = {
     "open": open_log, "close": close_log, "append": append, "write": write, "read": read, "ring": ring,
-    "listen": listen,
+    "listen": listen, "open producer": open_producer, "open consumer": open_consumer, "close store": close_store,
+    "produce": produce, "consume": consume, "write pipe": write_pipe, "read pipe": read_pipe,
 }  # fmt: skip

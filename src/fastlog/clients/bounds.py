@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 
 import numpy
 
 from fastlog._core import RecordCursor
+from fastlog._native import oscalls
 from fastlog.errors import ConfigError
 from fastlog.groups.lag import readable_end
 from fastlog.records import TopicPartition
@@ -16,6 +18,10 @@ from .fetching import Assigned
 from .starting import aware, now, offset_at
 
 __all__ = ["Bounds"]
+
+logger = logging.getLogger("fastlog.consumer")
+
+PATIENCE_MS = 10_000  # how long partitions are waited for that other members are to hand over
 
 
 class Bounds:
@@ -28,6 +34,7 @@ class Bounds:
             raise ConfigError(f'until={until!r}: expected "end", an aware datetime, or {{TopicPartition: offset}}')
         self._until = until
         self._stops: dict[TopicPartition, int] = {}
+        self._waits_until: int | None = None
         if isinstance(until, Mapping):
             self._stops = {TopicPartition(*name): offset for name, offset in until.items()}
 
@@ -55,6 +62,15 @@ class Bounds:
         """Whether nothing of this partition is left to hand out."""
         stop = self._stop_of(found)
         return stop is not None and found.position >= stop
+
+    def is_patience_over(self) -> bool:
+        """Whether it was waited long enough for other members of the group, since this was asked first."""
+        if self._waits_until is None:
+            self._waits_until = oscalls.steady_clock() + PATIENCE_MS
+        if oscalls.steady_clock() < self._waits_until:
+            return False
+        logger.warning("a bounded read ends without partitions that other members of the group did not hand over")
+        return True
 
     def allowed(self, found: Assigned, cursor: RecordCursor) -> int:
         """How many of the cursor's records lie before the end. With none of them, the partition is done."""

@@ -27,7 +27,7 @@ from fastlog.errors import (
     UnknownTopicError,
 )
 from fastlog.groups.lag import Lag, lag_at, readable_end
-from fastlog.groups.membership import Membership
+from fastlog.groups.membership import Membership, OwnerEpoch
 from fastlog.groups.offsets import OffsetAndMetadata, OffsetStore
 from fastlog.records import TopicPartition
 from fastlog.transactions import Coordinator, resolve_pending
@@ -59,6 +59,7 @@ logger = logging.getLogger("fastlog.consumer")
 Duration = float | str | timedelta
 Callback = Callable[[list[TopicPartition]], object]
 
+INT64_MAX = 2**63 - 1
 SLICE_MS = 50  # a writer that is killed before it rings delays nobody for longer
 RETENTION_CHECK_MS = 60_000
 
@@ -146,6 +147,7 @@ class Consumer(Generic[K, V]):
         self._depth = 0
         self._closing = False
         self._closed = False
+        self._is_finishing = False
         self._auto_commit = auto_commit and group is not None
         self._commit_interval = parse_duration_ms(auto_commit_interval, "auto_commit_interval")
         self._committed_at = oscalls.steady_clock()
@@ -269,8 +271,9 @@ class Consumer(Generic[K, V]):
     def _finish(self) -> None:
         """The end of this consumer; the gate is held."""
         with self._state:
-            if self._closed:
-                return
+            if self._closed or self._is_finishing:
+                return  # the latter: a callback uses the consumer once more
+            self._is_finishing = True
             try:
                 self._note_progress()
                 self._drop_cursor()
@@ -436,7 +439,10 @@ class Consumer(Generic[K, V]):
     def _is_done(self, bounds: Bounds) -> bool:
         if not self._has_joined or self._unresolved:
             return False
-        return all(bounds.is_reached(found) for found in self._fetcher)
+        if not all(bounds.is_reached(found) for found in self._fetcher):
+            return False
+        # what the group gives to this member may still be with others, who let go of it at their next record
+        return self._membership is None or self._membership.is_settled or bounds.is_patience_over()
 
     def _open_cursor(self, found: Assigned, batch: RecordBatch) -> RecordCursor:
         cursor = batch.cursor(self._key_deserializer, self._value_deserializer)
@@ -494,8 +500,8 @@ class Consumer(Generic[K, V]):
             LockedError: another thread is using this consumer.
             ClosedError: the consumer was closed.
         """
-        if max_records < 1:
-            raise ConfigError(f"max_records={max_records}: expected at least 1")
+        if isinstance(max_records, bool) or not isinstance(max_records, int) or max_records < 1:
+            raise ConfigError(f"max_records={max_records!r}: expected an integer from 1")
         with Call(self):
             self._ask()
             deadline = self._deadline(timeout)
@@ -582,7 +588,7 @@ class Consumer(Generic[K, V]):
             idle_timeout: stop as well when nothing comes for so long.
 
         In a group these are the partitions that this member has; when others have them all there is nothing to hand
-        out.
+        out. For those that others are to hand over to it, it waits up to 10 s after the rest is read.
         """
         self._require_open()
         bounds = None if until is None else Bounds(until)
@@ -657,16 +663,20 @@ class Consumer(Generic[K, V]):
         self._has_joined = True
         if changes is not None:
             self._counts["rebalances"] += 1
-            if changes.lost:
-                self._lose(changes.lost)
-            if changes.revoked:
-                self._let_go(membership, changes.revoked)
+            # what callbacks raise must not keep anything from being taken or let go of: it is told only once. One that
+            # is lost may be assigned, too: its old position goes before anything is committed by the new epoch
+            self._forget(changes.lost)
             self._unresolved += changes.assigned
+            try:
+                if changes.lost:
+                    self._tell_lost(changes.lost)
+            finally:
+                if changes.revoked:
+                    self._let_go(membership, changes.revoked)
         if self._unresolved:
-            self._take_resolved()
+            self._take_resolved(membership)
 
-    def _lose(self, names: list[TopicPartition]) -> None:
-        self._forget(names)
+    def _tell_lost(self, names: list[TopicPartition]) -> None:
         logger.warning("group %r: lost %s", self._group, ", ".join(f"{topic}-{number}" for topic, number in names))
         if self._on_lost is not None:
             self._on_lost(names)
@@ -681,10 +691,11 @@ class Consumer(Generic[K, V]):
             self._forget(names)
             membership.release(names)
 
-    def _take_resolved(self) -> None:
+    def _take_resolved(self, membership: Membership) -> None:
         """Begin to read new partitions, unless a transaction that is open yet may move the group's offsets."""
         if not resolve_pending(self._directory, self._group or "", self._unresolved, timeout_ms=0):
             return
+        epochs = membership.owned()
         committed = self._committed_offsets(self._unresolved)
         taken = []
         try:
@@ -693,6 +704,7 @@ class Consumer(Generic[K, V]):
                 known = committed.get(name)
                 found = self._fetcher.add(name, None if known is None else known.offset)
                 found.written = None if known is None else known.offset
+                found.epoch = epochs.get(name)
                 taken.append(self._unresolved.pop(0))
         finally:
             # one that cannot be opened is tried again by the next call
@@ -749,33 +761,47 @@ class Consumer(Generic[K, V]):
         found = {}
         for name, offset in what.items():
             entry = offset if isinstance(offset, OffsetAndMetadata) else OffsetAndMetadata(offset)
-            if isinstance(entry.offset, bool) or not isinstance(entry.offset, int) or entry.offset < 0:
+            if not is_offset(entry.offset):
                 raise ConfigError(f"{name}: {entry.offset!r} is no offset to commit: expected an integer from 0")
-            found[TopicPartition(*name)] = entry
+            found[named_partition(name)] = entry
         return found
 
     def _commit_given(self, offsets: dict[TopicPartition, OffsetAndMetadata]) -> None:
+        # of the record in hand too, so that what is committed of it is finished
+        self._note_progress()
         self._write(offsets)
         for name, entry in offsets.items():
             found = self._fetcher.get(name)
             if found is not None:
                 found.finished = max(found.finished, min(entry.offset, found.position))
-                found.written = found.finished
+                # before what is finished: that is still to be written; beyond: it stays, until there is more
+                found.written = min(entry.offset, found.finished)
 
     def _write(self, offsets: dict[TopicPartition, OffsetAndMetadata]) -> None:
         if self._membership is None or not offsets:
             return
         try:
-            self._membership.commit(offsets)
+            self._membership.commit(offsets, self._epochs(offsets))
         except BaseException:
             self._counts["failed_commits"] += 1
             raise
         self._counts["commits"] += 1
 
+    def _epochs(self, names: Iterable[TopicPartition]) -> dict[TopicPartition, OwnerEpoch]:
+        """By what these partitions are owned while they are read; those that are not are left out."""
+        epochs = {}
+        for name in names:
+            found = self._fetcher.get(name)
+            if found is not None and found.epoch is not None:
+                epochs[name] = found.epoch
+        return epochs
+
     def _commit_finished(self) -> None:
         """Write what is finished and was not written yet."""
         self._committed_at = oscalls.steady_clock()
         due = [found for found in self._fetcher if found.finished != found.written]
+        if not due:
+            return
         self._write({found.name: OffsetAndMetadata(found.finished) for found in due})
         for found in due:
             found.written = found.finished
@@ -847,8 +873,8 @@ class Consumer(Generic[K, V]):
         with Call(self):
             self._settle()
             if offset is not None:
-                if isinstance(offset, bool) or not isinstance(offset, int) or offset < 0:
-                    raise ConfigError(f"offset={offset!r}: expected an integer from 0")
+                if not is_offset(offset):
+                    raise ConfigError(f"offset={offset!r}: expected an integer from 0 to 2**63 - 1")
                 self._move(self._assigned(topic, partition), offset)
                 return
             if timestamp is None or not isinstance(timestamp, datetime):
@@ -944,12 +970,12 @@ class Consumer(Generic[K, V]):
         if partitions is None:
             self._settle()
             return self._fetcher.names()
-        return [TopicPartition(*name) for name in partitions]
+        return [named_partition(name) for name in partitions]
 
     def _named(self, partitions: Sequence[TopicPartition]) -> list[Assigned]:
         if not partitions:
             return list(self._fetcher)
-        return [self._assigned(TopicPartition(*name), None) for name in partitions]
+        return [self._assigned(named_partition(name), None) for name in partitions]
 
     def _targets(self, topic: str | TopicPartition | None, partition: int | None) -> list[Assigned]:
         if topic is None:
@@ -1036,6 +1062,11 @@ class Consumer(Generic[K, V]):
         """Whether a transaction has taken over the commits."""
         return self._enlisted
 
+    def epochs(self) -> dict[TopicPartition, OwnerEpoch]:
+        """Owner epochs of what is read. Ask before ``offsets_in_hand``: they count under these only."""
+        with Call(self):
+            return self._epochs(self._fetcher.names())
+
     def offsets_in_hand(self) -> dict[TopicPartition, OffsetAndMetadata]:
         """The next offset of each partition whose position moved since the last commit: what a transaction commits."""
         with Call(self):
@@ -1069,6 +1100,19 @@ class Consumer(Generic[K, V]):
     def __repr__(self) -> str:
         whose = f" of group {self._group!r}" if self._group else ""
         return f"<Consumer{whose}: {len(self._fetcher)} partitions{', closed' if self._closed else ''}>"
+
+
+def is_offset(value: object) -> bool:
+    """Whether a caller passed what can be an offset."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= INT64_MAX
+
+
+def named_partition(name: object) -> TopicPartition:
+    """A TopicPartition that a caller passed, or a tuple like one. Raises ConfigError for anything else."""
+    match name:
+        case (str(topic), int(number)):
+            return TopicPartition(topic, number)
+    raise ConfigError(f"{name!r} is no partition: expected a TopicPartition, or a topic and a number")
 
 
 def weakly(method: Callable[[], object]) -> Callable[[], None]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from fastlog._core import PartitionLog, RecordBatch, bell_of
 from fastlog.errors import ConfigError, OffsetOutOfRangeError, UnknownTopicError
 from fastlog.groups.lag import readable_end
+from fastlog.groups.membership import OwnerEpoch
 from fastlog.records import TopicPartition
 
 from .starting import OUT_OF_RANGE, Starting, start_offset
@@ -46,11 +47,16 @@ class Assigned:
         initial: where reading began, when nothing was committed.
         is_paused: nothing is handed out until it is resumed.
         is_sought: ``position`` was chosen by the user: outside the log it is an error, whatever is configured.
+        epoch: as whose owner in the group it is read; its positions can be committed under no other.
     """
 
-    __slots__ = ("_lease", "finished", "initial", "is_paused", "is_sought", "log", "name", "position", "written")
+    __slots__ = (
+        *("_lease", "epoch", "finished", "initial", "is_paused", "is_sought"),
+        *("log", "name", "position", "written"),
+    )
 
     written: int | None
+    epoch: OwnerEpoch | None
 
     def __init__(self, name: TopicPartition, lease: Held, position: int) -> None:
         self.name = name
@@ -59,6 +65,7 @@ class Assigned:
         self.position = position
         self.finished = position
         self.written = None
+        self.epoch = None
         self.initial = position
         self.is_paused = False
         self.is_sought = False

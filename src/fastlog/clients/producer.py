@@ -158,11 +158,17 @@ class Producer(Accumulator):
         """
         try:
             super().close(timeout)
-        finally:
-            _open.discard(self)
-            self._directory.remove_closer(self._closer)
-            if self._transactional is not None:
-                self._transactional.close()
+        except Error:
+            self._let_go()
+            raise
+        # Ctrl-C ends the waiting, not the delivery: the end of the store or the process waits again
+        self._let_go()
+
+    def _let_go(self) -> None:
+        _open.discard(self)
+        self._directory.remove_closer(self._closer)
+        if self._transactional is not None:
+            self._transactional.close()
 
     def __repr__(self) -> str:
         counts = self.counts()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,11 +10,13 @@ from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack, overload
 
+from fastlog.errors import Error
 from fastlog.groups.admin import GroupDescription, delete_group, describe, list_groups, reset_offsets
 from fastlog.groups.lag import Lag, group_lag
-from fastlog.groups.offsets import OffsetAndMetadata
+from fastlog.groups.offsets import OffsetAndMetadata, OffsetStore
 from fastlog.records import TopicPartition
 from fastlog.reports import MaintenanceReport
+from fastlog.store.backup import BackupReport
 from fastlog.store.directory import Directory
 from fastlog.transactions import Coordinator
 
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from .producer import Producer
 
 __all__ = ["ConsumerOptions", "Store", "open_store"]
+
+logger = logging.getLogger("fastlog.store")
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -188,8 +193,16 @@ class Store:
         self._directory.add_partitions(name, total)
 
     def delete_topic(self, name: str) -> None:
-        """Delete a topic and its records. Whoever reads or writes it gets UnknownTopicError from then on."""
+        """Delete a topic and its records. Whoever reads or writes it gets UnknownTopicError from then on.
+
+        What groups have committed for it is taken back; if that fails it is logged, and those offsets count for nothing
+        all the same.
+        """
         self._directory.delete_topic(name)
+        try:
+            OffsetStore(self._directory).forget_topic(name)
+        except Error as error:
+            logger.warning("offsets of the deleted topic %r were not taken back: %s", name, error)
 
     def topics(self, internal: bool = False) -> list[str]:
         """Names of all topics, sorted; fastlog's own internal ones only when asked for."""
@@ -410,6 +423,18 @@ class Store:
         """Delete what retention no longer wants, and compact, now; by default in all topics. One process at a time does
         it; it also happens by itself every few minutes. Raises StorageError."""
         return self._directory.maintain(topics)
+
+    def backup(self, target: str | os.PathLike[str]) -> BackupReport:
+        """Copy everything that is in the store now into a new or empty folder, which opens as a store of its own.
+
+        Others go on appending meanwhile: each partition ends at one offset, and no transaction is in the copy by
+        halves. Closed segments are hard links where the file system allows it, which share their bytes with the
+        original: a copy on another disk survives the loss of this one. Durable when this returns; when it fails,
+        nothing is left. With ``read_only=True`` too.
+
+        Raises UnsupportedFormatError for a target that holds something, StorageError, StorageFullError.
+        """
+        return self._directory.backup(target)
 
     def __repr__(self) -> str:
         return f"<Store {self.path!r}{', closed' if self.closed else ''}>"

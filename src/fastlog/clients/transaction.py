@@ -51,6 +51,7 @@ class Enlisted(Protocol):
     @property
     def directory(self) -> Directory: ...
     def enlist(self) -> None: ...
+    def epochs(self) -> Mapping[TopicPartition, Any]: ...
     def offsets_in_hand(self) -> dict[TopicPartition, OffsetAndMetadata]: ...
     def note_committed(self, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None: ...
     def rewind(self) -> None: ...
@@ -182,20 +183,22 @@ class Transaction:
         if membership is None or group is None:
             raise TransactionError("the consumer has no group: open it with group=…", self._transactional.producer_id)
         self._require_same_store(consumer)
+        epochs = consumer.epochs()  # before the positions: of a partition that is taken anew in between none counts
         wanted = consumer.offsets_in_hand() if offsets is None else as_offsets(offsets)
         if not wanted:
             return
         store = OffsetStore(self._transactional.directory)
-        keys, values = store.encode_commit(group, wanted)
+        conditions = membership.conditions(wanted, epochs)
+        keys, values = store.encode_commit(group, wanted, {one.topic: epochs[one].topic_id for one in wanted})
         partition = TopicPartition(OFFSETS_TOPIC, store.partition_of(group))
         while True:
-            conditions = membership.conditions(list(wanted))
             try:
                 self._transactional.append_records(partition, keys, values, conditions)
                 self._offsets.update(wanted)
                 return
             except FencedError as error:
                 if membership.is_page_replaced(conditions):
+                    conditions = membership.conditions(wanted, epochs)
                     continue
                 raise CommitFailedError(
                     f"the consumer is no owner any more of a partition that it read from ({error}): the transaction "

@@ -52,6 +52,7 @@ _INT16 = struct.Struct(">h")
 _INT32 = struct.Struct(">i")
 _INT64 = struct.Struct(">q")
 _START = struct.Struct(">hqi")  # version, offset, leader epoch: versions 3 and 4
+_PLAIN = struct.Struct(">hqiBq")  # version 4 without a note, up to the tagged fields
 
 
 class OffsetAndMetadata(NamedTuple):
@@ -85,6 +86,7 @@ class CommittedOffset(NamedTuple):
     topic_id: str | None
 
 
+@functools.lru_cache(4096)
 def partition_for_name(name: str, partitions: int = OFFSETS_PARTITIONS) -> int:
     """The partition of an internal topic that keeps a group or a transactional id: Java's hash of the string, its sign
     taken away as Kafka does it (the smallest int becomes 0).
@@ -106,20 +108,32 @@ def encode_key(group: str, topic: str, partition: int) -> bytes:
     return _INT16.pack(_KEY_VERSION) + short_string(group) + short_string(topic) + _INT32.pack(partition)
 
 
-def encode_value(position: OffsetAndMetadata, topic_id: str | None) -> bytes:
-    """The value of a committed offset. ConfigError for a negative offset or a note that is too long."""
-    if position.offset < 0:
-        raise ConfigError(f"a committed offset is 0 or more, found {position.offset}")
-    note = position.metadata.encode()
+def encode_value(position: OffsetAndMetadata, topic_id: str | None, timestamp: int | None = None) -> bytes:
+    """The value of a committed offset, with another timestamp if one is given. ConfigError for a negative offset or a
+    note that is too long.
+    """
+    offset, metadata, leader_epoch, own_timestamp = position
+    if timestamp is None:
+        timestamp = own_timestamp
+    if offset < 0:
+        raise ConfigError(f"a committed offset is 0 or more, found {offset}")
+    if not metadata and topic_id is not None:
+        return _PLAIN.pack(_TYPED_VERSION, offset, leader_epoch, 1, timestamp) + tags_of(topic_id)
+    note = metadata.encode()
     if len(note) > MAX_METADATA:
         raise ConfigError(f"the metadata of an offset has at most {MAX_METADATA} bytes, found {len(note)}: shorten it")
     if topic_id is None:
-        start = _START.pack(_UNTYPED_VERSION, position.offset, position.leader_epoch)
-        return start + _INT16.pack(len(note)) + note + _INT64.pack(position.timestamp)
-    start = _START.pack(_TYPED_VERSION, position.offset, position.leader_epoch)
+        start = _START.pack(_UNTYPED_VERSION, offset, leader_epoch)
+        return start + _INT16.pack(len(note)) + note + _INT64.pack(timestamp)
+    start = _START.pack(_TYPED_VERSION, offset, leader_epoch)
+    return start + varint(len(note) + 1) + note + _INT64.pack(timestamp) + tags_of(topic_id)
+
+
+@functools.lru_cache(4096)
+def tags_of(topic_id: str) -> bytes:
+    """The tagged fields of a value: the topic's id."""
     identity = decode_id(topic_id)
-    tags = varint(1) + varint(0) + varint(len(identity)) + identity
-    return start + varint(len(note) + 1) + note + _INT64.pack(position.timestamp) + tags
+    return varint(1) + varint(0) + varint(len(identity)) + identity
 
 
 def short_string(text: str) -> bytes:

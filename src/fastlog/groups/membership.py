@@ -42,7 +42,8 @@ class Changes(NamedTuple):
     Attributes:
         revoked: to be let go of: commit, then ``release`` them. Still owned until then.
         lost: owned by this member no more; nothing can be committed for them.
-        assigned: owned from now on. Where to begin is what ``OffsetStore.committed`` says from now on.
+        assigned: owned from now on. Where to begin is what ``OffsetStore.committed`` says from now on. One
+            that is in ``lost``, too, was taken anew: forget it first.
     """
 
     revoked: list[TopicPartition]
@@ -106,6 +107,7 @@ class Membership:
         self._is_left = False
         self._wake: Callable[[], object] | None = None
         self._owned: dict[TopicPartition, OwnerEpoch] = {}
+        self._told: dict[TopicPartition, OwnerEpoch] = {}
         self._revoking: set[TopicPartition] = set()
         self._is_waiting = False
         self._taken = 0
@@ -219,6 +221,7 @@ class Membership:
             not self._is_left
             and page.version == self._seen_version
             and not self._is_waiting
+            and self._told is self._owned
             and self.directory.topics_version == self._table.topics_version
             and not page.replaced
             and page.load(self._number_word) == self._number
@@ -229,26 +232,36 @@ class Membership:
         self._page.store(self._stamp_word, oscalls.steady_clock())
 
     def _follow(self) -> Changes | None:
-        """Bring the own partitions to where the newest table wants them, as far as it goes now."""
+        """Bring the own partitions to where the newest table wants them, as far as it goes now.
+
+        Changes are what differs from what was told before: what an exception keeps from being told is told by the next
+        poll.
+        """
         self._require_usable()
         view = self._table.view()
         if self.directory.topics_version != self._table.topics_version:
             view = self._recompute(view)
-        lost: list[TopicPartition] = []
         if not self._is_member(view):
-            lost = sorted(self._owned)
             self._owned, self._revoking = {}, set()
             self._rejoin(view)
             view = self._table.view()
         self._follow_page(view)
         view.page.store(self._stamp_word, oscalls.steady_clock())
-        lost += self._drop_lost(view, self._owned)
+        self._drop_lost(view, self._owned)
         target = set(view.table.targets.get(self._number, ()))
-        revoked = [one for one in self._owned if one not in target and one not in self._revoking]
-        self._revoking.update(revoked)
-        assigned = self._take(view, target)
+        self._take(view, target)
         self.generation = view.table.generation
         self._seen_version = view.version
+        return self._tell(target)
+
+    def _tell(self, target: Collection[TopicPartition]) -> Changes | None:
+        """What the consumer does not know yet; it does from now on."""
+        told, owned = self._told, self._owned
+        revoked = [one for one in owned if one not in target and one not in self._revoking]
+        lost = [one for one, epoch in told.items() if owned.get(one) != epoch]
+        assigned = [one for one, epoch in owned.items() if told.get(one) != epoch]
+        self._revoking.update(revoked)
+        self._told = owned
         if revoked or lost or assigned:
             return Changes(sorted(revoked), sorted(lost), sorted(assigned))
         return None
@@ -292,7 +305,7 @@ class Membership:
         )
         self._join()
 
-    def _drop_lost(self, view: View, among: Iterable[TopicPartition]) -> list[TopicPartition]:
+    def _drop_lost(self, view: View, among: Iterable[TopicPartition]) -> None:
         """Forget what is owned by this member no more: its topic is gone, or was made again."""
         table = view.table
         lost = [
@@ -304,15 +317,14 @@ class Membership:
         ]
         self._owned = {one: epoch for one, epoch in self._owned.items() if one not in lost}
         self._revoking.difference_update(lost)
-        return lost
 
-    def _take(self, view: View, target: Collection[TopicPartition]) -> list[TopicPartition]:
+    def _take(self, view: View, target: Collection[TopicPartition]) -> None:
         """Become the owner of what the target gives, where nobody is; the rest is waited for."""
         missing = sorted(one for one in target if one not in self._owned)
         self._is_waiting = bool(missing)
         free = [one for one in missing if view.owner_value(one) == 0]
         if not free:
-            return []
+            return
         table, page = view.table, view.page
         epochs = {}
         for one in free:
@@ -322,17 +334,17 @@ class Membership:
         member = (page, self._number_word, self._number)
         try:
             self._table.offsets.log(self.group).exchange(
-                [view.live, member, *((page, word, 0) for _, word, _ in words)], words
+                [view.live, view.placed, member, *((page, word, 0) for _, word, _ in words)], words
             )
         except FencedError:
-            # put out meanwhile, or somebody else took one, or the page is being replaced, perhaps by one who died in it
+            # put out meanwhile, or somebody else took one, or words have gone to other partitions, or the page is being
+            # replaced, perhaps by one who died in it
             self._recompute(view)
             self._is_waiting = True
-            return []
+            return
         oscalls.reach_failpoint("group.taken")
         self._owned = {**self._owned, **epochs}
         self._is_waiting = len(free) < len(missing)
-        return free
 
     # --- letting go ------------------------------------------------------------------------------------------------
 
@@ -342,9 +354,11 @@ class Membership:
         Those that are not owned are passed over.
         """
         with self._lock:
-            going = [one for one in partitions if one in self._owned]
+            named = set(partitions)
+            going = [one for one in named if one in self._owned]
             while going and not self._let_go(going):
                 going = [one for one in going if one in self._owned]
+            self._told = {one: epoch for one, epoch in self._told.items() if one not in named}
             self._table.ring()
 
     def _let_go(self, partitions: Sequence[TopicPartition]) -> bool:
@@ -372,37 +386,51 @@ class Membership:
         """The partitions of this member, those being revoked included."""
         return dict(self._owned)
 
-    def conditions(self, partitions: Iterable[TopicPartition]) -> list[Condition]:
+    def conditions(
+        self, partitions: Iterable[TopicPartition], epochs: Mapping[TopicPartition, OwnerEpoch] | None = None
+    ) -> list[Condition]:
         """What has to hold for a commit: that this member owns each of these, now as when it took them.
 
-        For ``OffsetStore.commit`` and for transactions. CommitFailedError when it does not own one of them. When an
-        append fails with FencedError and ``is_page_replaced``, ask again: the group got a larger page.
+        For ``OffsetStore.commit`` and for transactions. ``epochs`` are those under which the positions were read; None:
+        those of now. CommitFailedError when it does not own one of them, or took it anew since. When an append fails
+        with FencedError and ``is_page_replaced``, ask again: the group got a larger page.
         """
         owned = self._owned
-        view = self._table.view()
+        page, _, table = self._table.view()
+        indexes, first = table.indexes, table.owners_word
         found = []
-        for one in map(TopicPartition._make, partitions):
+        for one in partitions:
             epoch = owned.get(one)
-            if epoch is None or one not in view.table.indexes:
+            if epoch is None or one not in indexes or (epochs is not None and epochs.get(one) != epoch):
                 raise self._not_owned([one])
-            found.append((view.page, view.table.owner_word(one), epoch.value))
+            found.append((page, first + indexes[one], epoch.value))
         return found
 
     def is_page_replaced(self, conditions: Sequence[Condition]) -> bool:
         """Whether conditions failed only because the group has got a larger page since: ask for new ones."""
         return any(page.replaced or page.load(word) == RETIRED for page, word, _ in conditions)
 
-    def commit(self, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
+    def commit(
+        self,
+        offsets: Mapping[TopicPartition, OffsetAndMetadata],
+        epochs: Mapping[TopicPartition, OwnerEpoch] | None = None,
+    ) -> None:
         """Commit offsets of own partitions, all or none; as durable as the directory's level when it returns.
 
-        CommitFailedError when a partition belongs to somebody else by now, or its topic was deleted: what was handled
-        since the last commit will be handled again there. Nothing is written then.
+        ``epochs`` are the entries of ``owned()`` under which the positions were read: one of an earlier epoch never
+        counts in a later one. None: those of now.
+
+        CommitFailedError when a partition belongs to somebody else by now, or was lost and taken anew, or its topic was
+        deleted: what was handled since the last commit will be handled again there. Nothing is written then.
         """
         self._require_usable()
+        if epochs is None:
+            epochs = self._owned
         while offsets:
-            conditions = self.conditions(offsets)
+            conditions = self.conditions(offsets, epochs)
+            topic_ids = {one[0]: epochs[one].topic_id for one in offsets}
             try:
-                self._table.offsets.commit(self.group, offsets, conditions)
+                self._table.offsets.commit(self.group, offsets, conditions, topic_ids)
             except FencedError:
                 if not self.is_page_replaced(conditions):
                     raise self._not_owned(offsets) from None

@@ -23,13 +23,16 @@ from typing import NamedTuple
 
 from fastlog._core import PartitionLog, SharedPage
 from fastlog._native import oscalls
-from fastlog.errors import UnknownTopicError
+from fastlog.errors import FencedError, UnknownTopicError
 from fastlog.groups import formats
 from fastlog.groups.formats import OFFSETS_PARTITIONS, OFFSETS_TOPIC, CommittedOffset, OffsetAndMetadata, OffsetKey
 from fastlog.records import TopicPartition
 from fastlog.store.directory import Directory
 
 __all__ = ["Condition", "OffsetAndMetadata", "OffsetStore"]
+
+TOMBSTONES = 1000  # at most so many in one append
+PATIENCE = 5  # how often an append may be overtaken by others
 
 Condition = tuple[SharedPage, int, int]
 decode_key = functools.lru_cache(1 << 16)(formats.decode_key)
@@ -191,31 +194,41 @@ class OffsetStore:
     # --- writing ---------------------------------------------------------------------------------------------------
 
     def commit(
-        self, group: str, offsets: Mapping[TopicPartition, OffsetAndMetadata], conditions: Sequence[Condition] = ()
+        self,
+        group: str,
+        offsets: Mapping[TopicPartition, OffsetAndMetadata],
+        conditions: Sequence[Condition] = (),
+        topic_ids: Mapping[str, str] | None = None,
     ) -> None:
-        """Append these offsets, all of them or none, if the conditions hold.
+        """Append these offsets, all of them or none, if the conditions hold. ``topic_ids`` as for ``encode_commit``.
 
         FencedError when one does not. ConfigError for offsets that cannot be committed, UnknownTopicError for a topic
         that there is not.
         """
         if offsets:
-            keys, values = self.encode_commit(group, offsets)
+            keys, values = self.encode_commit(group, offsets, topic_ids)
             self.log(group).append(values, keys=keys, conditions=conditions)
 
     def encode_commit(
-        self, group: str, offsets: Mapping[TopicPartition, OffsetAndMetadata]
+        self,
+        group: str,
+        offsets: Mapping[TopicPartition, OffsetAndMetadata],
+        topic_ids: Mapping[str, str] | None = None,
     ) -> tuple[list[bytes], list[bytes]]:
-        """Keys and values of the records that commit these offsets, for who appends them as part of a transaction."""
+        """Keys and values of the records that commit these offsets, for who appends them as part of a transaction.
+
+        ``topic_ids`` say in which lives of their topics the positions were read; None: in those of now.
+        UnknownTopicError when there is no such topic, or this life of it has ended; when it ends after that, the
+        offsets are none of the next one's.
+        """
         now = oscalls.wall_clock()
         keys, values = [], []
         for (topic, partition), position in offsets.items():
             topic_id = self.topic_id(topic)
-            if topic_id is None:
+            if topic_id is None or (topic_ids is not None and topic_ids[topic] != topic_id):
                 raise UnknownTopicError(f"there is no topic {topic!r} to commit an offset for", topic, partition)
-            if position.timestamp == 0:
-                position = position._replace(timestamp=now)
             keys.append(encode_key(group, topic, partition))
-            values.append(formats.encode_value(position, topic_id))
+            values.append(formats.encode_value(position, topic_id, position.timestamp or now))
         return keys, values
 
     def forget(
@@ -231,6 +244,45 @@ class OffsetStore:
             keys = [encode_key(group, topic, partition) for topic, partition in wanted]
             self.log(group).append([None] * len(keys), keys=keys, conditions=conditions)
         return wanted
+
+    def forget_topic(self, topic: str) -> None:
+        """Take back what groups have for lives of this topic that have ended, with what an older broker wrote for it.
+
+        Reads all of ``__consumer_offsets``. What others commit meanwhile is never taken back; a partition in which that
+        does not end soon is left as it is: its old offsets are none anyway.
+        """
+        for number in range(OFFSETS_PARTITIONS):
+            if self._exists(number):
+                self._forget_ended(number, topic)
+
+    def _forget_ended(self, number: int, topic: str) -> None:
+        overtaken = 0
+        while overtaken < PATIENCE:
+            keys, end_offset = self._ended(number, topic)
+            if not keys:
+                return
+            try:
+                self._log(number).append([None] * len(keys), keys=keys, expected_end_offset=end_offset)
+            except FencedError:
+                overtaken += 1
+
+    def _ended(self, number: int, topic: str) -> tuple[list[bytes], int | None]:
+        """Keys of some offsets that belong to no life of the topic any more, and up to where that is known.
+
+        Left out is what an open transaction has an offset for: its record is older than a tombstone would be, and the
+        cleaner keeps the newer.
+        """
+        with self._caught_up(number) as replay:
+            present = self.topic_id(topic)  # after catching up: of a life that began since there is no offset
+            pending = {subject for subjects in replay.pending.values() for subject in subjects}
+            subjects = (
+                OffsetKey(group, *one)
+                for group, found in replay.committed.items()
+                for one, stored in found.items()
+                if one.topic == topic and (present is None or position_of(stored, present) is None)
+            )
+            keys = [encode_key(*subject) for subject in subjects if subject not in pending]
+            return keys[:TOMBSTONES], replay.next_offset
 
     # --- inside ----------------------------------------------------------------------------------------------------
 

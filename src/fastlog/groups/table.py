@@ -4,6 +4,7 @@ In a folder of the group under ``control/groups/`` lie a ``lock`` and a ``table`
 (``SharedPage``)::
 
     word 0                 STATE: LIVE, or MOVING while the page is replaced by a larger one
+    word 1                 LAYOUT: which layout of the owner words is in use; a document says of which one it is
     words 8 ...            a row for each member: its NUMBER while it is a member, and when it polled last (steady ms)
     words 8 + 2 * rows ... an owner for each partition: 0, or number << 32 | a count of that member: its OWNER EPOCH
     document               who has which number and row, what everybody subscribes to, what everybody SHOULD have (the
@@ -27,6 +28,13 @@ a number is, and what should be. Every change of both is ordered so that a proce
   the document does not know; nobody has ever read a target for it. The next one to hold the lock clears it.
 - an owner word whose number is no member's is cleared by the next one to hold the lock. None can be stored again, as
   taking compares the number of the taker.
+- an owner word that a partition loses: first LAYOUT grows, then the document without the partition is published, which
+  has the new LAYOUT; a later one may give the word away. Taking compares LAYOUT with that of the document it acts by:
+  so by an old document nobody becomes the owner of a word that meanwhile belongs to another partition, however long it
+  was stopped in between. What was stored before LAYOUT grew is seen: a word is only given away while it is 0, and one
+  that no partition has is cleared by the next one to hold the lock. When who made LAYOUT grow dies before publishing,
+  nobody can take by the old document, and the next one to hold the lock publishes one with the new LAYOUT: who failed
+  to take asks for that at once.
 - a larger page: STATE becomes MOVING by an exchange (every other one compares it: words stand still from here; commits
   go on), an exact copy with more room is made as ``table.next``, the old page is retired (no condition on it holds any
   more), and the copy gets the name ``table``. The next one to hold the lock finds MOVING, and goes on: with a copy from
@@ -68,6 +76,7 @@ __all__ = ["GroupTable", "Member", "Table", "View"]
 logger = logging.getLogger("fastlog.groups")
 
 STATE = 0
+LAYOUT = 1
 LIVE = 0
 MOVING = 1
 HEADER_WORDS = 8
@@ -134,6 +143,7 @@ class Table:
     assignor: str = ""
     next_number: int = 1
     rows: int = FIRST_ROWS
+    layout: int = 0
     members: dict[int, Member] = field(default_factory=dict)
     topic_ids: dict[str, str] = field(default_factory=dict)
     indexes: dict[TopicPartition, int] = field(default_factory=dict)
@@ -187,6 +197,7 @@ class Table:
             "assignor": self.assignor,
             "next_number": self.next_number,
             "rows": self.rows,
+            "layout": self.layout,
             "members": members,
             "topics": topics,
         }
@@ -200,7 +211,7 @@ class Table:
                 f"the table of a group has format {document['format']}, this fastlog knows {FORMAT}: "
                 "let all processes use one version"
             )
-        table = cls(*(document[name] for name in ("group", "generation", "assignor", "next_number", "rows")))
+        table = cls(*(document[name] for name in ("group", "generation", "assignor", "next_number", "rows", "layout")))
         for fields in document["members"]:
             number, row, name, instance_id, client_id, slot, identity, topics, pattern, *limits = fields
             expression = None if pattern is None else (pattern[0], pattern[1])
@@ -295,6 +306,11 @@ class View(NamedTuple):
     def live(self) -> Condition:
         """What every exchange has to compare: that this page is the one in use."""
         return (self.page, STATE, LIVE)
+
+    @property
+    def placed(self) -> Condition:
+        """What taking has to compare: that the owner words are still those of the partitions in this document."""
+        return (self.page, LAYOUT, self.table.layout)
 
 
 class GroupTable:
@@ -446,6 +462,7 @@ class GroupTable:
         with self.locked(timeout_ms) as view:
             self._is_due = False
             draft = view.table.copy()
+            draft.layout = view.page.load(LAYOUT)  # ahead of the document when its writer died in between
             self._bury(view, draft)
             if change is not None:
                 change(draft, view)
@@ -527,6 +544,8 @@ class GroupTable:
         if (old.members, old.indexes) != (draft.members, draft.indexes):
             draft.generation += 1
             draft.compute_targets()
+        if any(draft.indexes.get(one) != index for one, index in old.indexes.items()):
+            draft.layout += 1
         rows = max((member.row + 1 for member in draft.members.values()), default=0)
         owners = max(draft.indexes.values(), default=-1) + 1
         data = draft.encode()
@@ -538,10 +557,17 @@ class GroupTable:
             view = self._grow(view, rows, owners, len(data))
             draft.rows = view.table.rows
             data = draft.encode()
+        self._let_words_go(view, draft)
         self._seat(view, [one for one in draft.living if one.number not in old.members])
         self._view = published = View(view.page, view.page.publish(data), draft)
         oscalls.reach_failpoint("group.published")
         return published
+
+    def _let_words_go(self, view: View, draft: Table) -> None:
+        """From here on nobody takes by a document that still has the words which the draft has not."""
+        if draft.layout != view.page.load(LAYOUT):
+            self.offsets.log(self.group).exchange([view.live], [(view.page, LAYOUT, draft.layout)])
+            oscalls.reach_failpoint("group.layout")
 
     def _seat(self, view: View, joining: list[Member]) -> None:
         """Store the numbers of new members in their rows."""

@@ -185,6 +185,11 @@ def capture_partition(info: TopicInfo, partition: int, log: PartitionLog, stage:
             sizes = {segment.base_offset: segment.size for segment in segments}
             return _Captured(info, partition, folder, start_offset, segments[-1].end_offset, sizes, meta, checksums)
         files.remove_tree(folder)
+        if meta is None:
+            raise StorageError(
+                f"{log.path} was written by a broker, and no fastlog has had it open for writing since: open the store "
+                "without read_only=True, then back it up"
+            )
     raise StorageError(f"{log.path} changed {MOST_ATTEMPTS} times while it was backed up: try again")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -234,7 +235,11 @@ class Directory:
         errors: list[BaseException] = []
         while self._closers:
             try:
-                self._closers.pop()()
+                closer = self._closers.pop()
+            except IndexError:
+                break
+            try:
+                closer()
             except Exception as error:
                 errors.append(error)
         with self._mutex:
@@ -292,7 +297,7 @@ class Directory:
 
     def remove_closer(self, closer: Callable[[], object]) -> None:
         """Do not call it any more: what it closes is closed. One that is not there is passed over."""
-        if closer in self._closers:
+        with contextlib.suppress(ValueError):  # ``close`` may take it out meanwhile
             self._closers.remove(closer)
 
     def __enter__(self) -> Directory:
@@ -352,6 +357,7 @@ class Directory:
         """What is known of a topic. Raises UnknownTopicError, which names the nearest; CorruptLogError when its file
         is damaged."""
         self._require_open()
+        naming.check_type(name)
         self._refresh()
         with self._mutex:
             info = self._catalog.topics.get(name)
@@ -471,6 +477,7 @@ class Directory:
         to the next who opens the store. Raises UnknownTopicError, and InvalidTopicError for topics of fastlog's own.
         """
         self._require_writable()
+        naming.check_type(name)
         with files.locked_folder(self._config, self._lock_timeout, "is changing topics"):
             self._read_catalog()
             if name in self._catalog.deleting:
@@ -641,11 +648,15 @@ class Directory:
         return held.log
 
     def is_created(self, topic: str, partition: int) -> bool:
-        """Whether the partition has files: it has from when it is first opened for writing. Until then a handle with
-        ``read_only=True`` cannot open it, and it is empty."""
+        """Whether the partition has files: it has from when it is first opened for writing, or when a broker made it.
+        Until then a handle with ``read_only=True`` cannot open it, and it is empty."""
         self._require_open()
         folder = f"{self._topics}/{naming.folder_name(topic, partition)}"
-        return oscalls.file_size(f"{folder}/{partition_files.META}") is not None
+        if oscalls.file_size(f"{folder}/{partition_files.META}") is not None:
+            return True
+        if oscalls.entry_kind(folder) != "directory":
+            return False
+        return bool(partition_files.segment_bases(oscalls.list_directory(folder)))
 
     def maintain(self, topics: Iterable[str] | None = None) -> dict[TopicPartition, MaintenanceReport]:
         """Delete and compact what is due, now, in the given topics or in all; what was done in each partition that has

@@ -60,17 +60,24 @@ def check_partitions(count: object) -> int:
     return count
 
 
+def check_type(name: object) -> None:
+    """Raise InvalidTopicError for what cannot be the name of a topic."""
+    if not isinstance(name, str):
+        raise InvalidTopicError(f"the name of a topic is a str, not {name!r}, which is a {type(name).__name__}")
+
+
 def unknown_topic(name: str, names: Iterable[str]) -> UnknownTopicError:
     """The error for a topic that is not there; it names the nearest one."""
-    known = sorted(names)
+    known = sorted(set(names) - set(INTERNAL_TOPICS))
     near = difflib.get_close_matches(name, known, n=1)
     if near:
-        hint = f"did you mean {near[0]!r}?"
+        hint = f"did you mean {near[0]!r}? Else create_topic makes one"
     elif known:
-        hint = f"there are {', '.join(map(repr, known[:5]))}{' and more' if len(known) > 5 else ''}"
+        more = " and more" if len(known) > 5 else ""
+        hint = f"there are {', '.join(map(repr, known[:5]))}{more}; create_topic makes one"
     else:
-        hint = "the store has no topics yet"
-    return UnknownTopicError(f"there is no topic {name!r}: {hint} create_topic makes one", name)
+        hint = "the store has no topics yet; create_topic makes one"
+    return UnknownTopicError(f"there is no topic {name!r}: {hint}", name)
 
 
 def folder_name(topic: str, partition: int) -> str:

@@ -427,7 +427,7 @@ class Coordinator:
                     continue
                 with suppress(FencedError, ProducerFencedError):
                     # nobody may have written to the partition since: it could be the first batch of a new transaction
-                    log.end_transaction(found.producer_id, found.producer_epoch, commit=False, expected_end_offset=end)
+                    write_marker(log, found.producer_id, found.producer_epoch, commit=False, expected_end_offset=end)
                     logger.warning("aborted a transaction in %s-%d that nobody knows: %s", *partition, found)
                 end = -1
                 break
@@ -480,6 +480,36 @@ def end_transaction(log: PartitionLog, prepared: TransactionState) -> int:
 
     While the state says Prepare, a marker that is lost is written again.
     """
-    return 1 + log.end_transaction(
-        prepared.producer_id, prepared.producer_epoch, commit=prepared.commits, durable=False
-    )
+    return 1 + write_marker(log, prepared.producer_id, prepared.producer_epoch, commit=prepared.commits, durable=False)
+
+
+def write_marker(
+    log: PartitionLog,
+    producer_id: int,
+    producer_epoch: int,
+    *,
+    commit: bool,
+    durable: bool = True,
+    expected_end_offset: int | None = None,
+) -> int:
+    """Append a marker; its offset. Raises as ``PartitionLog.end_transaction``.
+
+    A log refuses markers of a coordinator that was overtaken, which their epoch tells. Here the records of
+    ``__transaction_state`` decide who may write one, and the epoch is 0; but a partition that was with a Kafka broker
+    has seen the epochs of its coordinators.
+    """
+    epoch = 0
+    while True:
+        try:
+            return log.end_transaction(
+                producer_id,
+                producer_epoch,
+                commit=commit,
+                durable=durable,
+                expected_end_offset=expected_end_offset,
+                coordinator_epoch=epoch,
+            )
+        except FencedError as error:
+            if error.coordinator_epoch is None or error.coordinator_epoch <= epoch:
+                raise
+            epoch = error.coordinator_epoch

@@ -18,7 +18,7 @@ from fastlog.errors import (
     UnknownTopicError,
 )
 from fastlog.records import TopicPartition
-from fastlog.transactions.coordinator import Coordinator
+from fastlog.transactions.coordinator import Coordinator, write_marker
 from fastlog.transactions.states import LAST_EPOCH, TransactionState, TransactionStatus
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ class TransactionalId:
         self._leases: dict[TopicPartition, Lease] = {}
         self._topics_version = directory.topics_version
         self._entered: set[TopicPartition] = set()
+        self._uncleared: set[TopicPartition] = set()  # where an earlier instance may have left something open
         self._is_written = False  # whether the state log knows of this transaction
         self._sequences: dict[TopicPartition, int] = {}
         self._decided: TransactionState | None = None  # the Prepare record of this transaction, once it was written
@@ -139,7 +140,7 @@ class TransactionalId:
             added = [one for given in partitions if (one := TopicPartition(*given)) not in self._entered]
             if not added:
                 return
-            fresh = [one for one in added if one not in self._leases]
+            self._uncleared.update(one for one in added if one not in self._leases)
             for one in added:
                 self._log_at(one)
             if not self._is_written:
@@ -158,13 +159,11 @@ class TransactionalId:
                 self._is_written = self._is_written or self._is_ongoing()
                 raise
             self._is_written = True
-            for one in fresh:
-                # only now: who was replaced must not touch what the next instance has open
-                try:
+            for one in added:
+                if one in self._uncleared:
+                    # only now: who was replaced must not touch what the next instance has open
                     self._clear(self._log_at(one))
-                except BaseException:
-                    self._leases.pop(one).release()
-                    raise
+                    self._uncleared.discard(one)
             oscalls.reach_failpoint("transaction.entered")
             self._entered.update(added)
 
@@ -251,6 +250,7 @@ class TransactionalId:
             self._find_out()
             if self._decided is not None:
                 return
+        self._require_cleared()
         if self._coordinator.syncs:
             for partition in self._entered:
                 log = self._log_at(partition)
@@ -268,6 +268,17 @@ class TransactionalId:
             raise outcome_of(error, "unknown") from None
         self._in_doubt = False
         oscalls.reach_failpoint("transaction.decided")
+
+    def _require_cleared(self) -> None:
+        """A COMMIT marker must not meet what an earlier instance left open."""
+        state = self._log.state(self.transactional_id)
+        left = () if state is None else [one for one in state.partitions if one in self._uncleared]
+        if left:
+            raise TransactionError(
+                f"{self.transactional_id}: entering {left[0].topic}-{left[0].partition} failed half-way, and what an "
+                f"earlier instance may have open there would be committed too: enter it again, or abort",
+                self.producer_id,
+            )
 
     def _find_out(self) -> None:
         """Writing or syncing a decision failed: is it there? Sets ``_decided`` when it is."""
@@ -397,7 +408,7 @@ class TransactionalId:
         """
         for found in log.open_transactions():
             if found.producer_id == self.producer_id:
-                log.end_transaction(self.producer_id, self.producer_epoch, commit=False)
+                write_marker(log, self.producer_id, self.producer_epoch, commit=False)
 
     def _change(
         self, decide: Callable[[TransactionState | None], TransactionState], *, durable: bool = False

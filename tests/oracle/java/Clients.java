@@ -21,9 +21,12 @@ import org.apache.kafka.clients.admin.ListOffsetsResult;
 import org.apache.kafka.clients.admin.NewTopic;
 import org.apache.kafka.clients.admin.OffsetSpec;
 import org.apache.kafka.clients.admin.ProducerState;
+import org.apache.kafka.clients.admin.TransactionDescription;
 import org.apache.kafka.clients.admin.RecordsToDelete;
+import org.apache.kafka.clients.consumer.ConsumerGroupMetadata;
 import org.apache.kafka.clients.consumer.ConsumerRecord;
 import org.apache.kafka.clients.consumer.KafkaConsumer;
+import org.apache.kafka.clients.consumer.OffsetAndMetadata;
 import org.apache.kafka.clients.producer.KafkaProducer;
 import org.apache.kafka.clients.producer.ProducerRecord;
 import org.apache.kafka.clients.producer.RecordMetadata;
@@ -82,6 +85,10 @@ final class Clients {
             case "create" -> create(step);
             case "configure" -> configure(step);
             case "delete_records" -> deleteRecords(step);
+            case "committed" -> committed(step);
+            case "commit_offsets" -> commitOffsets(step);
+            case "resume" -> resume(step);
+            case "transactions" -> transactions(step);
             case "delete_topic" -> {
                 get(admin(step).deleteTopics(List.of(text(step, "topic"))).all());
                 yield NODES.nullNode();
@@ -156,6 +163,75 @@ final class Clients {
                     found.add(json(record));
                 }
             }
+        }
+        return found;
+    }
+
+    /** What a group has committed: [topic, partition, offset, metadata] each. */
+    private JsonNode committed(JsonNode step) throws Exception {
+        String group = text(step, "group");
+        ArrayNode found = NODES.arrayNode();
+        get(admin(step).listConsumerGroupOffsets(group).partitionsToOffsetAndMetadata(group)).forEach((partition, offset) ->
+            found.addArray().add(partition.topic()).add(partition.partition()).add(offset.offset()).add(offset.metadata()));
+        return found;
+    }
+
+    /** Commit for a group: with the transaction of a producer, when one is named. */
+    private JsonNode commitOffsets(JsonNode step) throws Exception {
+        Map<TopicPartition, OffsetAndMetadata> offsets = new HashMap<>();
+        step.get("offsets").forEach(each -> offsets.put(new TopicPartition(each.get(0).asText(), each.get(1).asInt()),
+            new OffsetAndMetadata(each.get(2).asLong(), each.get(3).asText())));
+        if (step.has("producer")) {
+            producers.get(text(step, "producer"))
+                .sendOffsetsToTransaction(offsets, new ConsumerGroupMetadata(text(step, "group")));
+        } else {
+            get(admin(step).alterConsumerGroupOffsets(text(step, "group"), offsets).all());
+        }
+        return NODES.nullNode();
+    }
+
+    /**
+     * What a member of a group gets of a topic, from the group's offsets on to the end, and commits: [partition, record]
+     * each. Where nothing is committed it begins with the first record.
+     */
+    private JsonNode resume(JsonNode step) {
+        Properties properties = properties(step);
+        properties.setProperty("group.id", text(step, "group"));
+        properties.putIfAbsent("isolation.level", "read_committed");
+        properties.putIfAbsent("auto.offset.reset", "earliest");
+        properties.putIfAbsent("enable.auto.commit", "false");
+        properties.putIfAbsent("fetch.max.wait.ms", "10");
+        ArrayNode found = NODES.arrayNode();
+        try (KafkaConsumer<byte[], byte[]> consumer =
+                new KafkaConsumer<>(properties, new ByteArrayDeserializer(), new ByteArrayDeserializer())) {
+            consumer.subscribe(List.of(text(step, "topic")));
+            long patience = System.nanoTime() + PATIENCE.toNanos();
+            boolean atEnd = false;
+            while (!atEnd) {
+                if (System.nanoTime() > patience) {
+                    throw new IllegalStateException("the group does not come to the end: " + consumer.assignment());
+                }
+                for (ConsumerRecord<byte[], byte[]> record : consumer.poll(Duration.ofMillis(100))) {
+                    found.addArray().add(record.partition()).add(json(record));
+                }
+                atEnd = !consumer.assignment().isEmpty();
+                for (Map.Entry<TopicPartition, Long> end : consumer.endOffsets(consumer.assignment()).entrySet()) {
+                    atEnd &= consumer.position(end.getKey(), PATIENCE) >= end.getValue();
+                }
+            }
+            consumer.commitSync();
+        }
+        return found;
+    }
+
+    /** What the coordinator knows of transactional ids: {id: [state, producer id, epoch]}. */
+    private JsonNode transactions(JsonNode step) throws Exception {
+        List<String> ids = new ArrayList<>();
+        step.get("ids").forEach(id -> ids.add(id.asText()));
+        ObjectNode found = NODES.objectNode();
+        for (Map.Entry<String, TransactionDescription> each : get(admin(step).describeTransactions(ids).all()).entrySet()) {
+            TransactionDescription told = each.getValue();
+            found.putArray(each.getKey()).add(told.state().toString()).add(told.producerId()).add(told.producerEpoch());
         }
         return found;
     }
