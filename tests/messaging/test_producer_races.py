@@ -161,3 +161,23 @@ def test_a_callback_for_room_that_fails(store: Directory) -> None:
         producer.flush(5)
         producer.send("orders", b"w", partition=0).result(5)
     assert values(store, "orders") == [b"v", b"w"]
+
+
+def test_the_end_of_the_interpreter_is_quiet(tmp_path: Path) -> None:
+    """Of what is still open nothing is left to say: files were closed by a function whose module was empty by then."""
+    code = f"""
+        import fastlog, time
+        store = fastlog.open({str(tmp_path / "store")!r}, durability="os")
+        store.create_topic("orders", partitions=3)
+        producer = store.producer()
+        for _ in range(100):
+            producer.send("orders", b"v")
+
+        def hold(delivery):
+            time.sleep(0.1)
+
+        producer.send("orders", b"v").add_done_callback(hold)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")

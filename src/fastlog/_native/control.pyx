@@ -35,6 +35,9 @@ from fastlog._native.published cimport (
 
 from fastlog.errors import LockedError, StorageError
 
+# kept here for objects that go when the interpreter ends: modules are empty by then
+cdef object close_file = oscalls.close_file
+
 cdef extern from "pythread.h" nogil:
     ctypedef enum PyLockStatus:
         PY_LOCK_ACQUIRED
@@ -140,7 +143,7 @@ cdef class Control:
         if self.generation == os_c.fork_generation():
             for fd in (self.sync_fd, self.control_fd, self.folder_fd):
                 if fd >= 0:
-                    oscalls.close_file(fd)
+                    close_file(fd)
         self.folder_fd = self.control_fd = self.sync_fd = -1
 
     cdef int lock_writer(self) except -1:

@@ -25,6 +25,9 @@ from fastlog._native.layout cimport (
 from fastlog._native.memory cimport Block, block_adopt_mapping, block_allocate, block_release
 from fastlog._native.published cimport Published
 
+# kept here for objects that go when the interpreter ends: modules are empty by then
+cdef object close_file = oscalls.close_file
+
 
 cdef class IndexFile:
     def __cinit__(self):
@@ -254,7 +257,7 @@ cdef class IndexFile:
     cdef void close(self) noexcept:
         """Close the file; what was read of it stays."""
         if self.fd >= 0 and self.generation == os_c.fork_generation():
-            oscalls.close_file(self.fd)
+            close_file(self.fd)
         self.fd = -1
 
 

@@ -28,6 +28,9 @@ from fastlog.config import DEFAULT_MAX_DECOMPRESSED_BYTES
 from fastlog.errors import CorruptLogError, CorruptRecordError, RecordTooLargeError, StorageError
 from fastlog.reports import CODECS
 
+# kept here for objects that go when the interpreter ends: modules are empty by then
+cdef object close_file = oscalls.close_file
+
 cdef extern from *:
     """
     static inline void fastlog_prefetch(const unsigned char *data, long long size) {
@@ -597,7 +600,7 @@ cdef class Segment:
     def close_files(self) -> None:
         """Close what is open for appending; mappings stay."""
         if self.fd >= 0 and self.generation == os_c.fork_generation():
-            oscalls.close_file(self.fd)
+            close_file(self.fd)
         self.fd = -1
 
 
