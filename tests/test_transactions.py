@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import struct
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import fastlog
+from fastlog._core import encode_batch as encode_core_batch
 from fastlog._native import oscalls
 from fastlog._native.transactions import (
     TransactionIndex,
@@ -352,3 +356,34 @@ def test_a_segment_moved_aside_leaves_no_index_for_its_successor(folder: Path) -
     recovery.move_aside([7], str(folder), findings, read_only=False)
     assert [entry.name for entry in folder.iterdir()] == [f"{path.name}.torn-0"]
     assert findings.moved_aside == [str(folder / f"{path.name}.torn-0")]
+
+
+# --- deaths in a row ------------------------------------------------------------------------------------------------
+
+DIE_OPEN = """
+import os, signal, sys
+import fastlog
+from fastlog._core import encode_batch
+log = fastlog.PartitionLog.open(sys.argv[1], durability="os")
+if sys.argv[2] == "writes":
+    first = dict(producer_epoch=0, base_sequence=0, transactional=True)
+    log.append_batch(encode_batch([b"taken back"], producer_id=1 << 40, **first))
+    log.end_transaction(1 << 40, 0, commit=False)
+    log.append_batch(encode_batch([b"open"], producer_id=1 << 41, **first))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_second_death_does_not_make_recovery_forget_transactions(folder: Path) -> None:
+    """The recovery after the first one moves the recovery point behind all batches: the next one does not see them."""
+    path = folder / "events-0"
+    for does in ("writes", "nothing", "nothing"):
+        died = subprocess.run([sys.executable, "-c", DIE_OPEN, str(path), does], check=False)
+        assert died.returncode == -signal.SIGKILL
+    with fastlog.PartitionLog.open(path, durability="os") as log:
+        assert log.read(0).values.to_list() == []
+        assert [found.producer_id for found in log.open_transactions()] == [1 << 41]
+        # and a batch that is sent again is known
+        again = encode_core_batch([b"open"], producer_id=1 << 41, producer_epoch=0, base_sequence=0, transactional=True)
+        assert log.append_batch(again) == 2
+        assert log.end_offset == 3

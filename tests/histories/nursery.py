@@ -220,6 +220,7 @@ def bury(numbers: dict[int, int]) -> None:
 def main() -> None:
     importlib.import_module("tests.histories.workers")
     importlib.import_module("tests.histories.puppet")
+    importlib.import_module("tests.histories_messaging.workers")
     wake, waker = os.pipe()
     os.set_blocking(waker, False)
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)

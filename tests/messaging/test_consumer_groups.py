@@ -216,6 +216,19 @@ def test_commit_of_a_record_a_batch_or_offsets(store: fastlog.Store) -> None:
         raise Broken
 
 
+def test_an_automatic_commit_does_not_take_back_what_commit_has_said(store: fastlog.Store) -> None:
+    """The record in hand of an iteration is not finished; but commit(record) says that it is."""
+    fill(store, 10)
+    with member(store, auto_commit_interval=0.02) as consumer:
+        for record in consumer:
+            if record.offset == 6:
+                consumer.commit(record)
+                assert committed(store) == 7
+                time.sleep(0.2)
+                assert committed(store) == 7
+                break
+
+
 def test_auto_commit_follows_the_interval_also_while_a_handler_takes_its_time(store: fastlog.Store) -> None:
     """kill -9 in a slow handler repeats what is in hand, not what was finished before it."""
     fill(store, 10)

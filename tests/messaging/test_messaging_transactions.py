@@ -189,6 +189,20 @@ def test_a_fenced_commit_says_that_it_is_aborted(store: Directory) -> None:
     assert visible(store, "a") == []
 
 
+def test_a_zombie_does_not_touch_what_its_successor_has_open(store: Directory) -> None:
+    """It looks into a partition for the first time, and finds records of its own producer id there."""
+    store.create_topic("t")
+    zombie, owner = Writer(store, "pay"), Writer(store, "pay")
+    owner.begin()
+    owner.send("t", [b"first"])
+    zombie.begin()
+    with pytest.raises(fastlog.ProducerFencedError):
+        zombie.send("t", [b"late"])
+    owner.send("t", [b"second"])
+    owner.id.commit()
+    assert visible(store, "t") == [b"first", b"second"]
+
+
 def test_an_idle_owner_is_fenced_too(store: Directory) -> None:
     old, new = Writer(store, "pay-1"), Writer(store, "pay-1")
     old.begin()

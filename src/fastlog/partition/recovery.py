@@ -358,6 +358,9 @@ def recover(
     recovery_point = meta.recovery_point
     # the start may have been raised over records that power loss took
     meta.start_offset = min(meta.start_offset, end_offset)
+    if meta.last_producer_offset != files.PRODUCERS_UNKNOWN:
+        # the next recovery begins at the point that is written now: it will not see these batches
+        meta.last_producer_offset = max(meta.last_producer_offset, findings.last_producer_offset)
     if not read_only:
         settle(folder, names, meta, segments, end_offset)
     report = RecoveryReport(

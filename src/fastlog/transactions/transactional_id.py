@@ -404,10 +404,10 @@ class TransactionalId:
 
     def _clear(self, log: PartitionLog) -> None:
         """An earlier instance cannot have anything open here, unless its state record was lost: it must not become part
-        of this one.
+        of this one. What a later one has open is not to be touched: this one is fenced, and will be told so.
         """
         for found in log.open_transactions():
-            if found.producer_id == self.producer_id:
+            if found.producer_id == self.producer_id and found.producer_epoch <= self.producer_epoch:
                 write_marker(log, self.producer_id, self.producer_epoch, commit=False)
 
     def _change(
