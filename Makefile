@@ -68,7 +68,6 @@ nightly: $(DONE)/built $(DONE)/extra-test sanitize  ## the long runs: more kills
 	$(SAY) "running the long tests"
 	@FASTLOG_KILLS=$${FASTLOG_KILLS:-3000} FASTLOG_CUTS=$${FASTLOG_CUTS:-200} FASTLOG_DISKS=$${FASTLOG_DISKS:-200000} \
 		FASTLOG_DEMO_SEEDS=$${FASTLOG_DEMO_SEEDS:-20} \
-		HYPOTHESIS_PROFILE=$${HYPOTHESIS_PROFILE:-nightly} \
 		FASTLOG_HISTORIES=$${FASTLOG_HISTORIES:-50} HYPOTHESIS_PROFILE=$${HYPOTHESIS_PROFILE:-nightly} \
 		$(RUN) -m pytest -n $(WORKERS) --dist loadgroup --timeout 3600 $(PYTEST_ARGS) $(TESTS)
 
