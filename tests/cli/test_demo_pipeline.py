@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from fastlog.demo import flights, pipeline, supervisor
 from tests.cli.support import run, run_process, write_flights
 
 ROWS = 6000
-SEEDS = 3
+SEEDS = int(os.environ.get("FASTLOG_DEMO_SEEDS", "3"))
 
 
 @pytest.fixture
@@ -21,6 +22,7 @@ def table(folder: Path, seed: int) -> Path:
     return write_flights(folder / "flights.csv", ROWS, random.Random(seed))
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("attempt", range(SEEDS))
 def test_results_equal_the_source_whoever_dies(table: Path, folder: Path, seed: int, attempt: int) -> None:
     arguments = ("--data", table, "--keep", folder / "kept", "--seed", seed + attempt, "--kills", 6, "--json")

@@ -21,6 +21,8 @@ ODD: list[Callable[[Any, Any, Any], object]] = [
     lambda store, producer, consumer: producer.flush(math.nan),
     lambda store, producer, consumer: producer.flush(2**70),
     lambda store, producer, consumer: producer.close(math.inf),
+    lambda store, producer, consumer: store.consumer("lines", group="h", client_id=b"x"),
+    lambda store, producer, consumer: store.consumer("lines", group="h", instance_id={}),
     lambda store, producer, consumer: consumer.poll(timeout=math.nan),
     lambda store, producer, consumer: consumer.poll(max_records=None),
     lambda store, producer, consumer: consumer.seek("lines", 0, offset=2**63),

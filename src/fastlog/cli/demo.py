@@ -46,7 +46,7 @@ def demo() -> None:
 @demo.command()
 @data_option
 @keep_option
-@click.option("--seed", type=int, help="Of what is killed when. Default: another one each time; it is printed.")
+@click.option("--seed", type=int, help="Seed of the kills. Default: another one each time; it is printed.")
 @click.option("--kills", type=click.IntRange(min=0), default=10, show_default=True, help="Processes to kill.")
 @click.option("--events", "most", type=click.IntRange(min=1), metavar="N", help="Take the first N flights only.")
 @output_options

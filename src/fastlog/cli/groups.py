@@ -15,7 +15,7 @@ from fastlog.cli.store import Moment, MomentType, open_store, store_option
 __all__ = ["groups"]
 
 
-@click.group(short_help="Consumer groups: members, lag, and moving them elsewhere.")
+@click.group(short_help="Consumer groups: members, lag, resetting.")
 def groups() -> None:
     """The consumer groups of a store."""
 

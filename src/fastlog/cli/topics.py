@@ -15,7 +15,7 @@ from fastlog.cli.store import open_store, store_option
 __all__ = ["topics"]
 
 
-@click.group(short_help="Create, list, describe, alter and delete topics.")
+@click.group(short_help="Create, list, alter, delete topics.")
 def topics() -> None:
     """The topics of a store."""
 

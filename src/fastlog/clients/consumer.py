@@ -132,6 +132,9 @@ class Consumer(Generic[K, V]):
             raise ConfigError(f"isolation={isolation!r}: expected one of {', '.join(map(repr, ISOLATION_LEVELS))}")
         if group is not None and (not isinstance(group, str) or not group):
             raise GroupError(f"group={group!r}: expected a name, or None to read without a group")
+        for option, text in (("instance_id", instance_id), ("client_id", client_id)):
+            if text is not None and not isinstance(text, str):
+                raise ConfigError(f"{option}={text!r} is a {type(text).__name__}: expected a str")
         if group is None and instance_id is not None:
             raise ConfigError(f"instance_id={instance_id!r} without a group: name the group, or leave it out")
         if group is not None and partitions is not None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -114,10 +113,6 @@ class Known:
         self.topic_ids: tuple[int, dict[str, str | None]] = (-1, {})
 
 
-_known: weakref.WeakKeyDictionary[Directory, Known] = weakref.WeakKeyDictionary()
-_known_lock = threading.Lock()
-
-
 class OffsetStore:
     """The committed offsets of all groups of a directory. Costs nothing to make; what was read is kept per directory.
 
@@ -126,8 +121,7 @@ class OffsetStore:
 
     def __init__(self, directory: Directory) -> None:
         self.directory = directory
-        with _known_lock:
-            self._known = _known.setdefault(directory, Known())
+        self._known: Known = directory.companions.setdefault(Known, Known())
 
     def partition_of(self, group: str) -> int:
         """The partition of ``__consumer_offsets`` that keeps this group."""

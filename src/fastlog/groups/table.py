@@ -355,10 +355,10 @@ class GroupTable:
     @classmethod
     def share(cls, directory: Directory, group: str) -> GroupTable:
         """The one of this process; it stays until as many ``release`` were called."""
-        with _shared_lock:
-            of_directory = _shared.get(directory)
+        with _sharing:
+            of_directory: dict[str, GroupTable] | None = directory.companions.get(cls)
             if of_directory is None:
-                of_directory = _shared[directory] = {}
+                of_directory = directory.companions[cls] = {}
                 directory.add_closer(functools.partial(close_all, of_directory))
             table = of_directory.get(group)
             if table is None:
@@ -368,11 +368,11 @@ class GroupTable:
 
     def release(self) -> None:
         """One user less. The last one lets go of files and watches."""
-        with _shared_lock:
+        with _sharing:
             self.users -= 1
             if self.users:
                 return
-            _shared.get(self.directory, {}).pop(self.group, None)
+            self.directory.companions.get(GroupTable, {}).pop(self.group, None)
         self._stop_watching()
         with self._mutex:
             if self._view is not None:
@@ -740,8 +740,7 @@ def folder_of(directory: Directory, group: str) -> str:
     return os.path.join(directory.control, "groups", hashlib.sha256(group.encode()).hexdigest()[:32])
 
 
-_shared: weakref.WeakKeyDictionary[Directory, dict[str, GroupTable]] = weakref.WeakKeyDictionary()
-_shared_lock = threading.Lock()
+_sharing = threading.Lock()
 
 
 def peek(directory: Directory, group: str) -> View | None:

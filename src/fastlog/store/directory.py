@@ -58,8 +58,7 @@ class Directory:
     """A directory of topics, opened with ``Directory.open``: a context manager, or call ``close``. Thread-safe.
 
     Any number of processes may have a store open at once. What one of them creates, changes or deletes the others see
-    at
-    their next call. Partitions are opened when they are first leased, and their folders created then.
+    at their next call. Partitions are opened when they are first leased, and their folders created then.
 
     Attributes:
         root: the folder, absolute.
@@ -67,6 +66,7 @@ class Directory:
         read_only: whether the handle may change anything.
         cluster_id: 22 characters, made when the store was made.
         control: the folder of shared pages, wiped when nobody has the store open.
+        companions: what rooms above keep for this one store, by their own keys; it goes with the store.
     """
 
     def __init__(self) -> None:
@@ -123,6 +123,7 @@ class Directory:
         directory._forks = oscalls.forks()
         directory._mutex = threading.RLock()
         directory._closers = []
+        directory.companions = {}
         directory._held = {}
         directory._bells = directory._page = None
         directory._slots = directory._watcher = directory._maintainer = None
@@ -164,6 +165,7 @@ class Directory:
     _forks: int
     _mutex: threading.RLock
     _closers: list[Callable[[], object]]
+    companions: dict[object, Any]
     _held: dict[Key, Lease]
     _bells: Bells | None
     _slots: Slots | None

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -46,8 +45,7 @@ TICKS_PER_LOOK = 5  # at partitions that are open here
 STUCK_MS = 1000  # a last stable offset that stands still for so long is looked into
 _FIRST_ID, _LIMIT_ID = 1 << 40, 1 << 62
 
-_coordinators: weakref.WeakKeyDictionary[Directory, Coordinator] = weakref.WeakKeyDictionary()
-_coordinators_lock = threading.Lock()
+_making = threading.Lock()
 
 
 def fresh_producer_id() -> int:
@@ -81,10 +79,10 @@ class Coordinator:
     @staticmethod
     def of(directory: Directory) -> Coordinator:
         """The coordinator of this directory, made when it is first asked for; closed with the directory."""
-        with _coordinators_lock:
-            found = _coordinators.get(directory)
-            if found is None:
-                found = _coordinators[directory] = Coordinator(directory)
+        with _making:
+            found = directory.companions.get(Coordinator)
+            if not isinstance(found, Coordinator):
+                found = directory.companions[Coordinator] = Coordinator(directory)
                 directory.add_closer(found.close)
             return found
 
