@@ -30,6 +30,11 @@ ODD: list[Callable[[Any, Any, Any], object]] = [
     lambda store, producer, consumer: consumer.commit({"lines": 1}),
     lambda store, producer, consumer: consumer.committed([None]),
     lambda store, producer, consumer: consumer.pause(None),
+    lambda store, producer, consumer: store.describe_group(None),
+    lambda store, producer, consumer: store.group_lag(b"g"),
+    lambda store, producer, consumer: store.reset_offsets("\ud800", to="earliest"),
+    lambda store, producer, consumer: store.delete_group(""),
+    lambda store, producer, consumer: store.consumer("lines", group="\ud800"),
 ]
 
 
@@ -44,6 +49,14 @@ def test_each_is_told_by_an_error_of_fastlog(tmp_path: Path) -> None:
                 continue
             pytest.fail(f"number {number} was taken as it is")
         assert not producer.closed
+
+
+@pytest.mark.parametrize("position", [None, 3, "3"])
+def test_the_position_of_a_source_is_bytes(tmp_path: Path, position: Any) -> None:
+    with fastlog.open(tmp_path / "store", durability="os") as store, store.producer(source="lines") as producer:
+        with producer.transaction() as transaction, pytest.raises(fastlog.InvalidRecordError, match="bytes"):
+            transaction.commit_source(position)
+        assert producer.source_position() is None
 
 
 def test_an_unknown_topic_is_told_without_internal_ones(tmp_path: Path) -> None:

@@ -127,7 +127,11 @@ def create(
         options["retention"] = retention
     with open_store(store, create=True) as opened:
         for name in names:
-            opened.create_topic(name, partitions=partitions, exist_ok=if_missing, **options)
+            try:
+                opened.create_topic(name, partitions=partitions, exist_ok=if_missing, **options)
+            except fastlog.TopicExistsError as error:
+                # as one says it here
+                raise fastlog.TopicExistsError(str(error).replace("exist_ok=True", "--if-missing")) from None
         found = [describe_fields(opened, name) for name in names]
     if output.as_json:
         output.object({"store": str(store), "topics": found})

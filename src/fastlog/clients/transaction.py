@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fastlog._core import BatchDelivery, Delivery
-from fastlog.errors import CommitFailedError, Error, FencedError, TransactionError
+from fastlog.errors import CommitFailedError, Error, FencedError, InvalidRecordError, TransactionError
 from fastlog.groups.offsets import OffsetAndMetadata, OffsetStore
 from fastlog.records import TopicPartition
 from fastlog.transactions import Coordinator, TransactionalId
@@ -210,7 +210,7 @@ class Transaction:
         it.
 
         ``position``: any bytes; the last call of a transaction counts. Raises TransactionError when the producer has no
-        source.
+        source, InvalidRecordError for what is no bytes.
         """
         self._require_open()
         if self._source is None:
@@ -218,6 +218,8 @@ class Transaction:
                 "the producer has no source to commit a position of: open it with producer(source=…)",
                 self._transactional.producer_id,
             )
+        if not isinstance(position, (bytes, bytearray, memoryview)):
+            raise InvalidRecordError(f"the position of a source is bytes, found {position!r}: encode it first")
         self._position = bytes(position)
 
     # --- the end ------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ import functools
 import struct
 from typing import NamedTuple
 
-from fastlog.errors import ConfigError, CorruptRecordError
+from fastlog.errors import ConfigError, CorruptRecordError, GroupError
 from fastlog.records import TopicPartition
 
 __all__ = [
@@ -87,6 +87,17 @@ class CommittedOffset(NamedTuple):
 
 
 @functools.lru_cache(4096)
+def check_group(group: object) -> str:
+    """The name itself. GroupError when it is none."""
+    if not isinstance(group, str) or not group:
+        raise GroupError(f"the name of a group is a str of at least one character, found {group!r}")
+    try:
+        group.encode()
+    except UnicodeEncodeError:
+        raise GroupError(f"the name of a group is text that has an UTF-8 form, found {group!r}") from None
+    return group
+
+
 def partition_for_name(name: str, partitions: int = OFFSETS_PARTITIONS) -> int:
     """The partition of an internal topic that keeps a group or a transactional id: Java's hash of the string, its sign
     taken away as Kafka does it (the smallest int becomes 0).

@@ -25,7 +25,7 @@ from fastlog.errors import (
     UnknownTopicError,
 )
 from fastlog.groups.assignors import check_assignor
-from fastlog.groups.formats import OffsetAndMetadata
+from fastlog.groups.formats import OffsetAndMetadata, check_group
 from fastlog.groups.offsets import Condition
 from fastlog.groups.table import NUMBER_SHIFT, RETIRED, GroupTable, Member, Table, View
 from fastlog.records import TopicPartition
@@ -464,13 +464,6 @@ class Membership:
             raise ClosedError(f"member {self.member_id} has left group {self.group!r}")
         if self.fatal is not None:
             raise self.fatal
-
-
-def check_group(group: str) -> str:
-    """The name itself. ConfigError when it is none."""
-    if not isinstance(group, str) or not group:
-        raise ConfigError(f"the name of a group is a str of at least one character, found {group!r}")
-    return group
 
 
 def check_topics(topics: Sequence[str]) -> tuple[str, ...]:

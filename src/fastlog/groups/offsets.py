@@ -125,7 +125,7 @@ class OffsetStore:
 
     def partition_of(self, group: str) -> int:
         """The partition of ``__consumer_offsets`` that keeps this group."""
-        return formats.partition_for_name(group)
+        return formats.partition_for_name(formats.check_group(group))
 
     def log(self, group: str) -> PartitionLog:
         """The log that keeps this group; stays open as long as the directory. Made at its first use."""
