@@ -195,12 +195,14 @@ def test_I4_killed_in_a_takeover(nursery: Nursery, folder: Path, seed: int, name
     """One dies between its batches, the next one while it cuts what the first one left, the third one has both."""
     chance = random.Random(seed)
     with Crowd(nursery, folder, seed, {"durability": "os"}) as crowd:
-        reader = crowd.start("follow", kind="read")
+        reader = None
         for turn in range(REPEATS):
             both_died = folder / f"both-died-{turn}"
             survivors = [crowd.start("write", idle_until=str(both_died)) for _ in range(2)]
             for worker in survivors:
                 crowd.until(lambda w=worker: w.count("O") > 0, 30, "opened", worker)
+            # not before there is a log to open
+            reader = reader or crowd.start("follow", kind="read")
             first = chance.choice(["append.dirty", "append.batch_written", "append.written", "roll.created"])
             dead = crowd.start("write", failpoint=[first, "kill", chance.choice([1, 2, 3])], sizes=[60])
             crowd.died_by_itself(dead)
@@ -210,7 +212,8 @@ def test_I4_killed_in_a_takeover(nursery: Nursery, folder: Path, seed: int, name
                 crowd.goes_on(worker, dead.child.dead_by or 0)
             for worker in survivors:
                 crowd.kill(worker)
-        assert reader.alive
+        assert reader is not None
+        assert reader.alive, reader.noted()[-3:]
         finish(crowd)
 
 

@@ -184,7 +184,7 @@ def test_one_assignor_for_the_group(directory: Directory) -> None:
 
 
 def test_names_are_checked(directory: Directory) -> None:
-    with pytest.raises(ConfigError, match="at least one character"):
+    with pytest.raises(GroupError, match="at least one character"):
         join(directory, group="")
     with pytest.raises(ConfigError, match="a list of topics or a compiled expression, found 't'"):
         Membership(directory, "g", topics="t")
