@@ -10,6 +10,7 @@ import logging
 import os
 from datetime import datetime
 
+from libc.errno cimport ENOENT
 from libc.stdint cimport int64_t
 from libc.stdlib cimport free
 
@@ -435,6 +436,10 @@ cdef class PartitionLog(Handle):
                     return
                 try:
                     self.leave()
+                except StorageError as error:
+                    # its topic was deleted while it was closed: there is nothing to leave behind
+                    if error.errno != ENOENT or oscalls.entry_kind(self.path) is not None:
+                        raise
                 finally:
                     self.is_closed = True
                     self.forget_files()

@@ -972,10 +972,15 @@ def read_bytes(fd: int, position: int, size: int) -> bytes:
 
 def read_file(path: str, limit: int = 1 << 30) -> bytes | None:
     """The whole of a small file, or None when there is none."""
+    cdef int64_t size
     if file_size(path) is None:
         return None
-    cdef int64_t size
-    fd = open_file(path)
+    try:
+        fd = open_file(path)
+    except StorageError as error:
+        if error.errno == errno_codes.ENOENT:
+            return None     # removed since
+        raise
     try:
         size = os_file_size(fd)
         if size < 0:

@@ -117,7 +117,7 @@ class _Supervisor:
         self.chance = chance
         self.events_in_all = events_in_all
         # spread over the work, so that none is over before the work begins
-        self.kills_at = sorted(chance.random() for _ in range(kills))
+        self.kills_at = sorted(chance.uniform(0, 0.8) for _ in range(kills))
         self.report = report
         self.killed = 0
         self.died_in_commit = 0
