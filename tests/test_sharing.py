@@ -512,6 +512,43 @@ def test_an_opener_in_recovery_that_is_frozen_names_itself(puppets: Callable[...
     assert frozen.get("log.end_offset") == 1
 
 
+# --- segments that are swapped -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("late_step", ["compaction.indexes_unlinked", "compaction.moved", "compaction.sources_unlinked"])
+def test_who_looked_before_the_files_moved_looks_again(
+    puppets: Callable[..., Puppet], path: str, late_step: str
+) -> None:
+    """Files move while one generation lasts: a list made at its beginning is no damage later."""
+    dead, heir, reader = puppets("dead"), puppets("heir"), puppets("reader")
+    config = {"cleanup_policy": "compact", "min_cleanable_dirty_ratio": 0.01}
+    opened(dead, path, config=config)
+    dead.do("for i in range(40): log.append([b'%04d' % i * 500], keys=[b'k%d' % (i % 3)])")
+    opened(heir, path, config=config)
+    opened(reader, path, read_only=True)
+    values_of = "[(r.offset, bytes(r.value)) for r in log.records()]"
+    everything = reader.get(values_of)
+    assert len(everything) == 40
+    dead.do("oscalls.arm('compaction.odd', 'kill')")
+    dead.begin("log.maintain()")
+    dead.child.wait()
+    seen = reader.get("(len(log.segments()), log.offset_for_time(0), log.read(39).next_offset)")
+    heir.do("oscalls.arm(step, 'stop')", step=late_step)
+    heir.begin("log.append([b'last'], keys=[b'k'])", expression=True)
+    heir.child.wait_until_stopped()
+    assert reader.get("log.read(39).next_offset") == 40
+    assert reader.get("len(log.segments())") <= seen[0]
+    assert reader.get("log.offset_for_time(0)") is not None
+    assert reader.get("log.verify().damages") == ()
+    left = reader.get(values_of)
+    assert set(left) <= set(everything)
+    assert left[-3:] == everything[-3:]
+    heir.signal(signal.SIGCONT)
+    assert heir.result() == 40
+    assert reader.get(values_of)[-1] == (40, b"last")
+    assert reader.get("log.verify().ok")
+
+
 # --- locks ----------------------------------------------------------------------------------------------------------
 
 

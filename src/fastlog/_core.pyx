@@ -31,7 +31,7 @@ from fastlog._native.maintaining cimport delete_until, maintain
 from fastlog._native.published cimport (
     Durable, Published, UNKNOWN_ENTRIES, load_word, publish, publish_durable, read_durable, read_published, store_word,
 )
-from fastlog._native.reading cimport aborted_entries, find_time, out_of_range, read_range, readable_end, wait_for
+from fastlog._native.reading cimport MOST_RETRIES, aborted_entries, find_time, out_of_range, read_range, readable_end, wait_for
 from fastlog._native.replaying cimport replay
 from fastlog._native.segment cimport Segment
 from fastlog._native.shared cimport BELL_COUNT, Bells
@@ -54,8 +54,8 @@ from fastlog._native.transactions import TransactionIndex, end_transaction_marke
 from fastlog._native.validator import validate_batches
 from fastlog.config import DEFAULT_DURABILITY, DURABILITY_LEVELS, ISOLATION_LEVELS, LogConfig, parse_duration_ms
 from fastlog.errors import (
-    ConfigError, InvalidRecordError, LockedError, NotSupportedError, OffsetOutOfRangeError, RecordTooLargeError, StorageError,
-    UnsupportedFormatError,
+    ConfigError, CorruptLogError, InvalidRecordError, LockedError, NotSupportedError, OffsetOutOfRangeError, RecordTooLargeError,
+    StorageError, UnsupportedFormatError,
 )
 from fastlog.partition import files, recovery, snapshots
 from fastlog.partition.repair import repair as repair_folder
@@ -1006,23 +1006,27 @@ cdef class PartitionLog(Handle):
         cdef Published state
         cdef Segment segment
         cdef SegmentList list_
+        cdef int attempt = 0
         self.require_open()
-        read_published(self.control.page, &state)
-        list_ = self.segments_at(&state)
-        found = []
-        for segment, following in zip(list_.segments, [*list_.bases[1:], state.end_offset], strict=True):
+        while True:
+            read_published(self.control.page, &state)
+            list_ = self.segments_at(&state)
+            found = []
             try:
-                self.prepare(segment, &state)
-                found.append(
-                    SegmentInfo(
-                        segment.path, segment.base_offset, following, self.end_of(segment, &state), segment.index_entries,
-                        segment.time_index_entries, segment.max_timestamp,
+                for segment, following in zip(list_.segments, [*list_.bases[1:], state.end_offset], strict=True):
+                    self.prepare(segment, &state)
+                    found.append(
+                        SegmentInfo(
+                            segment.path, segment.base_offset, following, self.end_of(segment, &state), segment.index_entries,
+                            segment.time_index_entries, segment.max_timestamp,
+                        )
                     )
-                )
-            except StorageError:
-                if self._is_current(segment):
+                return found
+            except (StorageError, CorruptLogError):
+                # removed or replaced meanwhile is no fault of the storage
+                attempt += 1
+                if attempt > MOST_RETRIES or not self.has_moved(&state, list_):
                     raise
-        return found
 
     def verify(self, progress: object = None) -> object:
         """Read every byte below the end and check it: batches, records, order, indexes. Changes nothing, raises nothing for
@@ -1039,6 +1043,7 @@ cdef class PartitionLog(Handle):
         """Whether a segment is still part of the log: it may be removed while it is read."""
         cdef Published state
         read_published(self.control.page, &state)
+        self.has_moved(&state, self.list_)
         return segment in self.segments_at(&state).segments
 
     @staticmethod

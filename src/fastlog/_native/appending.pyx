@@ -437,7 +437,7 @@ cdef int finish_compaction(Handle log, Published* state) except -1:
     """Somebody died, or failed, while it put compacted segments in the place of others: do the rest."""
     from fastlog.partition import compaction
     logger.warning("finishing an interrupted compaction of %s", log.path)
-    compaction.finish_swaps(log.path)
+    compaction.finish_swaps(log.path, oscalls.reach_failpoint)
     state.generation += 1 if state.generation & 1 else 2
     publish(log.control.page, state)
     return 0

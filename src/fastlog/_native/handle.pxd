@@ -77,6 +77,7 @@ cdef class Handle:
     cdef int read_state(self, Published* state) except -1
     cdef SegmentList segments_at(self, Published* state)
     cdef SegmentList list_segments(self, Published* state)
+    cdef bint has_moved(self, const Published* state, SegmentList used) except -1
     cdef int64_t end_of(self, Segment segment, const Published* state) noexcept
     cdef int prepare(self, Segment segment, const Published* state) except -1
     cdef int forget_cursor(self) except -1

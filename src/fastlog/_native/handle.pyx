@@ -5,6 +5,8 @@ Appending, syncing and reading are rooms of their own on top of this one. The li
 generation: whoever changes it publishes a larger one, everybody else lists the folder again before the next look.
 """
 
+from bisect import bisect_right
+
 from libc.stdint cimport int64_t
 
 from fastlog._native cimport oscalls as os_c
@@ -91,7 +93,9 @@ cdef class Handle:
             if segments is None or state.generation != listed.generation:
                 continue
             found = self.list_
-            if found.generation < state.generation:
+            if found.generation == state.generation and state.generation & 1:
+                segments = known_to(found, segments)
+            if found.generation < state.generation or (state.generation & 1 and segments != found.segments):
                 found = SegmentList(segments, state.generation)
                 found.last().is_growing = True
                 self.list_ = found
@@ -124,7 +128,7 @@ cdef class Handle:
                 return None
             size, inode = identity
             segment = known.get(base)
-            if segment is not None and segment.inode == inode:
+            if segment is not None and is_same(segment, base, size, inode):
                 if segment.is_growing and base < active_base:
                     segment.grown(size)
                 found.append(segment)
@@ -141,6 +145,17 @@ cdef class Handle:
             segment.is_trusted = trusted <= base < active_base
             found.append(segment)
         return found
+
+    cdef bint has_moved(self, const Published* state, SegmentList used) except -1:
+        """Whether the segments have changed since `state` was read and the list `used` was the one at hand."""
+        cdef Published latest
+        read_published(self.control.page, &latest)
+        if latest.generation != state.generation or latest.start_offset != state.start_offset:
+            return True
+        if latest.generation & 1:
+            # segments are being swapped: files move, and the generation tells only at the end
+            self.list_segments(&latest)
+        return self.list_ is not used
 
     cdef list sizes_at(self, Published* state):
         """(base offset, published size) of every segment."""
@@ -168,3 +183,22 @@ cdef class Handle:
     cdef int look_for_company(self) except -1:
         """A reader that was alone looks whether somebody has come, or has come and gone. ``PartitionLog`` knows how."""
         return 0
+
+
+cdef bint is_same(Segment segment, int64_t base, int64_t size, int64_t inode) noexcept:
+    """Whether a segment is of the file with this size and inode number; the number of a removed file is given out again."""
+    return segment.base_offset == base and segment.inode == inode and (segment.is_growing or segment.size == size)
+
+
+cdef list known_to(SegmentList list_, list segments):
+    """The same segments; those whose file ``list_`` has too as the objects that it has."""
+    cdef Segment segment, known
+    found = []
+    for segment in segments:
+        i = bisect_right(list_.bases, segment.base_offset) - 1
+        if i >= 0:
+            known = list_.segments[i]
+            if is_same(known, segment.base_offset, segment.size, segment.inode):
+                segment = known
+        found.append(segment)
+    return found

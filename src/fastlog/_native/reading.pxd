@@ -17,5 +17,4 @@ cdef int64_t readable_end(Handle log) except -1
 cdef object out_of_range(Handle log, offset)
 cdef bytes aborted_entries(Handle log, SegmentList list_, Py_ssize_t i)
 cdef Segment find_batch(Handle log, Published* state, int64_t offset, int64_t stop, Place* place, int64_t* end)
-cdef bint has_moved(Handle log, const Published* state) except -1
 cdef int complete_damage(Handle log, error, const Published* state) except -1

@@ -43,6 +43,7 @@ cdef RecordBatch read_range(Handle log, int64_t offset, int64_t stop, int64_t ma
     cdef Segment segment
     cdef Place place
     cdef RecordBatch batch
+    cdef SegmentList used
     cdef int64_t end = 0
     cdef int attempt = 0
     if log.is_closed or log.fork_generation != os_c.fork_generation():
@@ -70,17 +71,18 @@ cdef RecordBatch read_range(Handle log, int64_t offset, int64_t stop, int64_t ma
             place.expected_offset = offset
             end = log.end_of(segment, &state)
         before = state      # which follows the list of segments from here on
+        used = log.list_
         try:
             return read_segments(log, batch, &state, segment, &place, end, offset, min(stop, state.end_offset), max_bytes)
         except StorageError as error:
             # the file of a segment that was removed or replaced meanwhile is no fault of the storage
             attempt += 1
-            if error.errno != ENOENT or attempt > MOST_RETRIES or not has_moved(log, &before):
+            if error.errno != ENOENT or attempt > MOST_RETRIES or not log.has_moved(&before, used):
                 raise
             log.read_state(&state)
         except CorruptLogError as error:
             attempt += 1
-            if attempt <= MOST_RETRIES and has_moved(log, &before):
+            if attempt <= MOST_RETRIES and log.has_moved(&before, used):
                 log.read_state(&state)
                 continue
             complete_damage(log, error, &state)
@@ -94,13 +96,6 @@ cdef int complete_damage(Handle log, error, const Published* state) except -1:
         if following and following[0] <= state.active_base:
             error.next_offset = following[0]
     return 0
-
-
-cdef bint has_moved(Handle log, const Published* state) except -1:
-    """Whether the list of segments changed since `state` was read; what is known of it is forgotten then."""
-    cdef Published latest
-    read_published(log.control.page, &latest)
-    return latest.generation != state.generation or latest.start_offset != state.start_offset
 
 
 cdef RecordBatch read_segments(
@@ -306,7 +301,7 @@ cdef int64_t find_time(Handle log, int64_t timestamp) except -2:
             return -1
         except (StorageError, CorruptLogError):
             attempt += 1
-            if attempt > MOST_RETRIES or not has_moved(log, &state):
+            if attempt > MOST_RETRIES or not log.has_moved(&state, list_):
                 raise
 
 

@@ -17,7 +17,7 @@ from fastlog._native.handle cimport Handle
 from fastlog._native.layout cimport CONTROL_BIT, TIMESTAMP_TYPE_BIT, TRANSACTIONAL_BIT
 from fastlog._native.memory cimport block_release
 from fastlog._native.published cimport Durable, Published, load_word, read_durable, read_published
-from fastlog._native.reading cimport MOST_RETRIES, complete_damage, find_batch, has_moved
+from fastlog._native.reading cimport MOST_RETRIES, complete_damage, find_batch
 from fastlog._native.segment cimport Place, Segment
 from fastlog._native.transactions cimport COMMIT_MARKER, NO_MARKER, parse_marker
 
@@ -208,12 +208,13 @@ cdef class Replay:
             if self.offset < state.start_offset:
                 raise outside(log, self.offset, state.start_offset, self.stop)
             before = state
+            used = log.list_
             try:
                 batch = self.step(&state)
             except (StorageError, CorruptLogError) as error:
                 # the file of a segment that was removed or replaced meanwhile is no fault of the storage
                 attempt += 1
-                if attempt <= MOST_RETRIES and has_moved(log, &before):
+                if attempt <= MOST_RETRIES and log.has_moved(&before, used):
                     self.segment = None
                     continue
                 if isinstance(error, CorruptLogError):

@@ -53,6 +53,7 @@ cdef class Segment:
     cdef object damage(self, Problem problem, int64_t position, int64_t first_offset, int64_t end)
     cdef int64_t largest_timestamp(self) except -2
     cdef int64_t end_of_closed(self) except -1
+    cdef int check_identity(self, int64_t inode) except -1
     cdef int check_length(self, int64_t actual, int64_t expected) except -1
     cdef int validate(self, int64_t end) except -1
     cdef os_c.Descriptor reading_file(self)

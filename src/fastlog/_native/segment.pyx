@@ -106,6 +106,7 @@ cdef class Segment:
             actual = os_c.os_file_size(fd)
             if actual < 0:
                 raise os_c.storage_error("examine", self.path, actual)
+            self.check_identity(oscalls.inode_of(fd))
             if not self.is_growing:
                 self.check_length(actual, self.size)
             result = os_c.os_map(fd, size, &address)
@@ -114,6 +115,12 @@ cdef class Segment:
         finally:
             oscalls.close_file(fd)
         self.block = block_adopt_mapping(address, size)
+        return 0
+
+    cdef int check_identity(self, int64_t inode) except -1:
+        """A name may have come to mean another file since the segment was listed: compaction puts one in its place."""
+        if self.inode and inode != self.inode:
+            raise StorageError(f"{self.path} was replaced by another file while the log was open: open it again", ENOENT)
         return 0
 
     cdef int check_length(self, int64_t actual, int64_t expected) except -1:
@@ -133,8 +140,11 @@ cdef class Segment:
         if self.is_growing:
             actual = os_c.os_file_size(self.reading_file().fd)
         else:
-            size = oscalls.file_size(self.path)
-            actual = -ENOENT if size is None else size
+            found = oscalls.identity(self.path)
+            actual = -ENOENT
+            if found is not None:
+                actual, inode = found
+                self.check_identity(inode)
         if actual < 0:
             raise os_c.storage_error("examine", self.path, actual)
         self.check_length(actual, end)
@@ -146,6 +156,7 @@ cdef class Segment:
         cdef os_c.Descriptor found = self.reader
         if found is None:
             found = os_c.Descriptor(oscalls.open_file(self.path))
+            self.check_identity(oscalls.inode_of(found.fd))
             self.reader = found
         return found
 

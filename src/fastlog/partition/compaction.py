@@ -430,7 +430,7 @@ def unfinished(names: Iterable[str]) -> bool:
     return any(match[3] for match in map(_FILE.fullmatch, names) if match)
 
 
-def finish_swaps(folder: str) -> list[tuple[int, int]]:
+def finish_swaps(folder: str, reach: Reach = nothing) -> list[tuple[int, int]]:
     """Finish or discard what an interrupted compaction, of fastlog or of a Kafka broker, has left in a folder.
 
     To be called by whoever has the log to itself, before segments are looked at, and by the owner of the writer lock
@@ -465,7 +465,7 @@ def finish_swaps(folder: str) -> list[tuple[int, int]]:
             oscalls.remove(path)
     finished = []
     for base in sorted(base for base, kind, _ in swaps if kind == ".log"):
-        end = finish_swap(folder, base)
+        end = finish_swap(folder, base, reach)
         if end is not None:
             finished.append((base, end))
     for base, kind, path in swaps:
@@ -478,7 +478,7 @@ def finish_swaps(folder: str) -> list[tuple[int, int]]:
     return finished
 
 
-def finish_swap(folder: str, base: int) -> int | None:
+def finish_swap(folder: str, base: int, reach: Reach = nothing) -> int | None:
     """Swap in what ``<base>.log.swap`` stands for: the offset behind it. None when it was given up."""
     path = f"{folder}/{base:020d}.log"
     end = swap_end(path + SWAP, base)
@@ -491,7 +491,7 @@ def finish_swap(folder: str, base: int) -> int | None:
     names = oscalls.list_directory(folder)
     others = [other for other in numbered(names) if base < other < end]
     logger.warning("finishing a compaction: %s%s takes the place of offsets %d to %d", path, SWAP, base, end - 1)
-    install(folder, base, others)
+    install(folder, base, others, reach)
     return end
 
 
