@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -48,5 +49,7 @@ def copy_folder(source: Path, target: Path) -> Path:
     """A copy of a flat directory, as ``cp`` makes it."""
     target.mkdir(parents=True)
     for entry in source.iterdir():
-        shutil.copyfile(entry, target / entry.name)
+        # a writer may be about to give a new file its name
+        with contextlib.suppress(FileNotFoundError) if entry.suffix == ".tmp" else contextlib.nullcontext():
+            shutil.copyfile(entry, target / entry.name)
     return target
