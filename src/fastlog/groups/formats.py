@@ -86,7 +86,6 @@ class CommittedOffset(NamedTuple):
     topic_id: str | None
 
 
-@functools.lru_cache(4096)
 def check_group(group: object) -> str:
     """The name itself. GroupError when it is none."""
     if not isinstance(group, str) or not group:
@@ -98,6 +97,7 @@ def check_group(group: object) -> str:
     return group
 
 
+@functools.lru_cache(4096)
 def partition_for_name(name: str, partitions: int = OFFSETS_PARTITIONS) -> int:
     """The partition of an internal topic that keeps a group or a transactional id: Java's hash of the string, its sign
     taken away as Kafka does it (the smallest int becomes 0).
