@@ -34,6 +34,7 @@ from fastlog.reports import MaintenanceReport
 from fastlog.store import backup, catalog, deleting, files, handover, naming, options, setup
 from fastlog.store.backup import BackupReport
 from fastlog.store.catalog import Catalog, TopicInfo
+from fastlog.store.internal import INTERNAL_OPTIONS, INTERNAL_PARTITIONS, INTERNAL_TOPICS
 from fastlog.store.leases import Key, Lease, LogPool
 from fastlog.store.maintenance import Maintainer, needs_upkeep
 
@@ -42,7 +43,6 @@ logger = logging.getLogger("fastlog.store")
 DEFAULT_LOCK_TIMEOUT: Final = 30_000
 DEFAULT_MAINTENANCE_INTERVAL: Final = "5m"
 FOLLOW_SECONDS: Final = 1.0
-INTERNAL_PARTITIONS: Final = 50
 # somebody may have died between changing a topic and saying so
 LOOK_MS: Final = 100
 # words of the store's own page
@@ -51,7 +51,6 @@ BELLS: Final = "bells"
 BELL_COUNT: Final = 64
 PAGE_WORDS: Final = 8
 VERSION_WORD: Final = 0
-INTERNAL_OPTIONS: Final = {"cleanup.policy": "compact", "segment.bytes": 100 * 1024 * 1024}
 
 
 class Directory:
@@ -392,7 +391,7 @@ class Directory:
         self._require_writable()
         naming.check_name(name)
         naming.check_partitions(partitions)
-        if name in naming.INTERNAL_TOPICS and not internal:
+        if name in INTERNAL_TOPICS and not internal:
             raise InvalidTopicError(f"the topic {name!r} is fastlog's own: choose another name")
         wanted = options_of({} if options is None else options)
         with files.locked_folder(self._config, self._lock_timeout, "is changing topics"):
@@ -626,7 +625,7 @@ class Directory:
         self._require_open()
         if isolation not in ISOLATION_LEVELS:
             raise ConfigError(f"isolation={isolation!r}: expected one of {', '.join(map(repr, ISOLATION_LEVELS))}")
-        info = self.internal_topic(topic) if topic in naming.INTERNAL_TOPICS else self.topic(topic)
+        info = self.internal_topic(topic) if topic in INTERNAL_TOPICS else self.topic(topic)
         if isinstance(partition, bool) or not isinstance(partition, int) or not 0 <= partition < info.partitions:
             raise UnknownTopicError(
                 f"the topic {topic!r} has no partition {partition!r}: it has {info.partitions}, numbered from 0",
