@@ -510,6 +510,11 @@ class Directory:
                     f"{folder} is there already, and belongs to no topic: move it away first; nothing was changed"
                 )
 
+    def _looks_changed(self) -> bool:
+        """Whether ``_refresh`` would find something; one system call."""
+        page = self._page
+        return (page is not None and page.load(VERSION_WORD) != self._seen) or self._catalog.looks_changed()
+
     def _refresh(self) -> None:
         """Follow what other processes changed."""
         if self._page is not None:
@@ -584,7 +589,7 @@ class Directory:
             if self._watcher is None:
                 self._require_open()
                 self._watcher = Watcher(slots)
-                self._watcher.every(FOLLOW_SECONDS, self._follow, aside=True)
+                self._watcher.every(FOLLOW_SECONDS, self._follow, aside=True, when=self._looks_changed)
                 if self._maintenance_interval is not None:
                     self._maintainer = Maintainer(self.control, self._background_round)
                     self._watcher.every(self._maintenance_interval / 1000, self._maintainer.tick, aside=True)
