@@ -573,9 +573,7 @@ def test_options_reach_a_process_that_asks_for_nothing(tmp_path: Path) -> None:
         assert log.config.max_message_bytes == 500
 
 
-def test_a_store_in_which_nothing_changes_starts_no_threads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_in_which_nothing_changes_starts_no_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started = threading.Semaphore(0)
     monkeypatch.setattr("fastlog.store.directory.FOLLOW_SECONDS", 0.01)
     monkeypatch.setattr(Watcher, "_start_aside", lambda watcher, timer: (started.release(), timer.callback()))

@@ -157,7 +157,9 @@ def decode_value(value: bytes) -> CommittedOffset:
     reader = FieldReader(value, "value", CONSUMER_OFFSETS)
     version = reader.integer(2)
     if not 0 <= version <= _TYPED_VERSION:
-        raise CorruptRecordError(f"an offset in {CONSUMER_OFFSETS} has version {version}, expected 0 to {_TYPED_VERSION}")
+        raise CorruptRecordError(
+            f"an offset in {CONSUMER_OFFSETS} has version {version}, expected 0 to {_TYPED_VERSION}"
+        )
     offset = reader.integer(8)
     leader_epoch = reader.integer(4) if version >= _UNTYPED_VERSION else -1
     note = reader.text(reader.varint() - 1 if version == _TYPED_VERSION else reader.integer(2))

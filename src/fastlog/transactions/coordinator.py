@@ -90,7 +90,11 @@ class Coordinator:
 
     def attach(self) -> None:
         """Take part in ending what others leave behind, if the store has ever had a transaction."""
-        if not self._started and not self.directory.read_only and TRANSACTION_STATE in self.directory.topics(internal=True):
+        if (
+            not self._started
+            and not self.directory.read_only
+            and TRANSACTION_STATE in self.directory.topics(internal=True)
+        ):
             self.start()
 
     def follow(self) -> None:
