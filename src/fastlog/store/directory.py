@@ -35,6 +35,7 @@ from fastlog.reports import MaintenanceReport
 from fastlog.store import backup, catalog, deleting, files, handover, naming, options, setup
 from fastlog.store.backup import BackupReport
 from fastlog.store.catalog import Catalog, TopicInfo, TopicOwner
+from fastlog.store.internal import INTERNAL_OPTIONS, INTERNAL_PARTITIONS, INTERNAL_TOPICS
 from fastlog.store.leases import Key, Lease, LogPool
 from fastlog.store.maintenance import Maintainer, needs_upkeep
 
@@ -43,7 +44,6 @@ logger = logging.getLogger("fastlog.store")
 DEFAULT_LOCK_TIMEOUT: Final = 30_000
 DEFAULT_MAINTENANCE_INTERVAL: Final = "5m"
 FOLLOW_SECONDS: Final = 1.0
-INTERNAL_PARTITIONS: Final = 50
 # somebody may have died between changing a topic and saying so
 LOOK_MS: Final = 100
 # words of the store's own page
@@ -52,7 +52,6 @@ BELLS: Final = "bells"
 BELL_COUNT: Final = 64
 PAGE_WORDS: Final = 8
 VERSION_WORD: Final = 0
-INTERNAL_OPTIONS: Final = {"cleanup.policy": "compact", "segment.bytes": 100 * 1024 * 1024}
 
 
 class Directory:
@@ -403,7 +402,7 @@ class Directory:
         self._require_writable()
         naming.check_name(name)
         naming.check_partitions(partitions)
-        if name in naming.INTERNAL_TOPICS and not internal:
+        if name in INTERNAL_TOPICS and not internal:
             raise InvalidTopicError(f"the topic {name!r} is fastlog's own: choose another name")
         wanted = options_of({} if options is None else options)
         with files.locked_folder(self._config, self._lock_timeout, "is changing topics"):
@@ -546,6 +545,11 @@ class Directory:
                     f"{folder} is there already, and belongs to no topic: move it away first; nothing was changed"
                 )
 
+    def _looks_changed(self) -> bool:
+        """Whether ``_refresh`` would find something; one system call."""
+        page = self._page
+        return (page is not None and page.load(VERSION_WORD) != self._seen) or self._catalog.looks_changed()
+
     def _refresh(self) -> None:
         """Follow what other processes changed."""
         if self._page is not None:
@@ -620,7 +624,7 @@ class Directory:
             if self._watcher is None:
                 self._require_open()
                 self._watcher = Watcher(slots)
-                self._watcher.every(FOLLOW_SECONDS, self._follow, aside=True)
+                self._watcher.every(FOLLOW_SECONDS, self._follow, aside=True, when=self._looks_changed)
                 if self._maintenance_interval is not None:
                     self._maintainer = Maintainer(self.control, self._background_round)
                     self._watcher.every(self._maintenance_interval / 1000, self._maintainer.tick, aside=True)
@@ -661,7 +665,7 @@ class Directory:
         self._require_open()
         if isolation not in ISOLATION_LEVELS:
             raise ConfigError(f"isolation={isolation!r}: expected one of {', '.join(map(repr, ISOLATION_LEVELS))}")
-        info = self.internal_topic(topic) if topic in naming.INTERNAL_TOPICS else self.topic(topic)
+        info = self.internal_topic(topic) if topic in INTERNAL_TOPICS else self.topic(topic)
         if isinstance(partition, bool) or not isinstance(partition, int) or not 0 <= partition < info.partitions:
             raise UnknownTopicError(
                 f"the topic {topic!r} has no partition {partition!r}: it has {info.partitions}, numbered from 0",
