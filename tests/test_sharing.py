@@ -512,10 +512,12 @@ def test_an_opener_in_recovery_that_is_frozen_names_itself(puppets: Callable[...
     assert frozen.get("log.end_offset") == 1
 
 
-# --- segments that are swapped -----------------------------------------------------------------------------------------
+# --- segments that are swapped ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("late_step", ["compaction.indexes_unlinked", "compaction.moved", "compaction.sources_unlinked"])
+@pytest.mark.parametrize(
+    "late_step", ["compaction.indexes_unlinked", "compaction.moved", "compaction.sources_unlinked"]
+)
 def test_who_looked_before_the_files_moved_looks_again(
     puppets: Callable[..., Puppet], path: str, late_step: str
 ) -> None:

@@ -39,6 +39,7 @@ from fastlog.errors import (
     FencedError,
     ForkedHandleError,
     GroupError,
+    HandlerTimeoutError,
     InvalidRecordError,
     InvalidTopicError,
     LockedError,
@@ -79,6 +80,7 @@ if _typing.TYPE_CHECKING:
     from fastlog.clients.store import open_store as open
     from fastlog.clients.topic import Topic, TopicRead
     from fastlog.clients.transaction import Transaction
+    from fastlog.delivery.policy import BatchError, Breaker, Retry, RetryLater
     from fastlog.groups.admin import GroupDescription, MemberDescription
     from fastlog.groups.formats import OffsetAndMetadata
     from fastlog.groups.lag import Lag
@@ -89,9 +91,11 @@ __version__ = "0.1.0"
 __all__ = [
     "BackupReport",
     "BatchDelivery",
+    "BatchError",
     "BatchInfo",
     "BatchMetadata",
     "BinaryColumn",
+    "Breaker",
     "BufferFullError",
     "ClosedError",
     "CommitFailedError",
@@ -110,6 +114,7 @@ __all__ = [
     "ForkedHandleError",
     "GroupDescription",
     "GroupError",
+    "HandlerTimeoutError",
     "Headers",
     "HeadersColumn",
     "IndexEntry",
@@ -136,6 +141,8 @@ __all__ = [
     "RecoveryReport",
     "RepairReport",
     "RetentionReport",
+    "Retry",
+    "RetryLater",
     "SegmentInfo",
     "StorageError",
     "StorageFullError",
@@ -162,6 +169,8 @@ __all__ = [
 # what a single partition does not need
 _LATER = {
     "BatchDelivery": "fastlog.clients.producer:BatchDelivery",
+    "BatchError": "fastlog.delivery.policy:BatchError",
+    "Breaker": "fastlog.delivery.policy:Breaker",
     "Consumer": "fastlog.clients.consumer:Consumer",
     "ConsumerStats": "fastlog.clients.consumer:ConsumerStats",
     "Delivery": "fastlog.clients.producer:Delivery",
@@ -171,6 +180,8 @@ _LATER = {
     "MemberDescription": "fastlog.groups.admin:MemberDescription",
     "OffsetAndMetadata": "fastlog.groups.formats:OffsetAndMetadata",
     "Producer": "fastlog.clients.producer:Producer",
+    "Retry": "fastlog.delivery.policy:Retry",
+    "RetryLater": "fastlog.delivery.policy:RetryLater",
     "Store": "fastlog.clients.store:Store",
     "Topic": "fastlog.clients.topic:Topic",
     "TopicRead": "fastlog.clients.topic:TopicRead",

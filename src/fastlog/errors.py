@@ -26,7 +26,12 @@
     ├── OutOfOrderSequenceError     a batch of an idempotent producer is missing or too old  kafka 45
     ├── TransactionError            the state of the transaction does not allow this         kafka 48
     ├── CommitFailedError           the partitions belong to somebody else by now            kafka 22
-    └── GroupError                  the member cannot go on in its consumer group
+    ├── GroupError                  the member cannot go on in its consumer group
+    ├── HandlerTimeoutError         a handler took longer than its subscriber allows         retriable
+    ├── RetryLater                  raised by a handler: call me again later                 retriable
+    └── BatchError                  raised by a handler: one record of the batch failed
+
+The last two stand in ``fastlog.delivery``: they are words of handlers, and fastlog raises neither.
 
 ``retriable`` says whether the same call may succeed later without a change by the caller;
 ``kafka_code`` is the error code of the Kafka protocol, where Kafka has one.
@@ -48,6 +53,7 @@ __all__ = [
     "FencedError",
     "ForkedHandleError",
     "GroupError",
+    "HandlerTimeoutError",
     "InvalidRecordError",
     "InvalidTopicError",
     "LockedError",
@@ -371,3 +377,13 @@ class CommitFailedError(Error):
 
 class GroupError(Error):
     """This member cannot go on in its consumer group: it was replaced or removed. Close it, and open another one."""
+
+
+class HandlerTimeoutError(Error, TimeoutError):
+    """A handler took longer than the ``timeout`` of its subscriber: the call counts as a failed attempt.
+
+    An async handler was cancelled. A sync one cannot be: ``App.run`` raises this error when it has stopped, and the
+    process has to end, for the handler may still be running in it.
+    """
+
+    retriable = True

@@ -50,6 +50,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("fastlog.transactions",),
     ("fastlog.clients",),
     ("fastlog.aio",),
+    ("fastlog.delivery",),
     ("fastlog",),
     ("fastlog.demo",),
     ("fastlog.cli",),
@@ -58,6 +59,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
 PACKAGES = {
     *("fastlog.partition", "fastlog.demo", "fastlog.cli"),
     *("fastlog.liveness", "fastlog.store", "fastlog.groups", "fastlog.transactions", "fastlog.clients", "fastlog.aio"),
+    "fastlog.delivery",
 }
 LEVEL = {room: level for level, row in enumerate(ROWS) for room in row}
 

@@ -140,7 +140,7 @@ def test_more_partitions_than_files(tmp_path: Path, durability: str) -> None:
     with Directory.open(tmp_path / "store", durability=durability) as store:
         store.create_topic("many", partitions=40)
         # beside those of the tests that ran in this process before
-            resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 70, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 70, hard))
         try:
             with Producer(store) as producer:
                 deliveries = [producer.send("many", b"v", partition=number) for number in range(40)]
