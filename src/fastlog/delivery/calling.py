@@ -128,18 +128,21 @@ class Inline:
     sleep: when all its tasks wait for a time, that time has come.
     """
 
-    def __init__(self, step: Callable[[Call], Any], report: Report, timeout_ms: int | None, clock: Clock) -> None:
+    def __init__(
+        self, step: Callable[[Call], Any], report: Report, timeout_ms: int | None, clock: Clock, *, is_async: bool
+    ) -> None:
         self._step = step
         self._report = report
         self._timeout_ms = timeout_ms
         self._clock = clock
+        self._is_async = is_async
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self, call: Call) -> None:
         """Begin a call, and end it."""
         try:
             result = self._step(call)
-            if inspect.iscoroutine(result):
+            if self._is_async:
                 self._complete(result)
         except BaseException as error:
             call.error = error
@@ -315,9 +318,9 @@ def executor_of(
     """Where this subscriber's handler runs. One sync call at a time without a limit needs no thread of its own."""
     step = surrounded(subscriber, middleware)
     if inline:
-        return Inline(step, report, subscriber.timeout_ms, clock)
+        return Inline(step, report, subscriber.timeout_ms, clock, is_async=subscriber.is_async)
     if subscriber.is_async:
         return Tasks(step, report, subscriber.timeout_ms, subscriber.name)
     if subscriber.concurrency == 1 and subscriber.timeout_ms is None:
-        return Inline(step, report, None, clock)
+        return Inline(step, report, None, clock, is_async=False)
     return Threads(step, report, subscriber.concurrency, subscriber.name)

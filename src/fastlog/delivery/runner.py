@@ -16,7 +16,7 @@ import random
 import re
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -123,7 +123,7 @@ class Place:
     Attributes:
         source, retry, dead_letter: its names.
         work: what is to be done; None before it has begun.
-        reading: how the source is read.
+        reading, retry_reading: how the source and the retry partition are read.
         is_over: whatever comes for it counts no more.
         is_leaving: nothing is taken of it any more.
         in_hand: records that are with the handler.
@@ -138,13 +138,14 @@ class Place:
 
     __slots__ = (
         *("careful", "changed", "dead_letter", "doubtful", "in_hand", "is_leaving", "is_over", "pause", "reading"),
-        *("resume_at", "retry", "route", "source", "stuck", "work", "written"),
+        *("resume_at", "retry", "retry_reading", "route", "source", "stuck", "work", "written"),
     )
 
     def __init__(self, route: Route, reading: Assigned) -> None:
         self.route = route
         self.source, self.retry, self.dead_letter = route.source, route.retry, route.dead_letter
         self.reading = reading
+        self.retry_reading: Assigned | None = None
         self.work: PartitionWork | None = None
         self.is_over = False
         self.is_leaving = False
@@ -209,8 +210,14 @@ class Runner:
         self._problem: str | None = None
         self._committed_at = self._clock.steady()
         self._breaker = None if subscriber.breaker is None else BreakerState(subscriber.breaker)
-        self._known_ids = None if subscriber.deduplicate is None else subscriber.deduplicate.open(directory, subscriber.group)
-        self._decode = self._decoder() if subscriber.decodes else None
+        self._memory = (
+            None
+            if subscriber.deduplicate is None
+            else subscriber.deduplicate.open(directory.root, subscriber.group, directory.durability)
+        )
+        self._fresh_ids: list[bytes] = []
+        self._dispatched_at = self._clock.wall()
+        self._is_inline = inline
         self._topics = subscriber.topics
         self._movers = Movers(directory)
         self._offsets = OffsetStore(directory)
@@ -284,8 +291,8 @@ class Runner:
             self._lose([place.source for place in self._places.values()])
             self._executor.close()
             self._movers.close()
-            if self._known_ids is not None:
-                self._known_ids.close()
+            if self._memory is not None:
+                self._memory.close()
 
     def step(self, max_wait_ms: int = 0) -> bool:
         """One round: take in what came back, move, commit, call, read. Whether anything happened.
@@ -298,6 +305,7 @@ class Runner:
         happened |= self._commit_if_due()
         happened |= self._begin_places()
         happened |= self._dispatch()
+        self._flush_ids()
         happened |= self._fetch(0 if happened else self._patience(max_wait_ms))
         if self.error is not None:
             raise self.error
@@ -334,7 +342,8 @@ class Runner:
         """How long there is nothing to do, in ms, if nothing comes."""
         waits = [most]
         due = self.next_due()
-        if due is not None and not (self._breaker is not None and self._breaker.state == "open"):
+        # what was due when calls were last begun waits for something else: a call that ends, or a pause
+        if due is not None and due > self._dispatched_at and self._calls < self.subscriber.concurrency:
             waits.append(due - self._clock.wall())
         now = self._clock.steady()
         if self._breaker is not None and (change := self._breaker.next_change()) is not None:
@@ -352,7 +361,10 @@ class Runner:
         """Read the next records of any partition; the group has its say meanwhile."""
         for place in self._places.values():
             work = place.work
-            place.reading.is_paused = work is None or place.is_leaving or place.doubtful is not None or not work.wants_source
+            is_halted = work is None or place.is_leaving or place.doubtful is not None
+            place.reading.is_paused = is_halted or work is None or not work.wants_source
+            if place.retry_reading is not None:
+                place.retry_reading.is_paused = is_halted
         self._sleeps = True
         if wait_ms and not self._done.empty():
             wait_ms = 0
@@ -377,42 +389,51 @@ class Runner:
             place.work.add_retry(self._retry_items(batch))
 
     def _source_items(self, batch: RecordBatch) -> list[Item]:
-        topic, partition = batch.topic, batch.partition
-        return [
-            Item(record, record, False, offset := record.offset, topic, partition, offset, record.key)
-            for record in batch
-        ]
+        if self.subscriber.decodes:
+            return [Item.of_source(*self._decoded(record)) for record in batch]
+        return [Item.of_source(record, record) for record in batch]
 
     def _retry_items(self, batch: RecordBatch) -> list[Item]:
         return [self._retry_item(record) for record in batch]
 
     def _retry_item(self, record: Record) -> Item:
         try:
-            return item_of_retry(record, None)
+            item = item_of_retry(record)
         except InvalidRecordError as error:
             # it goes to the dead letters as it is: whoever has put it there finds it again
             logger.error("subscriber %r: a record that does not belong there: %s", self.subscriber.name, error)
-            return Item(
-                None, record, True, record.offset, record.topic, record.partition, record.offset, record.key
-            )
+            item = Item.of_source(None, record, Failure.of(error, self._clock.wall()))
+            item.is_retry = True
+            return item
+        if self.subscriber.decodes:
+            item.record, _, item.failure = self._decoded(item.raw)
+        return item
 
-    def _decoder(self) -> Callable[[Record], Record[Any, Any]]:
+    def _decoded(self, raw: Record) -> tuple[Record[Any, Any] | None, Record, Failure | None]:
+        """What the handler sees of a record; None, and why, when a deserializer fails on it."""
         decode_key, decode_value = self.subscriber.key_deserializer, self.subscriber.value_deserializer
-
-        def decode(raw: Record) -> Record[Any, Any]:
-            topic, partition, offset, timestamp, key, value, headers, kind = raw.fields()
+        topic, partition, offset, timestamp, key, value, headers, kind = raw.fields()
+        decoded_key: Any = key
+        decoded_value: Any = value
+        try:
             if decode_key is not None and key is not None:
-                key = decode_key(key)
+                decoded_key = decode_key(key)
             if decode_value is not None and value is not None:
-                value = decode_value(value)
-            return Record(topic, partition, offset, timestamp, key, value, headers, kind)  # type: ignore[arg-type]
-
-        return decode
+                decoded_value = decode_value(value)
+        except Exception as error:
+            return None, raw, Failure.of(error, self._clock.wall())
+        is_append = kind == "append"
+        record = Record(
+            topic, partition, offset, timestamp, decoded_key, decoded_value, headers,
+            "append" if is_append else "create",
+        )  # fmt: skip
+        return record, raw, None
 
     # --- calling -----------------------------------------------------------------------------------------------------
 
     def _dispatch(self) -> bool:
         """Have called what may be called now, in turn over the partitions."""
+        self._dispatched_at = self._clock.wall()
         places = [one for one in self._places.values() if one.work is not None and not one.is_leaving]
         if not places or self._stopping.is_set():
             return False
@@ -455,13 +476,8 @@ class Runner:
         return True
 
     def _begin_calls(self, place: Place, items: list[Item]) -> None:
-        if self._decode is not None or self._known_ids is not None:
-            items = [item for item in items if self._is_to_be_called(place, item)]
-        else:
-            for item in items:
-                if item.record is None:
-                    self._refuse(place, item, None)
-            items = [item for item in items if item.record is not None]
+        if self._memory is not None:
+            items = self._unknown(place, items)
         most = self.subscriber.batch or 1
         for start in range(0, len(items), most):
             self._begin(place, items[start : start + most])
@@ -478,33 +494,46 @@ class Runner:
             self._breaker.begun(call)
         self._executor.start(call)
 
-    def _is_to_be_called(self, place: Place, item: Item) -> bool:
-        """Decode a record, and look whether it is known. What is decided without a call is decided here."""
-        if self._decode is not None and item.record is not None:
+    def _unknown(self, place: Place, items: list[Item]) -> list[Item]:
+        """Those whose id is not known. The others are finished without a call."""
+        deduplicator, memory, work = self.subscriber.deduplicate, self._memory, place.work
+        if deduplicator is None or memory is None or work is None:
+            return items
+        ids: dict[Item, bytes | None] = {}
+        for item in items:
             try:
-                item.record = self._decode(item.raw)
+                ids[item] = None if item.record is None else deduplicator.id_of(item.record)
             except Exception as error:
-                item.record = None
-                self._refuse(place, item, error)
-                return False
-        if item.record is None:
-            self._refuse(place, item, None)
-            return False
-        if self._known_ids is not None and self._known_ids.is_known(item.record):
-            self._counts["duplicates"] += 1
-            place.changed += 1
-            if place.work is not None:
-                place.work.succeed(item)
-            return False
-        return True
+                self._fail(place, item, error)
+        wanted = [one for one in ids.values() if one is not None]
+        known = set(self._fresh_ids).intersection(wanted) | memory.known(wanted, self._clock.wall())
+        called = []
+        for item, one in ids.items():
+            if one in known:
+                self._counts["duplicates"] += 1
+                place.changed += 1
+                work.succeed(item)
+            else:
+                called.append(item)
+        return called
 
-    def _refuse(self, place: Place, item: Item, error: Exception | None) -> None:
-        """A record that cannot be decoded: it is not called, and goes to the dead letters."""
-        if error is None:
-            error = InvalidRecordError(
-                f"{item.raw.topic}-{item.raw.partition} at offset {item.raw.offset}: no record that was moved here"
-            )
-        self._fail(place, item, error)
+    def _remember(self, items: Sequence[Item]) -> None:
+        deduplicator = self.subscriber.deduplicate
+        if deduplicator is not None:
+            ids = [deduplicator.id_of(item.record) for item in items if item.record is not None]
+            self._fresh_ids += [one for one in ids if one is not None]
+
+    def _flush_ids(self) -> None:
+        """Before anything says that they are finished: write down the ids of what is."""
+        if not self._fresh_ids or self._memory is None:
+            return
+        ids, self._fresh_ids = self._fresh_ids, []
+        try:
+            self._memory.remember(ids, self._clock.wall())
+        except Error as error:
+            # their records are handled: to do that again would be worse than to forget it
+            self._note_problem(f"ids of events: {type(error).__name__}: {error}")
+            logger.error("subscriber %r: %d ids of events were not kept: %s", self.subscriber.name, len(ids), error)
 
     # --- what came back ----------------------------------------------------------------------------------------------
 
@@ -541,6 +570,8 @@ class Runner:
                 "subscriber %r: a call with %d records of %s-%d ended when the partition belonged to somebody else: "
                 "they come again there", self.subscriber.name, len(call.items), *place.source,
             )  # fmt: skip
+        elif self._is_inline and call.deadline and self._clock.steady() > call.deadline:
+            self._give_up(call)
         elif call.error is None:
             if self._breaker is not None:
                 self._breaker.succeeded(call)
@@ -552,8 +583,8 @@ class Runner:
         work = place.work
         if work is None:
             return
-        if self._known_ids is not None:
-            self._known_ids.remember([item.record for item in items])
+        if self._memory is not None:
+            self._remember(items)
         for item in items:
             work.succeed(item)
         self._counts["succeeded"] += len(items)
@@ -635,6 +666,7 @@ class Runner:
         if not moves:
             return False
         if any(move.to != "nowhere" for move in moves):
+            self._flush_ids()
             offsets = self._encoded(place, work.after_moves(moves))
             membership = self._consumer.membership
             epoch = self._consumer.epochs_of([place.source]).get(place.source)
@@ -728,6 +760,7 @@ class Runner:
 
     def _commit(self, places: Sequence[Place], *, clean: bool = False) -> bool:
         """Write how far these partitions are, those of them that have changed, by one append. Whether it is written."""
+        self._flush_ids()
         offsets: dict[TopicPartition, OffsetAndMetadata] = {}
         chosen = [place for place in places if not place.is_over and place.doubtful is None and place.work is not None]
         encoded = {}
@@ -768,7 +801,10 @@ class Runner:
         self, place: Place, finished: tuple[Finished, Finished]
     ) -> dict[TopicPartition, OffsetAndMetadata]:
         source, retry = finished
-        return {place.source: OffsetAndMetadata(*source.encode()), place.retry: OffsetAndMetadata(*retry.encode())}
+        return {
+            place.source: OffsetAndMetadata(source.prefix, source.encode()),
+            place.retry: OffsetAndMetadata(retry.prefix, retry.encode()),
+        }
 
     # --- partitions come ---------------------------------------------------------------------------------------------
 
@@ -855,7 +891,10 @@ class Runner:
             random=self._chance,
         )
         work.restore(source, retry)
-        place.work = work
+        place.work, place.retry_reading = work, reading
+        known = committed[place.source]
+        # where it is read from already, unless it is begun once more
+        place.reading.position = place.reading.finished = place.reading.initial if known is None else known.offset
         place.written = {name: one for name, one in committed.items() if one is not None}
         place.careful = 0 if source.clean and retry.clean else COMMIT_RECORDS + subscriber.items_at_once
         if not self._read_retry(place, work, reading):
@@ -894,7 +933,7 @@ class Runner:
         self._movers.forget([place.source])
 
     def _end_reading(self, place: Place) -> None:
-        place.work = None
+        place.work = place.retry_reading = None
         self._by_retry.pop(place.retry, None)
         self._consumer.remove_beside([place.retry])
 
@@ -910,9 +949,9 @@ class Runner:
             if place.work is not None and not place.is_over:
                 while self._settle(place) and self._move(place):
                     pass
-        ended = [place for place in places if not place.in_hand]
+        ended = [place for place in places if not place.in_hand and not place.stuck]
         self._commit(ended, clean=True)
-        self._commit([place for place in places if place.in_hand])
+        self._commit([place for place in places if place.in_hand or place.stuck])
         self._lose(names)
 
     def _drain(self, places: list[Place]) -> None:
