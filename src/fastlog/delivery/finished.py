@@ -112,9 +112,12 @@ def decode_metadata(offset: int, metadata: str) -> Finished:
     if len(metadata) > METADATA_CHARACTERS:
         raise ValueError(f"more than {METADATA_CHARACTERS} characters")
     try:
-        payload = base64.b64decode(metadata[len(MAGIC) :].encode("ascii"), validate=True)
+        text = metadata[len(MAGIC) :].encode("ascii")
+        payload = base64.b64decode(text, validate=True)
     except (UnicodeEncodeError, binascii.Error) as error:
         raise ValueError("no base64") from error
+    if base64.b64encode(payload) != text:
+        raise ValueError("base64 with bits left over")
     if not payload or payload[0] & ~(CLEAN | MARKED):
         raise ValueError("unknown flags")
     numbers = varints(payload, 1)
