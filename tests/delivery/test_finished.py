@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import logging
 
 import pytest
@@ -95,7 +96,7 @@ def test_progress_is_a_set_of_offsets(prefix: int, spans: list[tuple[int, int]])
         assert progress.prefix == next(offset for offset in range(400) if offset not in model)
         assert {offset for offset in range(400) if offset in progress} == model
         runs = progress.runs()
-        assert all(stop < start for (_, stop), (start, _) in zip(runs, runs[1:], strict=False))
+        assert all(stop < start for (_, stop), (start, _) in itertools.pairwise(runs))
         assert progress.size == Progress(Finished(progress.prefix, runs)).size
         assert len(Finished(progress.prefix, runs, clean=False).encode()) == 4 + (progress.size + 1 + 2) // 3 * 4
 

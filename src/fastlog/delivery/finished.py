@@ -242,6 +242,4 @@ class Progress:
     def _cost(self, first: int, last: int) -> int:
         """Bytes of the gaps and runs between the bounds from ``first`` to ``last``."""
         bounds = self._bounds
-        return sum(
-            varint_bytes(bounds[at + 1] - bounds[at]) for at in range(max(first, 1), min(last, len(bounds) - 1))
-        )
+        return sum(varint_bytes(bounds[at + 1] - bounds[at]) for at in range(max(first, 1), min(last, len(bounds) - 1)))
