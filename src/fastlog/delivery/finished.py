@@ -97,7 +97,7 @@ class Finished:
             return decode_metadata(offset, metadata)
         except ValueError as problem:
             logger.warning(
-                "the metadata of committed offset %d (%d characters) is not of fastlog or damaged, and is passed over: %s",
+                "the metadata of committed offset %d (%d characters) is none of fastlog, or damaged: passed over (%s)",
                 offset,
                 len(metadata),
                 problem,
