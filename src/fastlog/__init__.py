@@ -56,21 +56,6 @@ from fastlog.errors import (
     UnsupportedFormatError,
 )
 from fastlog.records import BatchMetadata, Headers, RecordMetadata, TopicPartition
-from fastlog.reports import (
-    BatchInfo,
-    CompactionReport,
-    CutTail,
-    Damage,
-    IndexEntry,
-    IndexProblem,
-    MaintenanceReport,
-    RecoveryReport,
-    RepairReport,
-    RetentionReport,
-    SegmentInfo,
-    TimeIndexEntry,
-    VerifyReport,
-)
 
 if _typing.TYPE_CHECKING:
     from fastlog import aio
@@ -85,6 +70,21 @@ if _typing.TYPE_CHECKING:
     from fastlog.groups.admin import GroupDescription, MemberDescription
     from fastlog.groups.formats import OffsetAndMetadata
     from fastlog.groups.lag import Lag
+    from fastlog.reports import (
+        BatchInfo,
+        CompactionReport,
+        CutTail,
+        Damage,
+        IndexEntry,
+        IndexProblem,
+        MaintenanceReport,
+        RecoveryReport,
+        RepairReport,
+        RetentionReport,
+        SegmentInfo,
+        TimeIndexEntry,
+        VerifyReport,
+    )
     from fastlog.store.backup import BackupReport
 
 __version__ = "0.1.0"
@@ -168,8 +168,21 @@ __all__ = [
     "scan_segment",
 ]
 
-# what a single partition does not need
+# what is not needed to open a partition and use it
 _LATER = {
+    "BatchInfo": "fastlog.reports:BatchInfo",
+    "CompactionReport": "fastlog.reports:CompactionReport",
+    "CutTail": "fastlog.reports:CutTail",
+    "Damage": "fastlog.reports:Damage",
+    "IndexEntry": "fastlog.reports:IndexEntry",
+    "IndexProblem": "fastlog.reports:IndexProblem",
+    "MaintenanceReport": "fastlog.reports:MaintenanceReport",
+    "RecoveryReport": "fastlog.reports:RecoveryReport",
+    "RepairReport": "fastlog.reports:RepairReport",
+    "RetentionReport": "fastlog.reports:RetentionReport",
+    "SegmentInfo": "fastlog.reports:SegmentInfo",
+    "TimeIndexEntry": "fastlog.reports:TimeIndexEntry",
+    "VerifyReport": "fastlog.reports:VerifyReport",
     "BatchDelivery": "fastlog.clients.producer:BatchDelivery",
     "BatchError": "fastlog.delivery.policy:BatchError",
     "Breaker": "fastlog.delivery.policy:Breaker",

@@ -12,6 +12,7 @@ from typing import Any
 
 import fastlog
 from fastlog.groups import formats
+from fastlog.store.internal import CONSUMER_OFFSETS, partition_for_name
 from tests.histories.checker import Anomaly
 from tests.histories.nursery import Child, Nursery
 from tests.histories_messaging.checker import Checker, History, Process, Stored
@@ -317,9 +318,9 @@ def read_partition(history: History, store: fastlog.Store, topic: str, number: i
 
 def read_commits(history: History, store: fastlog.Store, group: str) -> None:
     """Every offset that a group has committed, in the order in which they took effect."""
-    number = formats.partition_for_name(group)
-    store.directory.internal_topic(formats.OFFSETS_TOPIC)
-    log = store.directory.partition_log(formats.OFFSETS_TOPIC, number)
+    number = partition_for_name(group)
+    store.directory.internal_topic(CONSUMER_OFFSETS)
+    log = store.directory.partition_log(CONSUMER_OFFSETS, number)
     pending: dict[int, list[Any]] = {}
     for batch in log.replay(0):
         if batch.is_control:

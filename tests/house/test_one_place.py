@@ -10,8 +10,10 @@ from pathlib import Path
 from tests.house.sources import line_of, module_name, place, read, source_files, without_prose
 
 LAYOUT = "src/fastlog/_native/layout.pxd"
-# the records of internal topics are formats of their own, each in one file
-RECORD_FORMATS = {"src/fastlog/groups/formats.py", "src/fastlog/transactions/records.py"}
+# the records of internal topics are formats of their own, each in one file, and what both are made of in a third
+RECORD_FORMATS = {
+    *("src/fastlog/groups/formats.py", "src/fastlog/transactions/records.py", "src/fastlog/store/internal.py"),
+}
 OSCALLS = ("src/fastlog/_native/oscalls.pyx", "src/fastlog/_native/oscalls.pxd")
 # They read and write what their user named, and never a file of a log.
 USERS = ("fastlog.cli", "fastlog.demo", "fastlog.__main__")
@@ -51,6 +53,12 @@ def test_positions_in_a_batch_are_named() -> None:
     found += hits(others, r"\b(?:load|store)_u?int\d\d\(\s*&?\w+\[\s*\d+\s*\]")
     found += hits(others, r"(?<![\w.])61(?![\w.])")
     found += hits(others, r"^\s*[A-Z][A-Z_]*_AT\s*=\s*\d+")
+    assert not found, "\n".join(found)
+
+
+def test_internal_topics_are_named_in_one_room() -> None:
+    others = [path for path in source_files(".py", ".pyx", ".pxd") if place(path) != "src/fastlog/store/internal.py"]
+    found = hits(others, r"__consumer_offsets|__transaction_state", keep_strings=True)
     assert not found, "\n".join(found)
 
 

@@ -500,6 +500,34 @@ def test_work_aside_delays_no_death(slots: Slots, watching: Watcher) -> None:
     assert begun.acquire(timeout=30)
 
 
+def test_a_timer_with_a_reason_is_called_when_it_holds(watching: Watcher) -> None:
+    asked, called, holds = threading.Semaphore(0), threading.Event(), threading.Event()
+
+    def reason() -> bool:
+        asked.release()
+        return holds.is_set()
+
+    watching.every(0.001, called.set, aside=True, when=reason)
+    for _ in range(10):
+        assert asked.acquire(timeout=30)
+    assert not called.is_set()
+    holds.set()
+    assert called.wait(30)
+
+
+def test_a_reason_that_fails_is_none(watching: Watcher) -> None:
+    asked, called = threading.Semaphore(0), threading.Event()
+
+    def reason() -> bool:
+        asked.release()
+        raise OSError("no reason")
+
+    watching.every(0.001, called.set, when=reason)
+    for _ in range(3):
+        assert asked.acquire(timeout=30)
+    assert not called.is_set()
+
+
 def test_closing_waits_for_what_runs(slots: Slots) -> None:
     watching, begun, ended = Watcher(slots), threading.Event(), list[str]()
 

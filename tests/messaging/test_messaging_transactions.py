@@ -16,8 +16,9 @@ from fastlog._native import oscalls
 from fastlog.clients.producer import Producer
 from fastlog.records import TopicPartition
 from fastlog.store.directory import Directory
+from fastlog.store.internal import TRANSACTION_STATE, partition_for_name
 from fastlog.transactions import Coordinator, TransactionalId, TransactionState, TransactionStatus
-from fastlog.transactions.records import STATE_TOPIC, decode_key, decode_value, partition_of
+from fastlog.transactions.records import decode_key, decode_value
 from fastlog.transactions.states import LAST_EPOCH, MOST_EPOCH, legal
 from tests.messaging.transacting import Writer, is_settled, open_store, visible
 from tests.oracle.kafka import KafkaOracle
@@ -77,7 +78,7 @@ def test_what_is_written_down(store: Directory) -> None:
     writer = Writer(store, "pay-1", timeout_ms=5000)
     for commit in (True, False, True):
         writer.transaction("a", [b"x"], commit=commit)
-    with store.lease(STATE_TOPIC, partition_of("pay-1")) as lease:
+    with store.lease(TRANSACTION_STATE, partition_for_name("pay-1")) as lease:
         states = [decode_value(value) for batch in lease.log.replay() for value in batch.values() if value]
     shown = [(state.status.name, state.producer_epoch, len(state.partitions)) for state in states]
     assert shown == [
@@ -93,7 +94,7 @@ def test_what_is_written_down(store: Directory) -> None:
 
 def test_an_empty_transaction_writes_nothing(store: Directory) -> None:
     writer = Writer(store, "pay-1")
-    with store.lease(STATE_TOPIC, partition_of("pay-1")) as lease:
+    with store.lease(TRANSACTION_STATE, partition_for_name("pay-1")) as lease:
         end = lease.log.end_offset
         for finish in (writer.id.commit, writer.id.abort):
             writer.begin()
@@ -144,7 +145,7 @@ def test_levels_sync_data_before_the_decision(folder: Path) -> None:
     with open_store(folder / "store", durability="interval") as store:
         writer = Writer(store, "pay-1")
         writer.transaction("a", [b"1"])
-        with store.lease("a", 0) as data, store.lease(STATE_TOPIC, partition_of("pay-1")) as states:
+        with store.lease("a", 0) as data, store.lease(TRANSACTION_STATE, partition_for_name("pay-1")) as states:
             assert data.log.durable_offset >= 1
             assert states.log.durable_offset >= states.log.end_offset - 1
         assert visible(store, "a") == [b"1"]
@@ -448,7 +449,7 @@ def test_opening_alone_ends_what_was_left(folder: Path) -> None:
 def test_a_store_without_transactions_is_not_touched(folder: Path) -> None:
     with open_store(folder / "store") as store:
         Coordinator.of(store).attach()
-        assert STATE_TOPIC not in store.topics(internal=True)
+        assert TRANSACTION_STATE not in store.topics(internal=True)
 
 
 # --- offsets --------------------------------------------------------------------------------------------------------
@@ -581,7 +582,7 @@ def test_kafka_reads_what_transactions_leave(folder: Path, kafka: KafkaOracle, s
         ]
         assert kafka.check(sorted(files))[1] == [], path.name
     for name, told in story.items():
-        path = folder / "store" / "topics" / f"{STATE_TOPIC}-{partition_of(name)}"
+        path = folder / "store" / "topics" / f"{TRANSACTION_STATE}-{partition_for_name(name)}"
         output, problems = kafka.dump(sorted(path.glob("*.log")), "--transaction-log-decoder")
         assert not problems
         pattern = re.compile(rf'"transactionalId":"{name}".*"producerEpoch":(\d+),.*"transactionStatus":(\d+),')
@@ -614,7 +615,7 @@ def test_of_two_who_decide_at_once_one_does(folder: Path, store: Directory) -> N
 
 def test_ids_that_share_a_partition_do_not_disturb_each_other(folder: Path, store: Directory) -> None:
     """Two handles, two threads, one state partition: every change follows from the one before it."""
-    names = [name for name in map(str, range(1000)) if partition_of(name) == 7][:2]
+    names = [name for name in map(str, range(1000)) if partition_for_name(name) == 7][:2]
 
     def work(name: str, topic: str) -> None:
         with Directory.open(folder / "store", durability="os") as handle:
@@ -631,7 +632,7 @@ def test_ids_that_share_a_partition_do_not_disturb_each_other(folder: Path, stor
     expected = [b"%d" % number for number in range(40) if number % 4 != 3]
     assert visible(store, "a") == expected == visible(store, "b")
     last: dict[str, TransactionState] = {}
-    with store.lease(STATE_TOPIC, 7) as lease:
+    with store.lease(TRANSACTION_STATE, 7) as lease:
         for batch in lease.log.replay():
             for key, value in zip(batch.keys(), batch.values(), strict=True):
                 name, state = decode_key(key), decode_value(value or b"")

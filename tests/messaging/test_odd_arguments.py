@@ -35,6 +35,8 @@ ODD: list[Callable[[Any, Any, Any], object]] = [
     lambda store, producer, consumer: store.reset_offsets("\ud800", to="earliest"),
     lambda store, producer, consumer: store.delete_group(""),
     lambda store, producer, consumer: store.consumer("lines", group="\ud800"),
+    lambda store, producer, consumer: store.describe_group([]),
+    lambda store, producer, consumer: store.group_lag({}),
 ]
 
 

@@ -21,6 +21,7 @@ from fastlog.groups.formats import OffsetAndMetadata, OffsetKey
 from fastlog.groups.offsets import OffsetsReplay, OffsetStore
 from fastlog.records import TopicPartition
 from fastlog.store.directory import Directory
+from fastlog.store.internal import partition_for_name
 from tests.oracle.kafka import KafkaOracle
 
 SOME_ID = "8IYfv4G5QpqZrmC2cWrPuQ"
@@ -97,8 +98,8 @@ def test_keys_of_groups_are_something_else() -> None:
 )
 def test_groups_lie_where_kafka_looks_for_them(name: str, hashed: int) -> None:
     """``hashCode()`` of the JVM; "polygenelubricants" is the smallest int, which Kafka's abs makes 0."""
-    assert formats.partition_for_name(name, 1 << 32) == abs(hashed)
-    assert formats.partition_for_name(name) == abs(hashed) % 50
+    assert partition_for_name(name, 1 << 32) == abs(hashed)
+    assert partition_for_name(name) == abs(hashed) % 50
 
 
 def test_what_cannot_be_committed_is_refused() -> None:

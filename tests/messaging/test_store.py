@@ -19,6 +19,7 @@ import pytest
 import fastlog
 from fastlog._core import bell_of
 from fastlog._native import oscalls
+from fastlog.liveness import Watcher
 from fastlog.store import naming
 from fastlog.store.directory import Directory
 
@@ -570,6 +571,22 @@ def test_options_reach_a_process_that_asks_for_nothing(tmp_path: Path) -> None:
         while log.config.max_message_bytes != 500 and time.monotonic() < stop:
             time.sleep(0.02)
         assert log.config.max_message_bytes == 500
+
+
+def test_a_store_in_which_nothing_changes_starts_no_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = threading.Semaphore(0)
+    monkeypatch.setattr("fastlog.store.directory.FOLLOW_SECONDS", 0.01)
+    monkeypatch.setattr(Watcher, "_start_aside", lambda watcher, timer: (started.release(), timer.callback()))
+    with Directory.open(tmp_path / "s", maintenance_interval=None) as store:
+        store.create_topic("a")
+        assert store.watcher is store.watcher
+        time.sleep(0.3)  # until the change is older than a tick of the file system's clock
+        while started.acquire(blocking=False):
+            pass
+        assert not started.acquire(timeout=0.3)
+        with Directory.open(tmp_path / "s") as other:
+            other.create_topic("b")
+            assert started.acquire(timeout=30)
 
 
 def test_who_sleeps_on_a_bell_is_woken_by_appends_and_by_changes_of_topics(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ import fastlog
 from fastlog._core import encode_batch
 from fastlog.records import TopicPartition
 from fastlog.store.directory import Directory
+from fastlog.store.internal import TRANSACTION_STATE, partition_for_name
 from fastlog.transactions import Coordinator, TransactionStatus
-from fastlog.transactions.records import STATE_TOPIC, partition_of
 from tests.messaging.transacting import Writer, is_settled, open_store, visible
 
 LEVELS = ["group", "batch", "interval"]
@@ -100,7 +100,7 @@ def test_a_commit_that_is_complete_keeps_its_markers(folder: Path, durability: s
                 "pay-1", lambda state: state and state.prepared(1, commit=True, by_owner=True)
             )
             assert coordinator.settle("pay-1")
-        with store.lease(STATE_TOPIC, partition_of("pay-1")) as lease:
+        with store.lease(TRANSACTION_STATE, partition_for_name("pay-1")) as lease:
             lease.log.flush()
         left = cut_power(store, folder / "left")
     with open_store(left, durability=durability) as store:
@@ -119,7 +119,7 @@ def test_later_partitions_and_aborts_need_no_sync(folder: Path) -> None:
     with open_unsynced(folder / "store", "interval") as store:
         writer = Writer(store, "pay-1")
         writer.begin()
-        with store.lease(STATE_TOPIC, partition_of("pay-1")) as states, store.lease("b", 0) as other:
+        with store.lease(TRANSACTION_STATE, partition_for_name("pay-1")) as states, store.lease("b", 0) as other:
             writer.send("a", [b"1"])
             assert states.log.durable_offset == states.log.end_offset
             writer.send("b", [b"1"])
@@ -148,7 +148,7 @@ def test_the_level_os_syncs_nothing(folder: Path) -> None:
         writer.begin()
         writer.send("a", [b"1"])
         writer.id.commit()
-        with store.lease(STATE_TOPIC, partition_of("pay-1")) as states, store.lease("a", 0) as data:
+        with store.lease(TRANSACTION_STATE, partition_for_name("pay-1")) as states, store.lease("a", 0) as data:
             assert (states.log.durable_offset, data.log.durable_offset) == (0, 0)
 
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as draw
 
 import fastlog
 from fastlog.records import TopicPartition
-from fastlog.transactions.records import decode_key, decode_value, encode_key, encode_value, partition_of
+from fastlog.store.internal import partition_for_name
+from fastlog.transactions.records import decode_key, decode_value, encode_key, encode_value
 from fastlog.transactions.states import LAST_EPOCH, MOST_EPOCH, TransactionState, TransactionStatus, legal
 from tests.oracle.kafka import KafkaOracle
 
@@ -69,7 +70,7 @@ def test_every_cut_and_flipped_bit_is_an_answer_or_a_clean_error(
 @given(draw.text(min_size=1, max_size=40).filter(lambda text: text.isprintable()))
 def test_a_key_is_read_back(name: str) -> None:
     assert decode_key(encode_key(name)) == name
-    assert 0 <= partition_of(name) < 50
+    assert 0 <= partition_for_name(name) < 50
 
 
 @pytest.mark.parametrize(
@@ -119,7 +120,7 @@ def test_partitions_are_those_of_javas_hash(name: str, hashed: int) -> None:
     signed = value - 2**32 if value >= 2**31 else value
     if hashed:
         assert signed == hashed
-    assert partition_of(name) == (0 if signed == -(2**31) else abs(signed) % 50)
+    assert partition_for_name(name) == (0 if signed == -(2**31) else abs(signed) % 50)
 
 
 # --- the state machine ----------------------------------------------------------------------------------------------

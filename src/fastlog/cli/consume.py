@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,9 @@ FIELDS: dict[str, Callable[[fastlog.Record], str]] = {
     "partition": lambda record: str(record.partition),
     "offset": lambda record: str(record.offset),
     "timestamp": lambda record: text.instant(-1 if record.timestamp is None else record.timestamp),
-    "key": lambda record: as_text(record.key),
-    "value": lambda record: as_text(record.value),
-    "headers": lambda record: " ".join(f"{name}={as_text(content)}" for name, content in record.headers),
+    "key": lambda record: text.bytes_as_text(record.key),
+    "value": lambda record: text.bytes_as_text(record.value),
+    "headers": lambda record: " ".join(f"{name}={text.bytes_as_text(content)}" for name, content in record.headers),
 }
 
 
@@ -110,25 +109,6 @@ def records(consumer: fastlog.Consumer, follow: bool) -> Iterator[fastlog.Record
     yield from consumer if follow else consumer.records(until="end")
 
 
-def as_text(content: bytes | None) -> str:
-    """For a line of text: what cannot be printed is escaped."""
-    if content is None:
-        return "<null>"
-    decoded = content.decode("utf-8", "backslashreplace")
-    if decoded.isprintable():
-        return decoded
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in decoded)
-
-
-def as_json(content: bytes | None) -> Any:
-    if content is None:
-        return None
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError:
-        return {"base64": base64.b64encode(content).decode("ascii")}
-
-
 def as_fields(record: fastlog.Record) -> dict[str, Any]:
     return {
         "topic": record.topic,
@@ -136,7 +116,7 @@ def as_fields(record: fastlog.Record) -> dict[str, Any]:
         "offset": record.offset,
         "timestamp": record.timestamp,
         "timestamp_type": record.timestamp_type,
-        "key": as_json(record.key),
-        "value": as_json(record.value),
-        "headers": [[name, as_json(content)] for name, content in record.headers],
+        "key": text.bytes_as_json(record.key),
+        "value": text.bytes_as_json(record.value),
+        "headers": [[name, text.bytes_as_json(content)] for name, content in record.headers],
     }

@@ -197,8 +197,7 @@ def reset(output: Output, store: Path, group: str, to: Moment, topics: tuple[str
             known_group(opened, group)
         if not output.as_json:
             output.line(f"To reset {group} in {', '.join(topics) or 'all its topics'} to {to}", bold=True)
-        if not confirmed(output, yes, {"name": group, "reset": False}):
-            click.get_current_context().exit(EXIT_PROBLEMS)
+        output.require_consent(yes, {"name": group, "reset": False})
         place: Any = to.name or to.time or to.offset or 0
         after = opened.reset_offsets(group, topics or None, to=place)
     rows = [
@@ -222,16 +221,6 @@ def reset(output: Output, store: Path, group: str, to: Moment, topics: tuple[str
     )
 
 
-def confirmed(output: Output, yes: bool, refusal: dict[str, Any]) -> bool:
-    """Whether to go ahead; when not, it says so."""
-    if yes or (not output.as_json and not output.quiet and output.confirm("Go ahead?")):
-        return True
-    if output.as_json:
-        output.object(refusal)
-    click.echo("fastlog: nothing was changed; add --yes to go ahead", err=True)
-    return False
-
-
 @groups.command()
 @click.argument("group")
 @click.option("--yes", is_flag=True, help="Do it, without asking.")
@@ -246,8 +235,7 @@ def delete(output: Output, store: Path, group: str, yes: bool) -> None:
         offsets = known_group(opened, group).offsets
         if not output.as_json:
             output.line(f"To forget the offsets of {group} in {text.plural(len(offsets), 'partition')}", bold=True)
-        if not confirmed(output, yes, {"name": group, "deleted": False}):
-            click.get_current_context().exit(EXIT_PROBLEMS)
+        output.require_consent(yes, {"name": group, "deleted": False})
         opened.delete_group(group)
     if output.as_json:
         output.object({"name": group, "deleted": True})

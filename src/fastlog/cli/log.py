@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import re
-import string
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -25,7 +24,6 @@ from fastlog.cli.output import EXIT_PROBLEMS, Output, output_options
 __all__ = ["log"]
 
 SEGMENT_NAME = re.compile(r"\d{20}\.log")
-PRINTABLE = frozenset(string.printable.encode()) - frozenset(b"\t\n\r\x0b\x0c")
 META_NAME = ".fastlog-meta"
 GAPS_SHOWN = 5
 BYTES_WORTH_A_BAR = 1 << 28
@@ -142,32 +140,15 @@ def _encoder(form: str, as_json: bool) -> Callable[[bytes | None], Any]:
     """How bytes are printed. In JSON a null stays a null, and bytes that are no text become {"base64": ...}."""
 
     def encode(content: bytes | None) -> Any:
-        if content is None:
-            return None if as_json else "<null>"
-        if form == "hex":
+        if content is not None and form == "hex":
             return content.hex()
-        if form == "base64":
+        if content is not None and form == "base64":
             return base64.b64encode(content).decode("ascii")
         if as_json:
-            try:
-                return content.decode("utf-8")
-            except UnicodeDecodeError:
-                return {"base64": base64.b64encode(content).decode("ascii")}
-        return _printable(content) if content else "<empty>"
+            return text.bytes_as_json(content)
+        return text.bytes_as_text(content) or "<empty>"
 
     return encode
-
-
-def _printable(content: bytes) -> str:
-    try:
-        decoded = content.decode("utf-8")
-    except UnicodeDecodeError:
-        return "".join(chr(byte) if byte in PRINTABLE else f"\\x{byte:02x}" for byte in content)
-    if decoded.isprintable():
-        return decoded
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in decoded
-    )
 
 
 def _dump_index(output: Output, path: Path, chosen: range) -> None:
@@ -343,11 +324,8 @@ def repair(output: Output, path: Path, yes: bool) -> None:
         output.line(f"To repair in {path}, the damaged bytes being moved to side files:", bold=True)
         for sentence in (*plan.problems(), *plan.recoveries()):
             output.line(f"  {sentence}")
-    if not yes and (output.as_json or output.quiet or not output.confirm("Go ahead?")):
-        if output.as_json:
-            output.object({"path": str(path), "plan": plan.as_fields(path), "repaired": False, "report": None})
-        click.echo("fastlog: nothing was changed; add --yes to carry the plan out", err=True)
-        click.get_current_context().exit(EXIT_PROBLEMS)
+    refusal = {"path": str(path), "plan": plan.as_fields(path), "repaired": False, "report": None}
+    output.require_consent(yes, refusal)
     report = fastlog.PartitionLog.repair(path)
     if output.as_json:
         fields = {"path": str(path), "plan": plan.as_fields(path), "repaired": True, "report": asdict(report)}

@@ -6,6 +6,7 @@ set) and, when rich is installed, its tables and bars; a pipe or a file gets pla
 
 from __future__ import annotations
 
+import base64
 import functools
 import json
 import os
@@ -26,6 +27,8 @@ __all__ = [
     "EXIT_PROBLEMS",
     "CommandLine",
     "Output",
+    "bytes_as_json",
+    "bytes_as_text",
     "count",
     "duration",
     "encode_json",
@@ -188,11 +191,18 @@ class Output:
 
     # -- questions and progress --------------------------------------------------------------------
 
-    def confirm(self, question: str) -> bool:
-        """Ask on a terminal; without one the answer is no."""
-        if not (sys.stdin.isatty() and sys.stderr.isatty()):
-            return False
-        return click.confirm(question, default=False, err=True)
+    def require_consent(self, yes: bool, refusal: dict[str, Any]) -> None:
+        """Return when what was shown may be done: with ``--yes``, or when somebody at a terminal says so.
+
+        Else say that nothing was changed, with ``refusal`` as JSON where that was asked for, and end the command with
+        ``EXIT_PROBLEMS``.
+        """
+        if yes or (not self.as_json and not self.quiet and confirm("Go ahead?")):
+            return
+        if self.as_json:
+            self.object(refusal)
+        click.echo("fastlog: nothing was changed; add --yes to go ahead", err=True)
+        click.get_current_context().exit(EXIT_PROBLEMS)
 
     @contextmanager
     def progress(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -211,6 +221,13 @@ class Output:
             return
         with click.progressbar(length=total, label=label, file=sys.stderr, color=self.color) as plain:
             yield lambda done: plain.update(done - plain.pos)
+
+
+def confirm(question: str) -> bool:
+    """Ask on a terminal; without one the answer is no."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    return click.confirm(question, default=False, err=True)
 
 
 def _rich_console(stderr: bool = False) -> Any:
@@ -255,6 +272,26 @@ def _json_default(value: Any) -> Any:
     if isinstance(value, datetime):
         return value.isoformat()
     raise TypeError(f"no JSON form for {type(value).__name__}")
+
+
+def bytes_as_text(content: bytes | None) -> str:
+    """Bytes for a line of text: ``<null>`` for none, and what cannot be printed is escaped."""
+    if content is None:
+        return "<null>"
+    decoded = content.decode("utf-8", "backslashreplace")
+    if decoded.isprintable():
+        return decoded
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in decoded)
+
+
+def bytes_as_json(content: bytes | None) -> str | dict[str, str] | None:
+    """Bytes for JSON: null stays null, and what is no UTF-8 becomes ``{"base64": ...}``."""
+    if content is None:
+        return None
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(content).decode("ascii")}
 
 
 def count(number: int) -> str:

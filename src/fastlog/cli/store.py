@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -17,14 +16,14 @@ from typing import Any
 import click
 
 import fastlog
+from fastlog.config import parse_duration_ms
+from fastlog.errors import ConfigError
 
 __all__ = ["DEFAULT_STORE", "Moment", "MomentType", "StorePath", "open_store", "store_option"]
 
 DEFAULT_STORE = "data"
 STORE_VARIABLE = "FASTLOG_STORE"
 STORE_FILE = "fastlog.json"
-_AGO = re.compile(r"-(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
 
 class StorePath(click.Path):
@@ -89,11 +88,11 @@ class MomentType(click.ParamType):  # type: ignore[type-arg]  # generic only in 
             return Moment(name=value)
         if value.startswith("@") and value[1:].isdigit():
             return Moment(offset=int(value[1:]))
-        if ago := _AGO.fullmatch(value):
-            return Moment(time=datetime.now(UTC) - timedelta(seconds=float(ago[1]) * _UNITS[ago[2]]))
         try:
+            if value.startswith("-"):
+                return Moment(time=datetime.now(UTC) - timedelta(milliseconds=parse_duration_ms(value[1:], "age")))
             time = datetime.fromisoformat(value)
-        except ValueError:
+        except (ValueError, ConfigError):
             self.fail(
                 f"{value!r} is no place to begin: expected earliest, latest, an age such as -10m, an offset such as "
                 f"@42, or a time such as 2026-01-31T12:00:00Z",

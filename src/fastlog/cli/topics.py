@@ -9,7 +9,7 @@ import click
 
 import fastlog
 from fastlog.cli import output as text
-from fastlog.cli.output import EXIT_PROBLEMS, Output, output_options
+from fastlog.cli.output import Output, output_options
 from fastlog.cli.store import open_store, store_option
 
 __all__ = ["topics"]
@@ -235,11 +235,7 @@ def delete(output: Output, store: Path, name: str, yes: bool) -> None:
                 f"{text.plural(found['records'], 'record')}, {text.size(found['bytes'])}",
                 bold=True,
             )
-        if not yes and (output.as_json or output.quiet or not output.confirm("Go ahead?")):
-            if output.as_json:
-                output.object({"topic": found, "deleted": False})
-            click.echo("fastlog: nothing was changed; add --yes to delete the topic", err=True)
-            click.get_current_context().exit(EXIT_PROBLEMS)
+        output.require_consent(yes, {"topic": found, "deleted": False})
         opened.delete_topic(name)
     if output.as_json:
         output.object({"topic": found, "deleted": True})

@@ -99,7 +99,7 @@ class Store:
 
     def __init__(self, directory: Directory) -> None:
         self._directory = directory
-        if not directory.read_only and "__transaction_state" in directory.topics(internal=True):
+        if not directory.read_only:
             # what owners left open when they died would hide what comes behind it
             Coordinator.of(directory).attach()
 

@@ -14,6 +14,7 @@ from fastlog._core import BatchDelivery, Delivery
 from fastlog.errors import CommitFailedError, Error, FencedError, InvalidRecordError, TransactionError
 from fastlog.groups.offsets import OffsetAndMetadata, OffsetStore
 from fastlog.records import TopicPartition
+from fastlog.store.internal import CONSUMER_OFFSETS
 from fastlog.transactions import Coordinator, TransactionalId
 from fastlog.transactions.transactional_id import outcome_of
 
@@ -25,7 +26,6 @@ __all__ = ["SOURCES_TOPIC", "Transaction", "source_id", "source_position"]
 logger = logging.getLogger("fastlog.transactions")
 
 SOURCES_TOPIC = "fastlog.sources"
-OFFSETS_TOPIC = "__consumer_offsets"
 
 
 class Sender(Protocol):
@@ -190,7 +190,7 @@ class Transaction:
         store = OffsetStore(self._transactional.directory)
         conditions = membership.conditions(wanted, epochs)
         keys, values = store.encode_commit(group, wanted, {one.topic: epochs[one].topic_id for one in wanted})
-        partition = TopicPartition(OFFSETS_TOPIC, store.partition_of(group))
+        partition = TopicPartition(CONSUMER_OFFSETS, store.partition_of(group))
         while True:
             try:
                 self._transactional.append_records(partition, keys, values, conditions)

@@ -26,10 +26,9 @@ from typing import NamedTuple
 
 from fastlog.errors import ConfigError, CorruptRecordError, GroupError
 from fastlog.records import TopicPartition
+from fastlog.store.internal import CONSUMER_OFFSETS, FieldReader, short_string, varint
 
 __all__ = [
-    "OFFSETS_PARTITIONS",
-    "OFFSETS_TOPIC",
     "CommittedOffset",
     "OffsetAndMetadata",
     "OffsetKey",
@@ -37,11 +36,8 @@ __all__ = [
     "decode_value",
     "encode_key",
     "encode_value",
-    "partition_for_name",
 ]
 
-OFFSETS_TOPIC = "__consumer_offsets"
-OFFSETS_PARTITIONS = 50
 MAX_METADATA = 4096  # offset.metadata.max.bytes of a broker
 
 _KEY_VERSION = 1
@@ -86,7 +82,6 @@ class CommittedOffset(NamedTuple):
     topic_id: str | None
 
 
-@functools.lru_cache(4096)
 def check_group(group: object) -> str:
     """The name itself. GroupError when it is none."""
     if not isinstance(group, str) or not group:
@@ -96,19 +91,6 @@ def check_group(group: object) -> str:
     except UnicodeEncodeError:
         raise GroupError(f"the name of a group is text that has an UTF-8 form, found {group!r}") from None
     return group
-
-
-def partition_for_name(name: str, partitions: int = OFFSETS_PARTITIONS) -> int:
-    """The partition of an internal topic that keeps a group or a transactional id: Java's hash of the string, its sign
-    taken away as Kafka does it (the smallest int becomes 0).
-    """
-    units = name.encode("utf-16-be", "surrogatepass")
-    hashed = 0
-    for high, low in zip(units[::2], units[1::2], strict=True):
-        hashed = (hashed * 31 + (high << 8 | low)) & 0xFFFFFFFF
-    if hashed >= 1 << 31:
-        hashed = 0 if hashed == 1 << 31 else (1 << 32) - hashed
-    return hashed % partitions
 
 
 # --- writing -------------------------------------------------------------------------------------------------------
@@ -147,24 +129,6 @@ def tags_of(topic_id: str) -> bytes:
     return varint(1) + varint(0) + varint(len(identity)) + identity
 
 
-def short_string(text: str) -> bytes:
-    """An int16 length and UTF-8. ConfigError when it does not fit."""
-    data = text.encode()
-    if len(data) > 0x7FFF:
-        raise ConfigError(f"names in Kafka's records have at most 32767 bytes, found {len(data)}")
-    return _INT16.pack(len(data)) + data
-
-
-def varint(number: int) -> bytes:
-    """An unsigned number, seven bits a byte, the lowest first."""
-    encoded = bytearray()
-    while number > 0x7F:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)
-
-
 @functools.lru_cache(4096)
 def decode_id(topic_id: str) -> bytes:
     """The 16 bytes of a topic id, which is written as 22 characters of URL-safe base64."""
@@ -180,75 +144,31 @@ def encode_id(identity: bytes) -> str:
 # --- reading -------------------------------------------------------------------------------------------------------
 
 
-class Reader:
-    """Walks over the fields of a record, and never past its end."""
-
-    __slots__ = ("at", "data", "what")
-
-    def __init__(self, data: bytes, what: str) -> None:
-        self.data = data
-        self.what = what
-        self.at = 0
-
-    def take(self, size: int) -> bytes:
-        """The next ``size`` bytes."""
-        if size < 0 or size > len(self.data) - self.at:
-            left = len(self.data) - self.at
-            raise CorruptRecordError(
-                f"the {self.what} of a record in {OFFSETS_TOPIC} wants {size} bytes at {self.at}, "
-                f"found {left}: {self.data!r}"
-            )
-        self.at += size
-        return self.data[self.at - size : self.at]
-
-    def int16(self) -> int:
-        return int(_INT16.unpack(self.take(2))[0])
-
-    def int32(self) -> int:
-        return int(_INT32.unpack(self.take(4))[0])
-
-    def int64(self) -> int:
-        return int(_INT64.unpack(self.take(8))[0])
-
-    def varint(self) -> int:
-        number = 0
-        for shift in range(0, 35, 7):
-            byte = self.take(1)[0]
-            number |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return number
-        raise CorruptRecordError(f"the {self.what} of a record in {OFFSETS_TOPIC} has a varint of more than 5 bytes")
-
-    def text(self, size: int) -> str:
-        try:
-            return self.take(size).decode()
-        except UnicodeDecodeError as error:
-            raise CorruptRecordError(f"the {self.what} of a record in {OFFSETS_TOPIC} is no UTF-8: {error}") from None
-
-
 def decode_key(key: bytes) -> OffsetKey | None:
     """Whose offset this is; None for a record that is about something else."""
-    reader = Reader(key, "key")
-    if reader.int16() not in (0, 1):
+    reader = FieldReader(key, "key", CONSUMER_OFFSETS)
+    if reader.integer(2) not in (0, 1):
         return None
-    return OffsetKey(reader.text(reader.int16()), reader.text(reader.int16()), reader.int32())
+    return OffsetKey(reader.text(reader.integer(2)), reader.text(reader.integer(2)), reader.integer(4))
 
 
 def decode_value(value: bytes) -> CommittedOffset:
     """The position that a value says. UnsupportedFormat is CorruptRecordError here too: its version is unknown."""
-    reader = Reader(value, "value")
-    version = reader.int16()
+    reader = FieldReader(value, "value", CONSUMER_OFFSETS)
+    version = reader.integer(2)
     if not 0 <= version <= _TYPED_VERSION:
-        raise CorruptRecordError(f"an offset in {OFFSETS_TOPIC} has version {version}, expected 0 to {_TYPED_VERSION}")
-    offset = reader.int64()
-    leader_epoch = reader.int32() if version >= _UNTYPED_VERSION else -1
-    note = reader.text(reader.varint() - 1 if version == _TYPED_VERSION else reader.int16())
-    timestamp = reader.int64()
+        raise CorruptRecordError(
+            f"an offset in {CONSUMER_OFFSETS} has version {version}, expected 0 to {_TYPED_VERSION}"
+        )
+    offset = reader.integer(8)
+    leader_epoch = reader.integer(4) if version >= _UNTYPED_VERSION else -1
+    note = reader.text(reader.varint() - 1 if version == _TYPED_VERSION else reader.integer(2))
+    timestamp = reader.integer(8)
     topic_id = topic_id_of(reader) if version == _TYPED_VERSION else None
     return CommittedOffset(OffsetAndMetadata(offset, note, leader_epoch, timestamp), topic_id)
 
 
-def topic_id_of(reader: Reader) -> str | None:
+def topic_id_of(reader: FieldReader) -> str | None:
     """The topic's id among the tagged fields; unknown ones are passed over, as Kafka does."""
     topic_id = None
     for _ in range(reader.varint()):
@@ -256,7 +176,7 @@ def topic_id_of(reader: Reader) -> str | None:
         if tag == 0:
             if len(data) != 16:
                 raise CorruptRecordError(
-                    f"an offset in {OFFSETS_TOPIC} has a topic id of {len(data)} bytes, expected 16"
+                    f"an offset in {CONSUMER_OFFSETS} has a topic id of {len(data)} bytes, expected 16"
                 )
             topic_id = encode_id(data)
     return topic_id

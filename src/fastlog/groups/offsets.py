@@ -24,9 +24,10 @@ from fastlog._core import PartitionLog, SharedPage
 from fastlog._native import oscalls
 from fastlog.errors import FencedError, UnknownTopicError
 from fastlog.groups import formats
-from fastlog.groups.formats import OFFSETS_PARTITIONS, OFFSETS_TOPIC, CommittedOffset, OffsetAndMetadata, OffsetKey
+from fastlog.groups.formats import CommittedOffset, OffsetAndMetadata, OffsetKey
 from fastlog.records import TopicPartition
 from fastlog.store.directory import Directory
+from fastlog.store.internal import CONSUMER_OFFSETS, INTERNAL_PARTITIONS, partition_for_name
 
 __all__ = ["Condition", "OffsetAndMetadata", "OffsetStore"]
 
@@ -125,7 +126,7 @@ class OffsetStore:
 
     def partition_of(self, group: str) -> int:
         """The partition of ``__consumer_offsets`` that keeps this group."""
-        return formats.partition_for_name(formats.check_group(group))
+        return partition_for_name(formats.check_group(group))
 
     def log(self, group: str) -> PartitionLog:
         """The log that keeps this group; stays open as long as the directory. Made at its first use."""
@@ -135,8 +136,8 @@ class OffsetStore:
         replay = self._replay(number)
         log = replay.log
         if log is None:
-            self.directory.internal_topic(OFFSETS_TOPIC)
-            log = replay.log = self.directory.partition_log(OFFSETS_TOPIC, number)
+            self.directory.internal_topic(CONSUMER_OFFSETS)
+            log = replay.log = self.directory.partition_log(CONSUMER_OFFSETS, number)
         return log
 
     @contextlib.contextmanager
@@ -179,7 +180,7 @@ class OffsetStore:
     def groups(self) -> list[str]:
         """Names of the groups that have offsets, sorted. Reads all of ``__consumer_offsets``."""
         found: set[str] = set()
-        for number in range(OFFSETS_PARTITIONS):
+        for number in range(INTERNAL_PARTITIONS):
             if self._exists(number):
                 with self._caught_up(number) as replay:
                     found.update(replay.committed)
@@ -245,7 +246,7 @@ class OffsetStore:
         Reads all of ``__consumer_offsets``. What others commit meanwhile is never taken back; a partition in which that
         does not end soon is left as it is: its old offsets are none anyway.
         """
-        for number in range(OFFSETS_PARTITIONS):
+        for number in range(INTERNAL_PARTITIONS):
             if self._exists(number):
                 self._forget_ended(number, topic)
 
@@ -309,7 +310,7 @@ class OffsetStore:
     def _exists(self, number: int) -> bool:
         """Whether the partition was ever used: looking must not make 50 folders."""
         try:
-            return self.directory.is_created(OFFSETS_TOPIC, number)
+            return self.directory.is_created(CONSUMER_OFFSETS, number)
         except UnknownTopicError:
             return False
 

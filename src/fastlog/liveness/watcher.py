@@ -21,13 +21,21 @@ AT_ONCE = 1  # the process has ended, so the lock will be free any moment
 class Timer:
     """A callback that a ``Watcher`` calls again and again. Calling the timer is the same as ``cancel``."""
 
-    __slots__ = ("_watcher", "aside", "callback", "due", "period", "runner")
+    __slots__ = ("_watcher", "aside", "callback", "due", "period", "runner", "when")
 
-    def __init__(self, watcher: Watcher, period: int, callback: Callable[[], object], aside: bool) -> None:
+    def __init__(
+        self,
+        watcher: Watcher,
+        period: int,
+        callback: Callable[[], object],
+        aside: bool,
+        when: Callable[[], bool] | None,
+    ) -> None:
         self._watcher = watcher
         self.period = period  # milliseconds from the end of a call to the next
         self.callback = callback
         self.aside = aside
+        self.when = when
         self.due = oscalls.steady_clock() + period
         self.runner: threading.Thread | None = None  # of a call aside
 
@@ -149,16 +157,24 @@ class Watcher:
             if not watched.callbacks:
                 self._forget(watched)
 
-    def every(self, seconds: float, callback: Callable[[], object], *, aside: bool = False) -> Timer:
+    def every(
+        self,
+        seconds: float,
+        callback: Callable[[], object],
+        *,
+        aside: bool = False,
+        when: Callable[[], bool] | None = None,
+    ) -> Timer:
         """Call ``callback()`` every so many seconds, from the end of one call to the next, until it is cancelled.
 
-        ``aside``: in a thread of its own, for what takes longer than some milliseconds; not twice at a time.
+        ``aside``: in a thread of its own, for what takes longer than some milliseconds; not twice at a time. A thread
+        costs much more than a look: ``when`` is asked first, in the watcher's own, and on False nothing is called.
         ValueError unless ``seconds`` > 0.
         """
         self._require_usable()
         if not seconds > 0:
             raise ValueError(f"a timer needs some time between two calls, got {seconds} seconds")
-        timer = Timer(self, max(1, round(1000 * seconds)), callback, aside)
+        timer = Timer(self, max(1, round(1000 * seconds)), callback, aside, when)
         with self._guard:
             self._timers.append(timer)
             self._wake()
@@ -310,10 +326,11 @@ class Watcher:
         for timer in due:
             if self.closed:
                 return
-            if timer.aside:
-                self._start_aside(timer)
-            else:
-                self._call(timer.callback)
+            if timer.when is None or self._call(timer.when):
+                if timer.aside:
+                    self._start_aside(timer)
+                else:
+                    self._call(timer.callback)
             timer.due = oscalls.steady_clock() + timer.period
 
     def _start_aside(self, timer: Timer) -> None:
@@ -325,8 +342,10 @@ class Watcher:
             )
             timer.runner.start()
 
-    def _call(self, callback: Callable[..., object], *arguments: int) -> None:
+    def _call(self, callback: Callable[..., object], *arguments: int) -> object:
+        """What it returns; None when it failed."""
         try:
-            callback(*arguments)
+            return callback(*arguments)
         except BaseException:
             logger.exception("%r, called by the watcher of %s, failed; the watcher goes on", callback, self._slots.path)
+            return None

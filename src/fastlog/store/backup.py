@@ -22,6 +22,7 @@ from fastlog.partition import files as partition_files
 from fastlog.reports import SegmentInfo
 from fastlog.store import catalog, files, naming
 from fastlog.store.catalog import TopicInfo
+from fastlog.store.internal import CONSUMER_OFFSETS, TRANSACTION_STATE
 
 if TYPE_CHECKING:
     from fastlog.store.directory import Directory
@@ -121,7 +122,7 @@ def decisions_paused(directory: Directory, infos: list[TopicInfo], lock_timeout:
     """Let no transaction be decided: hold the writer locks of the topic that decisions are written to."""
     with ExitStack() as stack:
         for info in infos:
-            if info.name != naming.TRANSACTION_STATE:
+            if info.name != TRANSACTION_STATE:
                 continue
             for partition in range(info.partitions):
                 if not directory.is_created(info.name, partition):
@@ -139,7 +140,7 @@ def decisions_paused(directory: Directory, infos: list[TopicInfo], lock_timeout:
 def capture(directory: Directory, infos: list[TopicInfo], stage: str) -> list[_Captured]:
     """Every partition that has files. Committed offsets first: they must not speak of records that are not there."""
     captured = []
-    for info in sorted(infos, key=lambda info: info.name != naming.CONSUMER_OFFSETS):
+    for info in sorted(infos, key=lambda info: info.name != CONSUMER_OFFSETS):
         for partition in range(info.partitions):
             if not directory.is_created(info.name, partition):
                 continue

@@ -10,13 +10,11 @@ from typing import Final
 
 from fastlog._native import oscalls
 from fastlog.errors import InvalidTopicError, UnknownTopicError
+from fastlog.store.internal import INTERNAL_TOPICS
 
 MOST_NAME: Final = 249
 MOST_FILE_NAME: Final = 255
 MOST_PARTITIONS: Final = 100_000
-CONSUMER_OFFSETS: Final = "__consumer_offsets"
-TRANSACTION_STATE: Final = "__transaction_state"
-INTERNAL_TOPICS: Final = (CONSUMER_OFFSETS, TRANSACTION_STATE)
 DELETED_SUFFIX: Final = "-delete"
 
 _NAME: Final = re.compile(r"[a-zA-Z0-9._-]+")

@@ -24,7 +24,7 @@ from fastlog._core import PartitionLog
 from fastlog._native import oscalls
 from fastlog.errors import ClosedError, Error, FencedError, ProducerFencedError, UnknownTopicError
 from fastlog.records import TopicPartition
-from fastlog.transactions.records import STATE_PARTITIONS, STATE_TOPIC, partition_of
+from fastlog.store.internal import INTERNAL_PARTITIONS, TRANSACTION_STATE, partition_for_name
 from fastlog.transactions.registry import Registry, Running, name_word, nap
 from fastlog.transactions.statelog import StateLog
 from fastlog.transactions.states import TransactionState
@@ -90,7 +90,11 @@ class Coordinator:
 
     def attach(self) -> None:
         """Take part in ending what others leave behind, if the store has ever had a transaction."""
-        if not self._started and not self.directory.read_only and STATE_TOPIC in self.directory.topics(internal=True):
+        if (
+            not self._started
+            and not self.directory.read_only
+            and TRANSACTION_STATE in self.directory.topics(internal=True)
+        ):
             self.start()
 
     def follow(self) -> None:
@@ -106,7 +110,7 @@ class Coordinator:
             if self._started:
                 return
             directory = self.directory
-            directory.internal_topic(STATE_TOPIC)
+            directory.internal_topic(TRANSACTION_STATE)
             if not self.registry.is_made:
                 with self.registry.locked():
                     if not self.registry.is_made:
@@ -160,7 +164,7 @@ class Coordinator:
     # --- states -------------------------------------------------------------------------------------------------------
 
     def log_of(self, transactional_id: str) -> StateLog:
-        return self._log(partition_of(transactional_id))
+        return self._log(partition_for_name(transactional_id))
 
     def _log(self, number: int) -> StateLog:
         found = self._logs.get(number)
@@ -168,12 +172,12 @@ class Coordinator:
             with self._logs_lock:
                 found = self._logs.get(number)
                 if found is None:
-                    found = self._logs[number] = StateLog(self.directory.partition_log(STATE_TOPIC, number))
+                    found = self._logs[number] = StateLog(self.directory.partition_log(TRANSACTION_STATE, number))
         return found
 
     def _used_partitions(self) -> list[int]:
         """Numbers of the state partitions that have a folder."""
-        return [number for number in range(STATE_PARTITIONS) if self.directory.is_created(STATE_TOPIC, number)]
+        return [number for number in range(INTERNAL_PARTITIONS) if self.directory.is_created(TRANSACTION_STATE, number)]
 
     def find_producer(self, producer_id: int) -> tuple[str, TransactionState] | None:
         """The transactional id that has this producer id now; reads what is new in every state partition."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from fastlog._native import oscalls
 from fastlog.records import TopicPartition
+from fastlog.store.internal import CONSUMER_OFFSETS
 from fastlog.transactions.coordinator import Coordinator
 from fastlog.transactions.registry import nap
 
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
     from fastlog.store.directory import Directory
 
 __all__ = ["resolve_pending"]
-
-OFFSETS_TOPIC = "__consumer_offsets"
 
 
 def resolve_pending(
@@ -34,7 +33,7 @@ def resolve_pending(
     if not wanted & offsets.pending(group).keys():
         return True
     coordinator = Coordinator.of(directory)
-    partition = TopicPartition(OFFSETS_TOPIC, offsets.partition_of(group))
+    partition = TopicPartition(CONSUMER_OFFSETS, offsets.partition_of(group))
     deadline = None if timeout_ms is None else oscalls.steady_clock() + timeout_ms
     pause = 0.001
     with directory.lease(*partition) as lease:

@@ -27,7 +27,7 @@ from fastlog._core import SharedPage
 from fastlog._native import oscalls
 from fastlog.errors import LockedError, TransactionError
 from fastlog.liveness import Slot
-from fastlog.transactions.records import partition_of
+from fastlog.store.internal import partition_for_name
 
 __all__ = ["Entry", "Registry", "Running", "name_word", "nap"]
 
@@ -51,7 +51,7 @@ def nap(seconds: float) -> None:
 def name_word(transactional_id: str) -> int:
     """56 bits of a hash of the id, above the number of its state partition; positive, so never that of a free entry."""
     hashed = int(hashlib.sha256(transactional_id.encode()).hexdigest()[:14], 16)
-    return hashed << _PARTITION_BITS | partition_of(transactional_id)
+    return hashed << _PARTITION_BITS | partition_for_name(transactional_id)
 
 
 @dataclass(frozen=True, slots=True)
