@@ -65,8 +65,10 @@ if _typing.TYPE_CHECKING:
     from fastlog.clients.store import open_store as open
     from fastlog.clients.topic import Topic, TopicRead
     from fastlog.clients.transaction import Transaction
+    from fastlog.delivery.app import App
     from fastlog.delivery.deduplicator import Deduplicator
     from fastlog.delivery.policy import BatchError, Breaker, Retry, RetryLater
+    from fastlog.delivery.runner import SubscriberStats
     from fastlog.groups.admin import GroupDescription, MemberDescription
     from fastlog.groups.formats import OffsetAndMetadata
     from fastlog.groups.lag import Lag
@@ -90,6 +92,7 @@ if _typing.TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "App",
     "BackupReport",
     "BatchDelivery",
     "BatchError",
@@ -149,6 +152,7 @@ __all__ = [
     "StorageError",
     "StorageFullError",
     "Store",
+    "SubscriberStats",
     "TimeIndexEntry",
     "Topic",
     "TopicExistsError",
@@ -170,6 +174,7 @@ __all__ = [
 
 # what is not needed to open a partition and use it
 _LATER = {
+    "App": "fastlog.delivery.app:App",
     "BatchInfo": "fastlog.reports:BatchInfo",
     "CompactionReport": "fastlog.reports:CompactionReport",
     "CutTail": "fastlog.reports:CutTail",
@@ -199,6 +204,7 @@ _LATER = {
     "Retry": "fastlog.delivery.policy:Retry",
     "RetryLater": "fastlog.delivery.policy:RetryLater",
     "Store": "fastlog.clients.store:Store",
+    "SubscriberStats": "fastlog.delivery.runner:SubscriberStats",
     "Topic": "fastlog.clients.topic:Topic",
     "TopicRead": "fastlog.clients.topic:TopicRead",
     "Transaction": "fastlog.clients.transaction:Transaction",

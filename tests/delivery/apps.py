@@ -41,7 +41,8 @@ class Driven:
     def settle(self, most: int = 10_000) -> int:
         """Step until nothing happens any more; how many rounds something happened in."""
         for rounds in range(most):
-            if not any([runner.step() for runner in self.runners]):
+            happened = [runner.step() for runner in self.runners]
+            if not any(happened):
                 return rounds
         raise AssertionError(f"something happened in each of {most} rounds")
 
@@ -63,7 +64,9 @@ def driven(app: App, clock: HandClock) -> Iterator[Driven]:
         app.close()
 
 
-def send(store: fastlog.Store, topic: str, values: list[bytes], keys: list[bytes | None] | None = None, **options: Any) -> None:
+def send(
+    store: fastlog.Store, topic: str, values: list[bytes], keys: list[bytes | None] | None = None, **options: Any
+) -> None:
     with store.producer() as producer:
         for at, value in enumerate(values):
             producer.send(topic, value, key=None if keys is None else keys[at], **options)

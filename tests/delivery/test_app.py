@@ -712,7 +712,7 @@ def test_declarations_are_checked(store: fastlog.Store) -> None:
     handler: Any = lambda record: None  # noqa: E731
     assert app.subscriber("orders", group="mail")(handler) is handler
     for options, words in [
-        ({"group": "mail"}, "has a subscriber already"),
+        ({"group": "mail"}, "have a subscriber already"),
         ({"group": "b", "name": "mail"}, "name="),
         ({"group": "b", "order_by": "value"}, "order_by"),
         ({"group": "b", "concurrency": 0}, "concurrency"),

@@ -45,8 +45,8 @@ class App:
         client_id: a name for descriptions of the groups.
         clock: by what records are due and time-outs end; for tests. Default: that of the machine.
 
-    Handlers are called at least once for each record, in the order that ``order_by`` says. ``stop`` and ``stats`` may be
-    called from any thread, ``stop`` from a signal handler too.
+    Handlers are called at least once for each record, in the order that ``order_by`` says. ``stop`` and ``stats`` may
+    be called from any thread, ``stop`` from a signal handler too.
     """
 
     def __init__(
@@ -228,7 +228,9 @@ class App:
         """Begin to handle records, in threads beside this one. ``stop`` and ``wait`` end it. Errors as of ``run``."""
         runners = self.open()
         self._threads = [
-            threading.Thread(target=self._run_one, args=(runner,), name=f"fastlog-{runner.subscriber.name}", daemon=True)
+            threading.Thread(
+                target=self._run_one, args=(runner,), name=f"fastlog-{runner.subscriber.name}", daemon=True
+            )
             for runner in runners
         ]
         for thread in self._threads:
@@ -299,8 +301,8 @@ class App:
             raise ConfigError("the app has no subscribers: declare one with @app.subscriber(topic, group=…)")
         if self._runners:
             raise ConfigError("the app runs already: stop it first")
-        store = self._store = self._given if isinstance(self._given, Store) else open_store(
-            self._given, durability=self._durability
+        store = self._store = (
+            self._given if isinstance(self._given, Store) else open_store(self._given, durability=self._durability)
         )
         try:
             for subscriber in self._subscribers:

@@ -54,7 +54,7 @@ class Call:
         self.group = subscriber.group
         self.place = place
         self.items = items
-        self.records: list[Record[Any, Any]] = [item.record for item in items]
+        self.records: list[Record[Any, Any]] = [item.record for item in items if item.record is not None]
         self.attempt = items[0].attempts + 1
         self.error: BaseException | None = None
         self.is_done = False

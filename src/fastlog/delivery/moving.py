@@ -1,5 +1,5 @@
-"""Moving records: to where they wait, or to the dead letters. One transaction for many moves and for the offsets of where
-they came from: so a record is never in both places, and never in none.
+"""Moving records: to where they wait, or to the dead letters. One transaction for many moves and for the offsets of
+where they came from: so a record is never in both places, and never in none.
 """
 
 from __future__ import annotations
@@ -129,9 +129,7 @@ class Mover:
         oscalls.reach_failpoint("move.offsets")
         for target, chosen, headers in targets:
             raws = [move.item.raw for move in chosen]
-            self._append(
-                transactional, target, [raw.key for raw in raws], [raw.value for raw in raws], headers(chosen)
-            )
+            self._append(transactional, target, [raw.key for raw in raws], [raw.value for raw in raws], headers(chosen))
         oscalls.reach_failpoint("move.appended")
         transactional.commit()
 

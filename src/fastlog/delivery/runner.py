@@ -1,8 +1,8 @@
 """One subscriber in one process: reads, has handlers called, commits, moves what failed.
 
 One thread does everything but call handlers: it alone touches the consumer, the work of the partitions and the movers.
-Calls run elsewhere (``calling``) and come back through a queue. The thread sleeps in the consumer until there is more to
-read, a call is over, or the next record is due; whatever it decides about records, ``PartitionWork`` has decided.
+Calls run elsewhere (``calling``) and come back through a queue. The thread sleeps in the consumer until there is more
+to read, a call is over, or the next record is due; whatever it decides about records, ``PartitionWork`` has decided.
 
 A partition goes through this: taken (what is committed is read, earlier owners' moves are ended, the retry partition is
 read to its end, and the commit says: not clean any more) — at work — let go of (what is in hand ends, the commit says:
@@ -29,7 +29,6 @@ from fastlog.errors import (
     InvalidRecordError,
     LockedError,
     StorageError,
-    UnknownTopicError,
 )
 from fastlog.groups.offsets import OffsetAndMetadata, OffsetStore
 from fastlog.records import TopicPartition
@@ -56,7 +55,7 @@ __all__ = ["Runner", "SubscriberStats"]
 logger = logging.getLogger("fastlog.delivery")
 
 COMMIT_INTERVAL_MS: Final = 1000
-COMMIT_RECORDS: Final = 1000  # so many finished ones, and no more, come again after a crash
+COMMIT_RECORDS: Final = 1000  # not many more finished ones come again after a crash
 MOST_MOVES: Final = 500  # in one transaction
 MOST_INLINE: Final = 500  # calls of one round, so that the group and due records have their turn
 INLINE_MS: Final = 5
@@ -129,15 +128,13 @@ class Place:
         in_hand: records that are with the handler.
         stuck: calls that took too long, and do not end.
         changed: records finished since the last commit.
-        careful: commit after every round, until so many records are finished: the last owner died, and what killed it
-            may be any of them.
         doubtful: moves of which nobody knows whether they are committed.
         resume_at: steady ms before which nothing is written, after something could not be.
         pause: how long the next such pause is.
     """
 
     __slots__ = (
-        *("careful", "changed", "dead_letter", "doubtful", "in_hand", "is_leaving", "is_over", "pause", "reading"),
+        *("changed", "dead_letter", "doubtful", "in_hand", "is_leaving", "is_over", "pause", "reading"),
         *("resume_at", "retry", "retry_reading", "route", "source", "stuck", "work", "written"),
     )
 
@@ -152,14 +149,18 @@ class Place:
         self.in_hand = 0
         self.stuck = 0
         self.changed = 0
-        self.careful = 0
         self.doubtful: list[Move] | None = None
         self.resume_at = 0
         self.pause = FIRST_PAUSE_MS
         self.written: dict[TopicPartition, OffsetAndMetadata] = {}
 
+    @property
+    def title(self) -> str:
+        """The source's name in messages."""
+        return f"{self.source.topic}-{self.source.partition}"
+
     def __repr__(self) -> str:
-        return f"<Place {self.source.topic}-{self.source.partition}>"
+        return f"<Place {self.title}>"
 
 
 class Runner:
@@ -199,6 +200,7 @@ class Runner:
         self._places: dict[TopicPartition, Place] = {}
         self._by_retry: dict[TopicPartition, Place] = {}
         self._opening: list[Place] = []
+        self._has_changed = False
         self._turn = 0
         self._done: SimpleQueue[Call] = SimpleQueue()
         self._sleeps = False
@@ -372,9 +374,10 @@ class Runner:
             batch = next(self._consumer.batches(timeout=wait_ms / 1000), None)
         finally:
             self._sleeps = False
+        has_changed, self._has_changed = self._has_changed, False
         if batch is None:
             self._fence_awaited()
-            return False
+            return has_changed
         self._take_in(batch)
         return True
 
@@ -383,10 +386,12 @@ class Runner:
         place = self._places.get(name)
         if place is not None and place.work is not None:
             place.work.add_source(self._source_items(batch))
+            place.work.reached(source=batch.next_offset)
             return
         place = self._by_retry.get(name)
         if place is not None and place.work is not None:
             place.work.add_retry(self._retry_items(batch))
+            place.work.reached(retry=batch.next_offset)
 
     def _source_items(self, batch: RecordBatch) -> list[Item]:
         if self.subscriber.decodes:
@@ -446,19 +451,26 @@ class Runner:
 
     def _dispatch_place(self, place: Place, until: int) -> bool:
         happened = False
+        batch = self.subscriber.batch
         for _ in range(MOST_INLINE):
             free = self.subscriber.concurrency - self._calls
             if self._breaker is not None:
                 free = self._breaker.allowed(self._clock.steady(), free)
             if free <= 0 or not self._may_call(place) or place.work is None:
                 break
-            items = place.work.take(self._clock.wall(), free * (self.subscriber.batch or 1))
+            items = place.work.take(self._clock.wall(), free if batch is None else batch)
             if not items:
                 break
             happened = True
-            self._begin_calls(place, items)
+            if self._memory is not None:
+                items = self._unknown(place, items)
+            if batch is not None:
+                self._begin(place, items)
+            else:
+                for item in items:
+                    self._begin(place, [item])
             self._collect()
-            if place.careful or self._clock.steady() > until:
+            if self._clock.steady() > until:
                 break
         return happened
 
@@ -470,19 +482,13 @@ class Runner:
         if place.resume_at > self._clock.steady():
             return False
         if work.wanted_mark(self._clock.wall()):
-            if not self._commit([place]):
-                return False
-            work.marked()
+            return self._commit([place])
         return True
 
-    def _begin_calls(self, place: Place, items: list[Item]) -> None:
-        if self._memory is not None:
-            items = self._unknown(place, items)
-        most = self.subscriber.batch or 1
-        for start in range(0, len(items), most):
-            self._begin(place, items[start : start + most])
-
     def _begin(self, place: Place, items: Sequence[Item]) -> None:
+        """Begin a call with these; none: there is nothing to begin."""
+        if not items:
+            return
         call = Call(self.subscriber, place, items)
         place.in_hand += len(items)
         self._calls += 1
@@ -700,7 +706,7 @@ class Runner:
         self._counts["dropped"] += 1
         item, failure = move.item, move.failure
         logger.error(
-            "subscriber %r: %s-%d, offset %d, failed for good after %d attempts and is dropped, as dead_letter=False: %s",
+            "subscriber %r: %s-%d, offset %d, failed for good after %d attempts and is dropped (dead_letter=False): %s",
             self.subscriber.name, item.origin_topic, item.origin_partition, item.origin_offset, move.attempts,
             None if failure is None else failure.exception,
         )  # fmt: skip
@@ -713,7 +719,9 @@ class Runner:
             return
         if in_doubt:
             place.doubtful = moves
-        self._back_off(place, f"{len(moves)} records of {place.source.topic}-{place.source.partition} could not be moved", error)
+        self._back_off(
+            place, f"{len(moves)} records of {place.source.topic}-{place.source.partition} could not be moved", error
+        )
 
     def _settle(self, place: Place) -> bool:
         """Find out what became of moves whose outcome is unknown. Whether the next ones may come."""
@@ -753,7 +761,7 @@ class Runner:
         now = self._clock.steady()
         changed = [place for place in self._places.values() if place.changed and place.resume_at <= now]
         if now - self._committed_at < COMMIT_INTERVAL_MS:
-            changed = [place for place in changed if place.careful or place.changed >= COMMIT_RECORDS]
+            changed = [place for place in changed if place.changed >= COMMIT_RECORDS]
         else:
             self._committed_at = now
         return bool(changed) and self._commit(changed)
@@ -767,7 +775,9 @@ class Runner:
         for place in chosen:
             if place.work is not None:
                 encoded[place.source] = self._encoded(place, place.work.finished(clean=clean))
-                offsets.update((name, one) for name, one in encoded[place.source].items() if place.written.get(name) != one)
+                offsets.update(
+                    (name, one) for name, one in encoded[place.source].items() if place.written.get(name) != one
+                )
         try:
             if offsets:
                 owners = [one.source for one in chosen if encoded[one.source] != one.written]
@@ -778,14 +788,17 @@ class Runner:
         except Error as error:
             self._counts["failed_commits"] += 1
             for place in chosen:
-                self._back_off(place, f"offsets of {place.source.topic}-{place.source.partition} were not committed", error)
+                self._back_off(
+                    place, f"offsets of {place.source.topic}-{place.source.partition} were not committed", error
+                )
             return False
         for place in chosen:
             place.written = encoded[place.source]
-            place.careful = max(place.careful - place.changed, 0)
             place.changed = 0
             if place.resume_at:
                 self._recover(place)
+            if place.work is not None and not clean:
+                place.work.marked()
         return True
 
     def _commit_apart(self, places: list[Place], error: CommitFailedError, *, clean: bool) -> bool:
@@ -795,11 +808,10 @@ class Runner:
             logger.warning("subscriber %r: %s", self.subscriber.name, error)
             self._drop(places[0])
             return False
-        return all([self._commit([place], clean=clean) for place in places])
+        outcomes = [self._commit([place], clean=clean) for place in places]
+        return all(outcomes)
 
-    def _encoded(
-        self, place: Place, finished: tuple[Finished, Finished]
-    ) -> dict[TopicPartition, OffsetAndMetadata]:
+    def _encoded(self, place: Place, finished: tuple[Finished, Finished]) -> dict[TopicPartition, OffsetAndMetadata]:
         source, retry = finished
         return {
             place.source: OffsetAndMetadata(source.prefix, source.encode()),
@@ -819,6 +831,7 @@ class Runner:
 
     def _take_over(self, names: list[TopicPartition]) -> None:
         """The consumer has got partitions: they begin in the next rounds."""
+        self._has_changed = True
         for name in names:
             reading = self._consumer.reading(name)
             if reading is None:
@@ -855,7 +868,7 @@ class Runner:
                 is_begun = self._begin_place(place)
             except (StorageError, LockedError) as error:
                 self._end_reading(place)
-                self._back_off(place, f"{place.source.topic}-{place.source.partition} could not be begun", error)
+                self._back_off(place, f"{place.title} could not be begun", error)
                 continue
             if is_begun:
                 begun.append(place)
@@ -885,10 +898,12 @@ class Runner:
         subscriber = self.subscriber
         work = PartitionWork(
             order_by=subscriber.order_by,
-            concurrency=subscriber.items_at_once,
+            concurrency=subscriber.concurrency,
             retry=subscriber.retry,
             dead_letter=subscriber.dead_letter,
             random=self._chance,
+            batch=subscriber.batch or 1,
+            block_on_dead_letter=subscriber.block_on_dead_letter,
         )
         work.restore(source, retry)
         place.work, place.retry_reading = work, reading
@@ -896,7 +911,6 @@ class Runner:
         # where it is read from already, unless it is begun once more
         place.reading.position = place.reading.finished = place.reading.initial if known is None else known.offset
         place.written = {name: one for name, one in committed.items() if one is not None}
-        place.careful = 0 if source.clean and retry.clean else COMMIT_RECORDS + subscriber.items_at_once
         if not self._read_retry(place, work, reading):
             self._end_reading(place)
             return False
@@ -911,9 +925,10 @@ class Runner:
         while reading.position < end:
             batch = self._consumer.read_beside(reading)
             if batch is None:
-                return reading.position >= end
+                break
             work.add_retry(self._retry_items(batch))
-        return True
+        work.reached(retry=reading.position)
+        return reading.position >= end
 
     def _finished_of(
         self, name: TopicPartition, committed: dict[TopicPartition, OffsetAndMetadata | None], position: int
@@ -975,6 +990,7 @@ class Runner:
 
     def _lose(self, names: Iterable[TopicPartition]) -> None:
         """These are somebody else's: drop everything."""
+        self._has_changed = True
         gone = [self._places.pop(name) for name in list(names) if name in self._places]
         for place in gone:
             self._drop(place)

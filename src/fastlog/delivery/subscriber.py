@@ -111,11 +111,6 @@ class Subscriber:
                 check_names(topic, self.group, self.retry_topic, self.dead_letter_topic)
 
     @property
-    def items_at_once(self) -> int:
-        """How many records may be in hand at once."""
-        return self.concurrency * (self.batch or 1)
-
-    @property
     def decodes(self) -> bool:
         """Whether there is a deserializer."""
         return self.key_deserializer is not None or self.value_deserializer is not None

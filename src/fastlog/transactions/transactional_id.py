@@ -185,8 +185,8 @@ class TransactionalId:
             self.enter_partitions([partition])
             sequence = self._sequences.get(partition, 0)
             batch = encode_batch(
-                list(values), list(keys), None, headers, producer_id=self.producer_id, producer_epoch=self.producer_epoch,
-                base_sequence=sequence, transactional=True,
+                list(values), list(keys), None, headers, producer_id=self.producer_id,
+                producer_epoch=self.producer_epoch, base_sequence=sequence, transactional=True,
             )  # fmt: skip
             base: int = self._log_at(partition).append_batch(batch, conditions=conditions, durable=False)
             self._sequences[partition] = (sequence + len(keys)) & 0x7FFFFFFF
