@@ -11,11 +11,10 @@ import numpy
 from fastlog._core import RecordCursor
 from fastlog._native import oscalls
 from fastlog.errors import ConfigError
-from fastlog.groups.lag import readable_end
 from fastlog.records import TopicPartition
+from fastlog.store.places import aware, now, offset_at, readable_end
 
 from .fetching import Assigned
-from .starting import aware, now, offset_at
 
 __all__ = ["Bounds"]
 

@@ -26,16 +26,17 @@ from fastlog.errors import (
     LockedError,
     UnknownTopicError,
 )
-from fastlog.groups.lag import Lag, lag_at, readable_end
+from fastlog.groups.lag import Lag, lag_at
 from fastlog.groups.membership import Membership, OwnerEpoch
 from fastlog.groups.offsets import OffsetAndMetadata, OffsetStore
 from fastlog.records import TopicPartition
+from fastlog.store.places import aware, offset_at, readable_end
 from fastlog.transactions import Coordinator, resolve_pending
 
 from .bounds import Bounds
 from .fetching import Assigned, Fetcher, checked_out_of_range
 from .progress import Pulse, retention_warnings
-from .starting import Start, aware, offset_at, start_of
+from .starting import Start, start_of
 from .subscriptions import Subscription
 from .waiting import waiter_of
 

@@ -13,6 +13,7 @@ from fastlog.groups.offsets import Condition, OffsetStore
 from fastlog.groups.table import NUMBER_SHIFT, GroupTable, Member, View, live_groups, peek
 from fastlog.records import TopicPartition
 from fastlog.store.directory import Directory
+from fastlog.store.places import offset_of, readable_end
 
 __all__ = ["GroupDescription", "MemberDescription", "delete_group", "describe", "list_groups", "reset_offsets"]
 
@@ -180,14 +181,4 @@ def offset_for(directory: Directory, partition: TopicPartition, to: Target) -> i
     if isinstance(to, Mapping):
         return to[partition]
     with directory.lease(*partition) as lease:
-        log = lease.log
-        if to == "earliest":
-            return log.start_offset
-        if to == "latest":
-            return log.readable_offset
-        if isinstance(to, datetime):
-            found = log.offset_for_time(to)
-            return log.readable_offset if found is None else found
-        if isinstance(to, int) and not isinstance(to, bool):
-            return min(max(to, log.start_offset), log.readable_offset)
-    raise ConfigError(f"to is 'earliest', 'latest', an offset, a datetime or offsets by partition, found {to!r}")
+        return min(max(offset_of(lease.log, to, "to"), lease.log.start_offset), readable_end(lease.log))

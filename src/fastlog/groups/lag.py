@@ -10,8 +10,9 @@ from fastlog._native import oscalls
 from fastlog.groups.offsets import OffsetStore
 from fastlog.records import TopicPartition
 from fastlog.store.directory import Directory
+from fastlog.store.places import readable_end
 
-__all__ = ["Lag", "group_lag", "lag_at", "readable_end"]
+__all__ = ["Lag", "group_lag", "lag_at"]
 
 
 class Lag(NamedTuple):
@@ -57,12 +58,3 @@ def group_lag(directory: Directory, group: str, topics: Iterable[str] | None = N
         with directory.lease(*one) as lease:
             found_lag[one] = lag_at(lease.log, place)
     return found_lag
-
-
-def readable_end(log: PartitionLog) -> int:
-    """Where reading ends now. A log that is read durably joins the sync of what others wrote, as a read would."""
-    end = log.readable_offset
-    if log.end_offset > end:
-        log.read(max(end, log.start_offset), 1)
-        end = log.readable_offset
-    return max(end, log.start_offset)

@@ -25,8 +25,7 @@ _RESERVED_IDS: Final = (bytes(16), bytes(15) + b"\x01")
 
 def check_name(name: object) -> str:
     """The name, when Kafka would take it for a topic. Raises InvalidTopicError."""
-    if not isinstance(name, str):
-        raise InvalidTopicError(f"a topic's name is a str, found {type(name).__name__}")
+    name = check_type(name)
     if not name or len(name) > MOST_NAME:
         raise InvalidTopicError(f"the topic name {name[:40]!r} has {len(name)} characters: expected 1 to {MOST_NAME}")
     if name in (".", ".."):
@@ -58,10 +57,11 @@ def check_partitions(count: object) -> int:
     return count
 
 
-def check_type(name: object) -> None:
-    """Raise InvalidTopicError for what cannot be the name of a topic."""
+def check_type(name: object) -> str:
+    """The name, when it is a str. Raises InvalidTopicError."""
     if not isinstance(name, str):
         raise InvalidTopicError(f"the name of a topic is a str, not {name!r}, which is a {type(name).__name__}")
+    return name
 
 
 def unknown_topic(name: str, names: Iterable[str]) -> UnknownTopicError:
