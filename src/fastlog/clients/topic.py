@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fastlog._core import PartitionLog, RecordBatch, arrow_schema, arrow_stream
 from fastlog.errors import ConfigError, UnknownTopicError
+from fastlog.records import list_of
 from fastlog.store.places import aware, offset_of, readable_end, time_before_now
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class Topic:
             UnknownTopicError: there is no such partition.
         """
         count = self.partitions
-        chosen = list(range(count)) if partitions is None else list(partitions)
+        chosen = list(range(count)) if partitions is None else list_of(partitions, "partitions", "numbers")
         for number in chosen:
             if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < count:
                 raise UnknownTopicError(f"the topic {self.name!r} has no partition {number!r}: it has {count}, from 0")
@@ -151,7 +152,7 @@ class TopicRead:
 
 def checked_columns(columns: Iterable[str]) -> tuple[str, ...]:
     """Names of columns. Raises ConfigError."""
-    names = (columns,) if isinstance(columns, str) else tuple(columns)
+    names = (columns,) if isinstance(columns, str) else tuple(list_of(columns, "columns", "names of columns"))
     wrong = [name for name in names if name not in COLUMNS]
     if wrong or not names or len(set(names)) < len(names):
         raise ConfigError(f"columns={list(names)!r}: expected some of {', '.join(map(repr, COLUMNS))}, each once")

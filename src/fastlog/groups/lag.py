@@ -8,7 +8,7 @@ from typing import NamedTuple
 from fastlog._core import PartitionLog
 from fastlog._native import oscalls
 from fastlog.groups.offsets import OffsetStore
-from fastlog.records import TopicPartition
+from fastlog.records import TopicPartition, list_of
 from fastlog.store.directory import Directory
 from fastlog.store.places import readable_end
 
@@ -50,7 +50,9 @@ def group_lag(directory: Directory, group: str, topics: Iterable[str] | None = N
         places = {one: found.offset for one, found in store.all_committed(group).items()}
     else:
         names = [
-            TopicPartition(topic, number) for topic in topics for number in range(directory.topic(topic).partitions)
+            TopicPartition(topic, number)
+            for topic in list_of(topics, "topics", "names of topics, or None for all that have offsets")
+            for number in range(directory.topic(topic).partitions)
         ]
         places = {one: 0 if found is None else found.offset for one, found in store.committed(group, names).items()}
     found_lag = {}

@@ -66,16 +66,19 @@ def check_type(name: object) -> str:
 
 def unknown_topic(name: str, names: Iterable[str]) -> UnknownTopicError:
     """The error for a topic that is not there; it names the nearest one."""
-    known = sorted(set(names) - set(INTERNAL_TOPICS))
+    hint = nearest_of(name, set(names) - set(INTERNAL_TOPICS)) or "the store has no topics yet"
+    makes = " Else create_topic makes one" if hint.endswith("?") else "; create_topic makes one"
+    return UnknownTopicError(f"there is no topic {name!r}: {hint}{makes}", name)
+
+
+def nearest_of(name: str, names: Iterable[str]) -> str:
+    """What to say of a name that is not there: the nearest of those that are, else the first of them; "" for none."""
+    known = sorted(names)
     near = difflib.get_close_matches(name, known, n=1)
     if near:
-        hint = f"did you mean {near[0]!r}? Else create_topic makes one"
-    elif known:
-        more = " and more" if len(known) > 5 else ""
-        hint = f"there are {', '.join(map(repr, known[:5]))}{more}; create_topic makes one"
-    else:
-        hint = "the store has no topics yet; create_topic makes one"
-    return UnknownTopicError(f"there is no topic {name!r}: {hint}", name)
+        return f"did you mean {near[0]!r}?"
+    more = " and more" if len(known) > 5 else ""
+    return f"there are {', '.join(map(repr, known[:5]))}{more}" if known else ""
 
 
 def folder_name(topic: str, partition: int) -> str:
