@@ -65,6 +65,7 @@ if _typing.TYPE_CHECKING:
     from fastlog.clients.store import open_store as open
     from fastlog.clients.topic import Topic, TopicRead
     from fastlog.clients.transaction import Transaction
+    from fastlog.delivery.deduplicator import Deduplicator
     from fastlog.delivery.policy import BatchError, Breaker, Retry, RetryLater
     from fastlog.groups.admin import GroupDescription, MemberDescription
     from fastlog.groups.formats import OffsetAndMetadata
@@ -107,6 +108,7 @@ __all__ = [
     "CorruptRecordError",
     "CutTail",
     "Damage",
+    "Deduplicator",
     "Delivery",
     "DeliveryTimeoutError",
     "Error",
@@ -186,6 +188,7 @@ _LATER = {
     "Breaker": "fastlog.delivery.policy:Breaker",
     "Consumer": "fastlog.clients.consumer:Consumer",
     "ConsumerStats": "fastlog.clients.consumer:ConsumerStats",
+    "Deduplicator": "fastlog.delivery.deduplicator:Deduplicator",
     "Delivery": "fastlog.clients.producer:Delivery",
     "GroupDescription": "fastlog.groups.admin:GroupDescription",
     "BackupReport": "fastlog.store.backup:BackupReport",
