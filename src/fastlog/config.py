@@ -21,6 +21,7 @@ __all__ = ["DURABILITY_LEVELS", "LogConfig", "parse_duration_ms", "parse_size"]
 
 DURABILITY_LEVELS: Final = ("group", "batch", "interval", "os")
 DEFAULT_DURABILITY: Final = "group"
+CODECS: Final = ("none", "gzip", "snappy", "lz4", "zstd")  # by number, as in the attributes of a batch
 ISOLATION_LEVELS: Final = ("read_committed", "read_uncommitted")
 
 KIB: Final = 1024

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastlog._core import PartitionLog, RecordBatch
 from fastlog.clients.topic import Topic as SynchronousTopic
 from fastlog.clients.topic import TopicRead as SynchronousTopicRead
 
 from .workers import Workers
+
+if TYPE_CHECKING:
+    from fastlog.store.directory import TopicOwner
 
 __all__ = ["Topic", "TopicRead"]
 
@@ -41,6 +44,11 @@ class Topic:
     def config(self) -> Mapping[str, Any]:
         """The options that it was given, by Kafka's names."""
         return self._topic.config
+
+    @property
+    def owner(self) -> TopicOwner | None:
+        """Of a retry or dead-letter topic: the topic and the group that it is kept for, and its kind. Else None."""
+        return self._topic.owner
 
     async def partition(self, number: int) -> PartitionLog:
         """One partition, open until the store is closed. Its own methods are synchronous, and may wait for the disk."""

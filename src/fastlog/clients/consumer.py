@@ -1077,7 +1077,7 @@ class Consumer(Generic[K, V]):
 
     def note_committed(self, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
         """A transaction has committed these: they need not be committed again."""
-        with Call(self):
+        with Call(self, raises=False):  # closed meanwhile, it has nothing to keep in mind
             for name, entry in offsets.items():
                 found = self._fetcher.get(name)
                 if found is not None:
@@ -1086,7 +1086,9 @@ class Consumer(Generic[K, V]):
 
     def rewind(self) -> None:
         """Go back to what is committed, and drop what was fetched: a transaction was aborted."""
-        with Call(self):
+        with Call(self, raises=False) as is_open:
+            if not is_open:
+                return
             self._drop_cursor()
             self._touched.clear()
             committed = self._committed_offsets(self._fetcher.names())

@@ -18,7 +18,7 @@ __all__ = ["Subscription"]
 class Subscription:
     """Topics by name or pattern, or single partitions.
 
-    A pattern has to match the whole name, as in Kafka; internal topics are never matched.
+    A pattern has to match the whole name, as in Kafka; internal, retry and dead-letter topics are never matched.
 
     Attributes:
         topics: the names, for a pattern those that match now.
@@ -64,7 +64,8 @@ class Subscription:
         """The names; for a pattern those that match now."""
         if self._pattern is None:
             return self._named
-        return [name for name in self._directory.topics() if self._pattern.fullmatch(name)]
+        owned = self._directory.owned_topics()
+        return [name for name in self._directory.topics() if name not in owned and self._pattern.fullmatch(name)]
 
     @property
     def is_outdated(self) -> bool:

@@ -12,7 +12,7 @@ from fastlog.records import list_of
 from fastlog.store.places import aware, offset_of, readable_end, time_before_now
 
 if TYPE_CHECKING:
-    from fastlog.store.directory import Directory
+    from fastlog.store.directory import Directory, TopicOwner
 
 __all__ = ["Topic", "TopicRead"]
 
@@ -45,6 +45,11 @@ class Topic:
     def config(self) -> Mapping[str, Any]:
         """The options that it was given, by Kafka's names."""
         return dict(self._directory.topic(self.name).options)
+
+    @property
+    def owner(self) -> TopicOwner | None:
+        """Of a retry or dead-letter topic: the topic and the group that it is kept for, and its kind. Else None."""
+        return self._directory.topic(self.name).owner
 
     def partition(self, number: int) -> PartitionLog:
         """One partition, open until the store is closed. UnknownTopicError when there is none of that number."""

@@ -118,12 +118,12 @@ class Member:
     def is_reserved(self) -> bool:
         return self.until is not None
 
-    def wants(self, topics: Collection[str]) -> frozenset[str]:
-        """Which of these topics it subscribes to."""
+    def wants(self, topics: Collection[str], owned: Collection[str]) -> frozenset[str]:
+        """Which of these topics it subscribes to; a pattern never means the ``owned`` ones."""
         if self.pattern is None:
             return frozenset(topics).intersection(self.topics)
         expression = re.compile(*self.pattern)
-        return frozenset(topic for topic in topics if expression.fullmatch(topic))
+        return frozenset(topic for topic in topics if topic not in owned and expression.fullmatch(topic))
 
     @property
     def number_word(self) -> int:
@@ -241,8 +241,8 @@ class Table:
     def follow_topics(self, directory: Directory, free_index: Iterator[int]) -> None:
         """Give a word to each partition that somebody wants, and drop those that are gone or wanted no more."""
         counts: dict[str, int] = {}
-        names = directory.topics()
-        for topic in sorted(frozenset[str]().union(*(one.wants(names) for one in self.members.values()))):
+        names, owned = directory.topics(), directory.owned_topics()
+        for topic in sorted(frozenset[str]().union(*(one.wants(names, owned) for one in self.members.values()))):
             try:
                 info = directory.topic(topic)
             except Error:
@@ -265,15 +265,15 @@ class Table:
                 number: [one for one in held if one.topic != topic] for number, held in self.targets.items()
             }
 
-    def compute_targets(self) -> None:
-        """What everybody should have, by the group's assignor."""
+    def compute_targets(self, owned: Collection[str]) -> None:
+        """What everybody should have, by the group's assignor; ``owned`` are topics that no pattern means."""
         counts: dict[str, int] = {}
         for partition in self.indexes:
             counts[partition.topic] = max(counts.get(partition.topic, 0), partition.partition + 1)
         # by number is by age, the same in every process
         names = {f"{number:010}": number for number in self.members}
         subscribers = {
-            name: Subscriber(self.members[number].wants(counts), tuple(self.targets.get(number, ())))
+            name: Subscriber(self.members[number].wants(counts, owned), tuple(self.targets.get(number, ())))
             for name, number in names.items()
         }
         self.targets = (
@@ -543,7 +543,7 @@ class GroupTable:
         old = view.table
         if (old.members, old.indexes) != (draft.members, draft.indexes):
             draft.generation += 1
-            draft.compute_targets()
+            draft.compute_targets(self.directory.owned_topics())
         if any(draft.indexes.get(one) != index for one, index in old.indexes.items()):
             draft.layout += 1
         rows = max((member.row + 1 for member in draft.members.values()), default=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from fastlog._native import oscalls
 from fastlog.errors import CorruptLogError, Error
@@ -14,6 +14,19 @@ from fastlog.store import files, naming
 SUFFIX: Final = ".json"
 # a change in the same tick of the file system's clock could not be told from the one before
 TICK_MS: Final = 50
+
+
+class TopicOwner(NamedTuple):
+    """For whom a topic is kept that nobody subscribes to by chance: what a group could not handle yet, or at all.
+
+    Attributes:
+        topic, group: whose records, and which group's.
+        kind: ``"retry"`` or ``"dead-letter"``.
+    """
+
+    topic: str
+    group: str
+    kind: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +39,7 @@ class TopicInfo:
         partitions: how many it has.
         options: the options that were given, under Kafka's dotted names; sizes in bytes, durations in milliseconds.
         internal: whether fastlog keeps it for itself.
+        owner: of a retry or dead-letter topic: whose it is; else None.
     """
 
     name: str
@@ -33,6 +47,7 @@ class TopicInfo:
     partitions: int
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     internal: bool = False
+    owner: TopicOwner | None = None
 
 
 def topic_path(config: str, name: str) -> str:
@@ -49,6 +64,8 @@ def write_topic(config: str, info: TopicInfo, *, deleting: bool = False) -> None
         "internal": info.internal,
         "options": dict(info.options),
     }
+    if info.owner is not None:
+        payload["owner"] = info.owner._asdict()
     if deleting:
         payload["deleting"] = True
     files.write_json(topic_path(config, info.name), payload)
@@ -61,7 +78,7 @@ def read_topic(config: str, name: str) -> tuple[TopicInfo, bool] | None:
     payload = files.read_json(path)
     if payload is None:
         return None
-    partitions, options = payload.get("partitions"), payload.get("options", {})
+    partitions, options, owner = payload.get("partitions"), payload.get("options", {}), payload.get("owner")
     if (
         payload.get("name") != name
         or not naming.is_id(payload.get("topic_id"))
@@ -69,18 +86,32 @@ def read_topic(config: str, name: str) -> tuple[TopicInfo, bool] | None:
         or not isinstance(partitions, int)
         or not 1 <= partitions <= naming.MOST_PARTITIONS
         or not isinstance(options, dict)
+        or not is_owner(owner)
     ):
         raise CorruptLogError(
-            f"{path} is damaged: its name, topic_id, partitions or options are not what a topic has; nothing was "
-            "touched. "
-            f"Bring the file back from a backup",
+            f"{path} is damaged: its name, topic_id, partitions, options or owner are not what a topic has; nothing "
+            f"was touched. Bring the file back from a backup",
             path,
             0,
         )
     info = TopicInfo(
-        name, payload["topic_id"], partitions, MappingProxyType(options), bool(payload.get("internal", False))
+        name,
+        payload["topic_id"],
+        partitions,
+        MappingProxyType(options),
+        bool(payload.get("internal", False)),
+        None if owner is None else TopicOwner(**{name: owner[name] for name in TopicOwner._fields}),
     )
     return info, bool(payload.get("deleting", False))
+
+
+def is_owner(found: Any) -> bool:
+    """Whether this is what a topic's file says of its owner: nothing, or a name for each field."""
+    if found is None:
+        return True
+    return isinstance(found, dict) and all(
+        isinstance(found.get(name), str) and found[name] for name in TopicOwner._fields
+    )
 
 
 class Catalog:

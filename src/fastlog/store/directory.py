@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Final
@@ -33,7 +34,7 @@ from fastlog.records import TopicPartition, list_of
 from fastlog.reports import MaintenanceReport
 from fastlog.store import backup, catalog, deleting, files, handover, naming, options, setup
 from fastlog.store.backup import BackupReport
-from fastlog.store.catalog import Catalog, TopicInfo
+from fastlog.store.catalog import Catalog, TopicInfo, TopicOwner
 from fastlog.store.internal import INTERNAL_OPTIONS, INTERNAL_PARTITIONS, INTERNAL_TOPICS
 from fastlog.store.leases import Key, Lease, LogPool
 from fastlog.store.maintenance import Maintainer, needs_upkeep
@@ -354,6 +355,13 @@ class Directory:
         with self._mutex:
             return sorted(name for name, info in self._catalog.topics.items() if internal or not info.internal)
 
+    def owned_topics(self) -> dict[str, TopicOwner]:
+        """The retry and dead-letter topics, and whose they are. A pattern of topics never means one of them."""
+        self._require_open()
+        self._refresh()
+        with self._mutex:
+            return {name: info.owner for name, info in self._catalog.topics.items() if info.owner is not None}
+
     def topic(self, name: str) -> TopicInfo:
         """What is known of a topic. Raises UnknownTopicError, which names the nearest; CorruptLogError when its file
         is damaged."""
@@ -374,6 +382,7 @@ class Directory:
         options: Mapping[str, Any] | None = None,
         exist_ok: bool = False,
         internal: bool = False,
+        owner: TopicOwner | None = None,
     ) -> TopicInfo:
         """Create a topic. It costs one small file, however many partitions it has.
 
@@ -383,9 +392,11 @@ class Directory:
             options: by Kafka's names (``"retention.ms"``), ours (``retention_ms``), or ``retention="7d"``.
             exist_ok: return a topic of that name as it is, whatever its partitions and options.
             internal: for fastlog's own use.
+            owner: for whom a retry or dead-letter topic is kept. One that is there already is not given to it.
 
         Raises:
-            TopicExistsError, InvalidTopicError: there is one; Kafka would not take the name or the number.
+            TopicExistsError: there is one, or one of this owner by another name.
+            InvalidTopicError: Kafka would not take the name or the number.
             ConfigError: an option is unknown (the nearest is named) or out of range.
         """
         self._require_writable()
@@ -406,6 +417,7 @@ class Directory:
                 )
             if name in self._catalog.damaged:
                 raise self._catalog.damaged[name]
+            self._require_no_other(name, owner)
             naming.check_collision(name, self._catalog.topics)
             if name in self._catalog.deleting:
                 self._delete(self._catalog.deleting[name])
@@ -415,7 +427,7 @@ class Directory:
                     "name"
                 )
             self._refuse_strange_folders(name, 0, partitions)
-            info = TopicInfo(name, naming.new_id(), partitions, wanted, internal)
+            info = TopicInfo(name, naming.new_id(), partitions, wanted, internal, owner)
             catalog.write_topic(self._config, info)
             oscalls.reach_failpoint("store.topic_written")
             self._changed()
@@ -430,7 +442,31 @@ class Directory:
         new ones.
         Raises ConfigError, UnknownTopicError.
         """
-        return self._change(name, lambda info: (info.partitions, options.merge(info.options, changes)))
+        return self._change(name, lambda info: replace(info, options=options.merge(info.options, changes)))
+
+    def own_topic(self, name: str, owner: TopicOwner) -> TopicInfo:
+        """Keep a topic that belongs to nobody for an owner, from now on.
+
+        Raises TopicExistsError when it belongs to another one, or this one has another topic of the kind;
+        UnknownTopicError.
+        """
+
+        def give(info: TopicInfo) -> TopicInfo:
+            if info.owner not in (None, owner):
+                raise TopicExistsError(f"the topic {name!r} is kept for {info.owner}, not for {owner}")
+            self._require_no_other(name, owner)
+            return replace(info, owner=owner)
+
+        return self._change(name, give)
+
+    def _require_no_other(self, name: str, owner: TopicOwner | None) -> None:
+        """An owner has one topic of a kind. Under the lock of ``config``."""
+        for other in self._catalog.topics.values():
+            if owner is not None and other.owner == owner and other.name != name:
+                raise TopicExistsError(
+                    f"the {owner.kind} topic of topic {owner.topic!r} and group {owner.group!r} is {other.name!r}: go "
+                    f"on with that one, or delete it before {name!r} takes its place"
+                )
 
     def add_partitions(self, name: str, total: int) -> TopicInfo:
         """Let a topic have ``total`` partitions, more than before. Keys may go to other partitions from then on.
@@ -439,7 +475,7 @@ class Directory:
         """
         naming.check_partitions(total)
 
-        def grow(info: TopicInfo) -> tuple[int, Mapping[str, Any]]:
+        def grow(info: TopicInfo) -> TopicInfo:
             if info.internal:
                 raise InvalidTopicError(f"the topic {name!r} is fastlog's own: its partitions are as Kafka counts them")
             if total <= info.partitions:
@@ -449,17 +485,16 @@ class Directory:
                     f"away; nothing was changed"
                 )
             self._refuse_strange_folders(name, info.partitions, total)
-            return total, info.options
+            return replace(info, partitions=total)
 
         return self._change(name, grow)
 
-    def _change(self, name: str, change: Callable[[TopicInfo], tuple[int, Mapping[str, Any]]]) -> TopicInfo:
+    def _change(self, name: str, change: Callable[[TopicInfo], TopicInfo]) -> TopicInfo:
         self._require_writable()
         with files.locked_folder(self._config, self._lock_timeout, "is changing topics"):
             self._read_catalog()
             info = self.topic(name)
-            partitions, wanted = change(info)
-            changed = TopicInfo(name, info.topic_id, partitions, wanted, info.internal)
+            changed = change(info)
             if changed == info:
                 return info
             path = catalog.topic_path(self._config, name)
@@ -793,4 +828,4 @@ def options_of(given: Mapping[str, Any]) -> Mapping[str, Any]:
     return options.merge({}, given)
 
 
-__all__ = ["Directory", "Lease", "LockedError", "TopicInfo"]
+__all__ = ["Directory", "Lease", "LockedError", "TopicInfo", "TopicOwner"]
