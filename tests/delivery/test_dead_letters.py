@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import threading
@@ -124,7 +125,7 @@ def test_filters(letters: DeadLetters, case: tuple[dict[str, Any], list[str]]) -
 def test_a_survey_says_what_there_is(letters: DeadLetters) -> None:
     survey = letters.survey()
     assert survey.exceptions == {"ValueError": 6, "shop.errors.NoStock": 4, "TimeoutError": 4}
-    assert list(survey.exceptions)[0] == "ValueError" and survey.partitions == {0: 10, 1: 4}
+    assert next(iter(survey.exceptions)) == "ValueError" and survey.partitions == {0: 10, 1: 4}
     assert (survey.oldest, survey.newest) == (START + 1000, START + 1009) and survey.ends == {0: 10, 1: 4}
 
 
@@ -329,7 +330,10 @@ AUDIT = {"action": "redrive", "to": AGAIN, "offsets": [[0, 1]], "at": 1, "by": "
 
 @pytest.mark.parametrize(
     "change",
-    [{"offsets": 7}, {"offsets": [[1]]}, {"offsets": [[-1, 1]]}, {"offsets": [["0", 1]]}, {"at": None}, {"by": 7}, {"to": 7}],
+    [
+        {"offsets": 7}, {"offsets": [[1]]}, {"offsets": [[-1, 1]]}, {"offsets": [["0", 1]]}, {"at": None},
+        {"by": 7}, {"to": 7},
+    ],
     ids=str,
 )  # fmt: skip
 def test_an_unreadable_audit_is_an_error(store: fastlog.Store, letters: DeadLetters, change: dict[str, Any]) -> None:
@@ -357,7 +361,7 @@ def test_runs(seed: int) -> None:
         offsets = sorted(chance.sample(range(60), chance.randrange(60)))
         runs = runs_of(offsets)
         assert [one for first, length in runs for one in range(first, first + length)] == offsets
-        assert all(a + b < c for (a, b), (c, _) in zip(runs, runs[1:], strict=False))
+        assert all(a + b < c for (a, b), (c, _) in itertools.pairwise(runs))
 
 
 def test_handled_is_the_union_of_all_runs(seed: int) -> None:
