@@ -56,21 +56,6 @@ from fastlog.errors import (
     UnsupportedFormatError,
 )
 from fastlog.records import BatchMetadata, Headers, RecordMetadata, TopicPartition
-from fastlog.reports import (
-    BatchInfo,
-    CompactionReport,
-    CutTail,
-    Damage,
-    IndexEntry,
-    IndexProblem,
-    MaintenanceReport,
-    RecoveryReport,
-    RepairReport,
-    RetentionReport,
-    SegmentInfo,
-    TimeIndexEntry,
-    VerifyReport,
-)
 
 if _typing.TYPE_CHECKING:
     from fastlog import aio
@@ -80,10 +65,28 @@ if _typing.TYPE_CHECKING:
     from fastlog.clients.store import open_store as open
     from fastlog.clients.topic import Topic, TopicRead
     from fastlog.clients.transaction import Transaction
+    from fastlog.delivery.dead_letters import DeadLetterReport, DeadLetters, DeadLetterSurvey
+    from fastlog.delivery.deduplicator import Deduplicator
+    from fastlog.delivery.headers import DeadLetter
     from fastlog.delivery.policy import BatchError, Breaker, Retry, RetryLater
     from fastlog.groups.admin import GroupDescription, MemberDescription
     from fastlog.groups.formats import OffsetAndMetadata
     from fastlog.groups.lag import Lag
+    from fastlog.reports import (
+        BatchInfo,
+        CompactionReport,
+        CutTail,
+        Damage,
+        IndexEntry,
+        IndexProblem,
+        MaintenanceReport,
+        RecoveryReport,
+        RepairReport,
+        RetentionReport,
+        SegmentInfo,
+        TimeIndexEntry,
+        VerifyReport,
+    )
     from fastlog.store.backup import BackupReport
 
 __version__ = "0.1.0"
@@ -107,6 +110,11 @@ __all__ = [
     "CorruptRecordError",
     "CutTail",
     "Damage",
+    "DeadLetter",
+    "DeadLetterReport",
+    "DeadLetterSurvey",
+    "DeadLetters",
+    "Deduplicator",
     "Delivery",
     "DeliveryTimeoutError",
     "Error",
@@ -166,13 +174,31 @@ __all__ = [
     "scan_segment",
 ]
 
-# what a single partition does not need
+# what is not needed to open a partition and use it
 _LATER = {
+    "BatchInfo": "fastlog.reports:BatchInfo",
+    "CompactionReport": "fastlog.reports:CompactionReport",
+    "CutTail": "fastlog.reports:CutTail",
+    "Damage": "fastlog.reports:Damage",
+    "IndexEntry": "fastlog.reports:IndexEntry",
+    "IndexProblem": "fastlog.reports:IndexProblem",
+    "MaintenanceReport": "fastlog.reports:MaintenanceReport",
+    "RecoveryReport": "fastlog.reports:RecoveryReport",
+    "RepairReport": "fastlog.reports:RepairReport",
+    "RetentionReport": "fastlog.reports:RetentionReport",
+    "SegmentInfo": "fastlog.reports:SegmentInfo",
+    "TimeIndexEntry": "fastlog.reports:TimeIndexEntry",
+    "VerifyReport": "fastlog.reports:VerifyReport",
     "BatchDelivery": "fastlog.clients.producer:BatchDelivery",
     "BatchError": "fastlog.delivery.policy:BatchError",
     "Breaker": "fastlog.delivery.policy:Breaker",
     "Consumer": "fastlog.clients.consumer:Consumer",
     "ConsumerStats": "fastlog.clients.consumer:ConsumerStats",
+    "DeadLetter": "fastlog.delivery.headers:DeadLetter",
+    "DeadLetterReport": "fastlog.delivery.dead_letters:DeadLetterReport",
+    "DeadLetterSurvey": "fastlog.delivery.dead_letters:DeadLetterSurvey",
+    "DeadLetters": "fastlog.delivery.dead_letters:DeadLetters",
+    "Deduplicator": "fastlog.delivery.deduplicator:Deduplicator",
     "Delivery": "fastlog.clients.producer:Delivery",
     "GroupDescription": "fastlog.groups.admin:GroupDescription",
     "BackupReport": "fastlog.store.backup:BackupReport",

@@ -52,15 +52,12 @@ from fastlog._native.shared import SharedPage, Waiter, bell_of
 from fastlog._native.syncing import wake_flusher
 from fastlog._native.transactions import TransactionIndex, end_transaction_marker
 from fastlog._native.validator import validate_batches
-from fastlog.config import DEFAULT_DURABILITY, DURABILITY_LEVELS, ISOLATION_LEVELS, LogConfig, parse_duration_ms
+from fastlog.config import CODECS, DEFAULT_DURABILITY, DURABILITY_LEVELS, ISOLATION_LEVELS, LogConfig, parse_duration_ms
 from fastlog.errors import (
     ConfigError, CorruptLogError, InvalidRecordError, LockedError, NotSupportedError, OffsetOutOfRangeError, RecordTooLargeError,
     StorageError, UnsupportedFormatError,
 )
 from fastlog.partition import files, recovery, snapshots
-from fastlog.partition.repair import repair as repair_folder
-from fastlog.partition.verify import verify as verify_segments
-from fastlog.reports import CODECS, OpenTransaction, SegmentInfo
 
 __all__ = [
     "Accumulator",
@@ -878,6 +875,7 @@ cdef class PartitionLog(Handle):
         As the log stands when it is asked, whatever is durable. One word is looked at when none is open; else the writer lock is
         taken for a moment. Raises LockedError and StorageError as ``append_batch`` does.
         """
+        from fastlog.reports import OpenTransaction
         return [OpenTransaction(*found) for found in open_transactions(self)]
 
     def flush(self) -> int:
@@ -1003,6 +1001,7 @@ cdef class PartitionLog(Handle):
 
     def segments(self) -> list:
         """A ``SegmentInfo`` for each segment, oldest first; the last one is the active one."""
+        from fastlog.reports import SegmentInfo
         cdef Published state
         cdef Segment segment
         cdef SegmentList list_
@@ -1031,13 +1030,14 @@ cdef class PartitionLog(Handle):
     def verify(self, progress: object = None) -> object:
         """Read every byte below the end and check it: batches, records, order, indexes. Changes nothing, raises nothing for
         damage: it is all in the ``VerifyReport``. ``progress(bytes_done, bytes_total)`` is called after each segment."""
+        from fastlog.partition.verify import verify
         cdef Published state
         cdef SegmentList list_
         self.require_open()
         read_published(self.control.page, &state)
         list_ = self.segments_at(&state)
         list_.last().size = state.end_position
-        return verify_segments(self.path, list_.segments, state.start_offset, state.end_offset, self._is_current, progress)
+        return verify(self.path, list_.segments, state.start_offset, state.end_offset, self._is_current, progress)
 
     def _is_current(self, segment: object) -> bool:
         """Whether a segment is still part of the log: it may be removed while it is read."""
@@ -1052,13 +1052,14 @@ cdef class PartitionLog(Handle):
 
         Raises LockedError when somebody has the log open, StorageError when a side file cannot be written.
         """
+        from fastlog.partition.repair import repair
         cdef str folder = os.path.abspath(os.fsdecode(path))
         if oscalls.is_directory(folder) is None:
             raise StorageError(f"{folder} does not exist: there is nothing to repair")
         folder_fd, _ = presence.take_presence(folder, True, 1000, False)
         try:
             presence.unlink_page(folder)
-            return repair_folder(folder)
+            return repair(folder)
         finally:
             oscalls.close_file(folder_fd)
 

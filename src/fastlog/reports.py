@@ -8,10 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-CODECS = ("none", "gzip", "snappy", "lz4", "zstd")
+from fastlog.config import CODECS
 
 __all__ = [
-    "CODECS",
     "BatchInfo",
     "CompactionReport",
     "CutTail",

@@ -394,7 +394,12 @@ def test_an_interrupt_is_exit_code_130(path: Path, monkeypatch: pytest.MonkeyPat
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(fastlog, "scan_segment", interrupt)
-    result = run("log", "stats", path)
+    # in the background of a shell it would be ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        result = run("log", "stats", path)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert result.exit_code == 130
     assert result.stderr == "fastlog: interrupted\n"
 

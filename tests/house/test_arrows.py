@@ -17,7 +17,8 @@ from tests.house.sources import ROOT, line_of, module_name, place, read, source_
 # From the ground up. Rooms of one row do not know each other; a package is one room, and orders itself inside.
 ROWS: tuple[tuple[str, ...], ...] = (
     ("fastlog.errors", "fastlog._native"),
-    ("fastlog.config", "fastlog.records", "fastlog.reports"),
+    ("fastlog.config", "fastlog.records"),
+    ("fastlog.reports",),
     ("fastlog._native.layout", "fastlog._native.varint", "fastlog._native.arrow_abi", "fastlog._native.published"),
     (
         "fastlog._native.checksum",

@@ -29,8 +29,8 @@ from fastlog._native.layout cimport (
 )
 from fastlog._native.varint cimport varint_size, write_varint
 
+from fastlog.config import CODECS
 from fastlog.errors import ConfigError, InvalidRecordError, RecordTooLargeError
-from fastlog.reports import CODECS
 
 cdef enum:
     RECORD_OVERHEAD = 64        # more than the varints of one record can take

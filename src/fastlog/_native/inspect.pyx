@@ -26,7 +26,6 @@ from fastlog._native.scanner cimport BatchReader
 
 from fastlog.config import DEFAULT_MAX_DECOMPRESSED_BYTES
 from fastlog.errors import CorruptRecordError, RecordTooLargeError, UnsupportedFormatError
-from fastlog.reports import BatchInfo, IndexEntry, TimeIndexEntry
 
 
 cdef int64_t base_offset_of(str path) except -1:
@@ -42,6 +41,7 @@ def scan_segment(path, max_decompressed_bytes: int = DEFAULT_MAX_DECOMPRESSED_BY
     the reason in ``problem``; the scan goes on at the next valid batch. A compressed batch with more than
     ``max_decompressed_bytes`` of content is one, too.
     """
+    from fastlog.reports import BatchInfo
     path = os.fsdecode(path)
     cdef int64_t expected = base_offset_of(path)
     cdef BatchReader reader = BatchReader(path)
@@ -73,6 +73,7 @@ def scan_segment(path, max_decompressed_bytes: int = DEFAULT_MAX_DECOMPRESSED_BY
 
 
 cdef object batch_info(const BatchHeader* header, int64_t size, problem):
+    from fastlog.reports import BatchInfo
     return BatchInfo(
         header.position, size, header.base_offset, header.last_offset, header.count, header.leader_epoch, header.crc,
         header.attributes, header.base_timestamp, header.max_timestamp, header.producer_id, header.producer_epoch,
@@ -162,6 +163,7 @@ def scan_index(path):
 
     Raises UnsupportedFormatError when the file is neither, or no whole number of entries.
     """
+    from fastlog.reports import IndexEntry, TimeIndexEntry
     path = os.fsdecode(path)
     cdef int64_t base = base_offset_of(path), i
     cdef bint is_time = path.endswith(".timeindex")

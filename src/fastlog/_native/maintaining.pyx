@@ -24,7 +24,6 @@ from fastlog._native import oscalls
 from fastlog._native.syncing import write_meta
 from fastlog._native.transactions import pack_entries, unpack_entries
 from fastlog.partition import files, snapshots
-from fastlog.reports import MaintenanceReport, RetentionReport
 
 
 # --- deleting ----------------------------------------------------------------------------------------------------------
@@ -91,6 +90,7 @@ cdef int64_t delete_until(Handle log, int64_t before) except -1:
 cdef object retain(Handle log, clock, int64_t now):
     """Delete what is over its time or its size."""
     from fastlog.partition import retention
+    from fastlog.reports import RetentionReport
     cdef Published state
     cdef Durable durable
     cdef Segment segment
@@ -279,6 +279,7 @@ def generation_changer(Handle log):
 cdef object maintain(Handle log):
     """Retention and compaction, unless somebody else is at it."""
     from fastlog.partition import compaction, retention
+    from fastlog.reports import MaintenanceReport, RetentionReport
     cdef Published state
     cdef Control control = log.control
     log.require_writable()

@@ -24,9 +24,8 @@ from fastlog._native.scanner import scan
 
 import logging
 
-from fastlog.config import DEFAULT_MAX_DECOMPRESSED_BYTES
+from fastlog.config import CODECS, DEFAULT_MAX_DECOMPRESSED_BYTES
 from fastlog.errors import CorruptLogError, CorruptRecordError, RecordTooLargeError, StorageError
-from fastlog.reports import CODECS
 
 # kept here for objects that go when the interpreter ends: modules are empty by then
 cdef object close_file = oscalls.close_file

@@ -12,9 +12,8 @@ from typing import Any, Final
 
 from fastlog._core import Accumulator, BatchDelivery, Delivery, murmur2, partition_for_key
 from fastlog.clients.transaction import Transaction, source_id, source_position
-from fastlog.config import KIB, MIB, LogConfig, ResolvedConfig, parse_duration_ms, parse_size
+from fastlog.config import CODECS, KIB, MIB, LogConfig, ResolvedConfig, parse_duration_ms, parse_size
 from fastlog.errors import ConfigError, Error, NotSupportedError, TransactionError
-from fastlog.reports import CODECS
 from fastlog.transactions import TransactionalId
 
 __all__ = ["BatchDelivery", "Delivery", "Producer", "murmur2", "partition_for_key"]

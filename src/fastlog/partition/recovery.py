@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from fastlog._native import oscalls
 from fastlog._native.checksum import crc32c
@@ -26,7 +27,9 @@ from fastlog.config import LogConfig, ResolvedConfig
 from fastlog.errors import CorruptLogError, StorageError, UnsupportedFormatError
 from fastlog.partition import files, snapshots
 from fastlog.partition.files import Meta
-from fastlog.reports import CutTail, RecoveryReport
+
+if TYPE_CHECKING:
+    from fastlog.reports import CutTail, RecoveryReport
 
 logger = logging.getLogger("fastlog.recovery")
 
@@ -363,6 +366,8 @@ def recover(
         meta.last_producer_offset = max(meta.last_producer_offset, findings.last_producer_offset)
     if not read_only:
         settle(folder, names, meta, segments, end_offset)
+    from fastlog.reports import RecoveryReport
+
     report = RecoveryReport(
         recovery_point,
         end_offset,
@@ -518,6 +523,8 @@ def cut_tail(path: str, result: ScanResult, size: int, findings: _Findings, *, r
             oscalls.sync_data(fd, path)
         finally:
             oscalls.close_file(fd)
+    from fastlog.reports import CutTail
+
     findings.cut.append(CutTail(path, result.position, size - result.position, result.problem or "", kept_in))
 
 
