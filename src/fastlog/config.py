@@ -30,6 +30,7 @@ GIB: Final = 1024 * MIB
 SECOND_MS: Final = 1000
 HOUR_MS: Final = 3600 * SECOND_MS
 DAY_MS: Final = 24 * HOUR_MS
+MOST_SIZE: Final = 2**63 - 1
 LONGEST_MS: Final = 280 * 365 * DAY_MS  # in nanoseconds it fits into 64 bits
 
 DEFAULT_MAX_DECOMPRESSED_BYTES: Final = 64 * MIB
@@ -44,14 +45,22 @@ _QUANTITY: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
 
 
 def parse_size(value: int | str, name: str) -> int:
-    """Bytes from an integer or a string such as ``"64MiB"``. Raises ConfigError."""
+    """Bytes, at most 2**63 - 1, from an integer or a string such as ``"64MiB"``. Raises ConfigError."""
+    size = exact_size(value, name)
+    if size > MOST_SIZE:
+        raise ConfigError(f"{name}={value!r} is more than can be counted: expected at most 2**63 - 1 bytes")
+    return int(size)
+
+
+def exact_size(value: int | str, name: str) -> float:
+    """Bytes, maybe with a fraction; maybe more than can be counted."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     match = _QUANTITY.fullmatch(value) if isinstance(value, str) else None
     unit = _SIZE_UNITS.get(match[2].lower()) if match else None
     if match is None or unit is None:
         raise ConfigError(f'{name}={value!r} is not a size: expected an integer in bytes, or a string such as "64MiB"')
-    return int(float(match[1]) * unit)
+    return float(match[1]) * unit
 
 
 def parse_duration_ms(value: float | str | timedelta, name: str) -> int:

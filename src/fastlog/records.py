@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, overload
 
-from fastlog.errors import InvalidRecordError
+from fastlog.errors import ConfigError, InvalidRecordError
 
 if TYPE_CHECKING:
     import numpy
     from numpy.typing import NDArray
 
-__all__ = ["BatchMetadata", "Headers", "RecordMetadata", "TopicPartition"]
+__all__ = [
+    "BatchMetadata",
+    "Headers",
+    "RecordMetadata",
+    "TopicPartition",
+    "is_offset",
+    "list_of",
+    "named_partition",
+    "utf8_of",
+]
+
+_MOST_OFFSET = 2**63 - 1
 
 
 class TopicPartition(NamedTuple):
@@ -19,6 +30,36 @@ class TopicPartition(NamedTuple):
 
     topic: str
     partition: int
+
+
+def named_partition(name: object) -> TopicPartition:
+    """A TopicPartition that a caller passed, or a pair like one. Raises ConfigError for anything else."""
+    match name:
+        case (str(topic), int(number)) if not isinstance(number, bool):
+            return TopicPartition(topic, number)
+    raise ConfigError(f"{name!r} is no partition: expected a TopicPartition, or a topic and a number")
+
+
+def list_of(values: object, name: str, expected: str) -> list[Any]:
+    """What a caller passed as ``name``, as a list. Raises ConfigError for what is one thing, text included."""
+    if isinstance(values, (str, bytes, bytearray)) or not isinstance(values, Iterable):
+        raise ConfigError(f"{name}={values!r}: expected {expected}")
+    return list(values)
+
+
+def is_offset(value: object) -> TypeGuard[int]:
+    """Whether a caller passed what can be an offset: an integer from 0 to 2**63 - 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST_OFFSET
+
+
+def utf8_of(text: object) -> bytes | None:
+    """UTF-8 of a str that a caller passed; None for anything else, and where lone surrogates have none."""
+    if not isinstance(text, str):
+        return None
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return None
 
 
 class RecordMetadata(NamedTuple):

@@ -394,7 +394,12 @@ def test_an_interrupt_is_exit_code_130(path: Path, monkeypatch: pytest.MonkeyPat
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(fastlog, "scan_segment", interrupt)
-    result = run("log", "stats", path)
+    # in the background of a shell it would be ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        result = run("log", "stats", path)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert result.exit_code == 130
     assert result.stderr == "fastlog: interrupted\n"
 
@@ -436,6 +441,7 @@ def test_version_and_help() -> None:
         "consume",
         "groups",
         "groups reset",
+        "run",
     ]
     for words in [*groups, "bench", "bench append", "bench read", "bench latency"]:
         result = run_process(*words.split(), "--help")

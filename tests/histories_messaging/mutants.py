@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import fastlog.transactions
+import fastlog.clients.consumer
 from fastlog.clients.consumer import Consumer
 from fastlog.clients.producer import Producer
 from fastlog.clients.transaction import Transaction, as_offsets
@@ -134,7 +134,7 @@ def takes_what_others_own() -> None:
 
 def does_not_wait_for_pending() -> None:
     """A new owner reads committed offsets while an open transaction may move them."""
-    fastlog.transactions.resolve_pending = lambda *_, **__: True
+    fastlog.clients.consumer.resolve_pending = lambda *_, **__: True
 
 
 MUTANTS: dict[str, Callable[[], None]] = {

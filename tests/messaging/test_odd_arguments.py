@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import fastlog
-from fastlog import TopicPartition
+from fastlog import OffsetAndMetadata, TopicPartition
 
 ODD: list[Callable[[Any, Any, Any], object]] = [
     lambda store, producer, consumer: store.topic(None),
@@ -37,6 +38,55 @@ ODD: list[Callable[[Any, Any, Any], object]] = [
     lambda store, producer, consumer: store.consumer("lines", group="\ud800"),
     lambda store, producer, consumer: store.describe_group([]),
     lambda store, producer, consumer: store.group_lag({}),
+    lambda store, producer, consumer: store.group_lag("g", topics=5),
+    lambda store, producer, consumer: store.maintain("lines"),
+    lambda store, producer, consumer: store.create_topic("more", config=b"x"),
+    lambda store, producer, consumer: store.create_topic("more", config={5: 5}),
+    lambda store, producer, consumer: store.alter_topic("lines", config=None),
+    lambda store, producer, consumer: store.backup(None),
+    lambda store, producer, consumer: fastlog.open(None),
+    lambda store, producer, consumer: fastlog.open("a\0b"),
+    lambda store, producer, consumer: fastlog.open("\ud800"),
+    lambda store, producer, consumer: store.topic("lines").partition(bytearray(b"0")),
+    lambda store, producer, consumer: store.topic("lines").partition(True),
+    lambda store, producer, consumer: store.topic("lines").read(partitions=0),
+    lambda store, producer, consumer: store.topic("lines").read(columns=5),
+    lambda store, producer, consumer: store.producer(batch_size=2**63),
+    lambda store, producer, consumer: store.producer(buffer_memory="1" * 400 + "GiB"),
+    lambda store, producer, consumer: store.producer(transactional_id="\ud800"),
+    lambda store, producer, consumer: store.producer(transactional_id=b"x"),
+    lambda store, producer, consumer: store.producer(source="\ud800"),
+    lambda store, producer, consumer: store.producer(source=5),
+    lambda store, producer, consumer: producer.send_many("lines", TopicPartition("lines", 0)),
+    lambda store, producer, consumer: store.consumer(None),
+    lambda store, producer, consumer: store.consumer(b"lines"),
+    lambda store, producer, consumer: store.consumer("lines", partitions=5),
+    lambda store, producer, consumer: store.consumer("lines", partitions=[None]),
+    lambda store, producer, consumer: store.consumer("lines", partitions=[("lines",)]),
+    lambda store, producer, consumer: store.consumer("lines", partitions=[True]),
+    lambda store, producer, consumer: store.consumer("lines", fetch_bytes=2**63),
+    lambda store, producer, consumer: store.consumer("lines", group="h", assignor=bytearray(b"range")),
+    lambda store, producer, consumer: store.consumer("lines", group="h", instance_id="\ud800"),
+    lambda store, producer, consumer: consumer.poll(max_records=2**70, timeout=0),
+    lambda store, producer, consumer: consumer.records(until={TopicPartition("lines", 0): "x"}),
+    lambda store, producer, consumer: consumer.records(until={"lines": 5}),
+    lambda store, producer, consumer: consumer.position(("lines",)),
+    lambda store, producer, consumer: consumer.end_offsets(5),
+    lambda store, producer, consumer: consumer.commit({TopicPartition("lines", 0): OffsetAndMetadata(0, b"x")}),
+    lambda store, producer, consumer: consumer.commit({TopicPartition("lines", 0): OffsetAndMetadata(0, "\ud800")}),
+    lambda store, producer, consumer: consumer.commit({TopicPartition("lines", 0): OffsetAndMetadata(0, "", "x")}),
+    lambda store, producer, consumer: consumer.commit({TopicPartition("lines", 0): OffsetAndMetadata(0, "", -1, -1)}),
+    lambda store, producer, consumer: store.reset_offsets("h", ["lines"], to=None),
+    lambda store, producer, consumer: store.reset_offsets("h", ["lines"], to="yesterday"),
+    lambda store, producer, consumer: store.reset_offsets("h", ["lines"], to=-1),
+    lambda store, producer, consumer: store.reset_offsets("h", ["lines"], to=datetime(2026, 1, 1)),
+    lambda store, producer, consumer: store.reset_offsets("h", to={TopicPartition("lines", 0): "x"}),
+    lambda store, producer, consumer: store.reset_offsets("h", to={"lines": 1}),
+    lambda store, producer, consumer: store.reset_offsets("h", "lines", to="earliest"),
+    lambda store, producer, consumer: store.reset_offsets("h", 5, to="earliest"),
+    lambda store, producer, consumer: store.reset_offsets("h", [5], to="earliest"),
+    lambda store, producer, consumer: store.reset_offsets("h", to="earliest"),
+    lambda store, producer, consumer: store.delete_group("h"),
 ]
 
 
@@ -51,6 +101,58 @@ def test_each_is_told_by_an_error_of_fastlog(tmp_path: Path) -> None:
                 continue
             pytest.fail(f"number {number} was taken as it is")
         assert not producer.closed
+
+
+def test_transactions_take_consumers_and_offsets_only(tmp_path: Path) -> None:
+    with (
+        fastlog.open(tmp_path / "store", durability="os") as store,
+        store.producer(transactional_id="pay") as producer,
+    ):
+        store.create_topic("lines")
+        with pytest.raises(fastlog.ConfigError, match="expected a consumer"):
+            producer.transaction(b"x")
+        with store.consumer("lines", group="g") as consumer:
+            for odd in (5, {"lines": 1}, {TopicPartition("lines", 0): "x"}):
+                with producer.transaction(consumer) as transaction:
+                    with pytest.raises(fastlog.ConfigError, match="expected"):
+                        transaction.commit_offsets(odd)  # type: ignore[arg-type]
+                    transaction.abort()
+
+
+@pytest.mark.parametrize("role", ["value", "key"])
+def test_one_value_is_named_without_a_number(tmp_path: Path, role: str) -> None:
+    with fastlog.open(tmp_path / "store", durability="os") as store, store.producer() as producer:
+        store.create_topic("lines")
+        for odd, found in (("text", "is a str"), (5, "is a int"), (memoryview(b"abcd")[::2], "cannot be read")):
+            with pytest.raises(fastlog.InvalidRecordError, match=rf"^{role} .*{found}"):
+                producer.send("lines", **{"value": b"v", role: odd})
+        assert producer.send("lines", **{"value": b"v", role: bytearray(b"")}).result(10).offset == 0
+        with pytest.raises(fastlog.InvalidRecordError, match=r"^values\[1\] is a str"):
+            producer.send_many("lines", [b"v", "text"])
+
+
+def test_an_unknown_group_is_told_with_the_nearest(tmp_path: Path) -> None:
+    with fastlog.open(tmp_path / "store", durability="os") as store:
+        store.create_topic("lines")
+        with pytest.raises(fastlog.GroupError, match="there is no group 'bill': no group has members or offsets"):
+            store.delete_group("bill")
+        assert store.reset_offsets("billing", ["lines"], to=0)[TopicPartition("lines", 0)].offset == 0
+        for call in (lambda: store.delete_group("biling"), lambda: store.reset_offsets("biling", to="latest")):
+            with pytest.raises(fastlog.GroupError, match=r"there is no group 'biling': did you mean 'billing'\?"):
+                call()
+        assert store.groups() == ["billing"]
+        store.delete_group("billing")
+        assert store.groups() == []
+
+
+def test_a_reset_to_a_span_before_now(tmp_path: Path) -> None:
+    with fastlog.open(tmp_path / "store", durability="os") as store:
+        store.create_topic("lines")
+        with store.producer() as producer:
+            producer.send("lines", b"old", timestamp=1_700_000_000_000)
+            producer.send("lines", b"new")
+        for to, offset in (("-1h", 1), ("earliest", 0), ("latest", 2), (7, 2)):
+            assert store.reset_offsets("g", ["lines"], to=to)[TopicPartition("lines", 0)].offset == offset
 
 
 @pytest.mark.parametrize("position", [None, 3, "3"])

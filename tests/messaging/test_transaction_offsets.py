@@ -90,6 +90,35 @@ def test_the_next_owner_ends_what_a_dead_one_left_pending(folder: Path) -> None:
             assert [record.value for record in heir.poll(max_records=1, timeout=10)] == [b"0"]
 
 
+def test_a_new_owner_waits_for_a_transaction_that_may_move_its_offsets(folder: Path) -> None:
+    with open_store(folder / "store") as store, Producer(store, transactional_id="t") as producer:
+        fill(store, 10)
+        first = Consumer(store, ["a"], group="g", start="earliest")
+        tx = producer.transaction(first)
+        tx.__enter__()
+        assert len(first.poll(max_records=4, timeout=5)) == 4
+        tx.commit_offsets()
+        first.close()
+        with Consumer(store, ["a"], group="g", start="earliest") as second:
+            assert second.poll(timeout=0.3) == []
+            tx.commit()
+            assert tx.outcome == "committed"
+            assert second.poll(timeout=5)[0].offset == 4
+
+
+def test_a_consumer_may_be_closed_before_its_transaction_is_aborted(folder: Path) -> None:
+    with open_store(folder / "store") as store, Producer(store, transactional_id="t") as producer:
+        fill(store, 3)
+        consumer = Consumer(store, ["a"], group="g", start="earliest")
+        tx = producer.transaction(consumer)
+        tx.__enter__()
+        consumer.poll(timeout=5)
+        tx.commit_offsets()
+        consumer.close()
+        tx.abort()
+        assert committed(store) is None
+
+
 def test_a_consumer_that_lost_its_partition_cannot_commit(folder: Path) -> None:
     with open_store(folder / "store") as store:
         fill(store, 10)

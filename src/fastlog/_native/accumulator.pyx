@@ -31,7 +31,8 @@ from fastlog._native cimport oscalls as os_c
 from fastlog._native.appending cimport Append, append
 from fastlog._native.codecs cimport compress, compressed_room
 from fastlog._native.columns cimport (
-    COLUMN_SPANS, Column, ColumnData, Span, Timestamps, make_column, make_header_column, make_timestamps, span_at,
+    COLUMN_SPANS, Column, ColumnData, Span, Timestamps, make_column, make_header_column, make_single_column, make_timestamps,
+    span_at,
 )
 from fastlog._native.encoder cimport BatchShape, Encoder, OUT_OF_MEMORY, RECORD_TOO_LARGE, RecordSource, set_producer
 from fastlog._native.handle cimport AT_BATCH, AT_GROUP
@@ -110,10 +111,12 @@ cdef inline int32_t partition_of(const uint8_t* data, int64_t size, int32_t part
 
 def murmur2(key: bytes) -> int:
     """The hash that Kafka's Java client takes of a key: a signed 32-bit number."""
-    cdef Column column = make_column((key,), "key")
-    cdef Span span = span_at(&column.data, 0)
-    if span.data == NULL:
+    cdef Column column
+    cdef Span span
+    if key is None:
         raise InvalidRecordError("key is None: only bytes have a hash")
+    column = make_single_column(key, "key")
+    span = span_at(&column.data, 0)
     return murmur2_of(span.data, span.size)
 
 
@@ -772,14 +775,14 @@ cdef class Accumulator:
         elif value is None:
             value_span = null_span()
         else:
-            value_column = make_column((value,), "value")
+            value_column = make_single_column(value, "value")
             value_span = span_at(&value_column.data, 0)
         if key is not None:
             if is_bytes(key):
                 key_span.data = bytes_data(key)
                 key_span.size = bytes_size(key)
             else:
-                key_column = make_column((key,), "key")
+                key_column = make_single_column(key, "key")
                 key_span = span_at(&key_column.data, 0)
         if headers is not None:
             header_column = make_header_column(headers, 1)

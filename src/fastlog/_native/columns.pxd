@@ -63,6 +63,7 @@ cdef class Timestamps:
 
 
 cdef Column make_column(object values, str role)                           # role: "values" or "keys", for messages
+cdef Column make_single_column(object value, str role)                      # one value; role: "value" or "key"
 cdef Column make_header_column(object headers, int64_t length)             # each entry: headersCount + headers, encoded
 cdef Timestamps make_timestamps(object timestamps, int64_t length, int64_t now)
 

@@ -66,6 +66,8 @@ cdef class Timestamps:
 cdef Column make_column(object values, str role):
     """See `PartitionLog.append` for what is accepted. `role` names the argument in errors."""
     if isinstance(values, (list, tuple)):
+        if type(values) is not tuple and isinstance(values, tuple):
+            values = tuple(values)  # of a class of its own, such as a named tuple
         return _column_of_items(values, role)
     if isinstance(values, (str, bytes, bytearray, memoryview)):
         raise InvalidRecordError(f"{role} is one {_type_name(values)}: pass a sequence of records, e.g. [value]")
@@ -114,6 +116,29 @@ cdef Column _column_of_items(object items, str role):
     return column
 
 
+cdef Column make_single_column(object value, str role):
+    """One value that was passed alone, and is not None: errors call it `role`, without an index."""
+    cdef Column column = Column.__new__(Column)
+    cdef Span* spans = _reserve_spans(column, 1)
+    cdef PyObject* item = <PyObject*>value
+    column.data.is_stable = True
+    column.owner = (value,)
+    if is_bytes(item):
+        spans[0].data = bytes_data(item)
+        spans[0].size = bytes_size(item)
+        return column
+    spans[0].data = NULL
+    spans[0].size = -1
+    _copy_item(column, &spans[0], value, role, -1)
+    _settle_own_bytes(column, spans, 1)
+    return column
+
+
+cdef str _place_of(str role, Py_ssize_t index):
+    """How errors name an item of an argument, or with -1 the argument itself."""
+    return role if index < 0 else f"{role}[{index}]"
+
+
 cdef int _copy_others(Column column, Span* spans, str role) except -1:
     """The items that are neither bytes nor None: copy what they hold, for it may change while the encoder runs."""
     cdef tuple items = column.owner
@@ -143,10 +168,10 @@ cdef int _copy_item(Column column, Span* span, object item, str role, Py_ssize_t
     cdef Py_buffer view
     if isinstance(item, str):
         raise InvalidRecordError(
-            f"{role}[{index}] is a str, but records hold bytes: encode it first, e.g. value.encode()"
+            f"{_place_of(role, index)} is a str, but records hold bytes: encode it first, e.g. value.encode()"
         )
     if not PyObject_CheckBuffer(item) or (not isinstance(item, (bytearray, memoryview)) and _is_numpy_number(item)):
-        raise InvalidRecordError(f"{role}[{index}] is a {_type_name(item)}: pass bytes, another buffer, or None")
+        raise InvalidRecordError(f"{_place_of(role, index)} is a {_type_name(item)}: pass bytes, another buffer, or None")
     _get_buffer(item, &view, role, index)
     try:
         _append_own_bytes(column, <const uint8_t*>view.buf, <size_t>view.len)
@@ -161,11 +186,11 @@ cdef int _get_buffer(object item, Py_buffer* view, str role, Py_ssize_t index) e
         PyObject_GetBuffer(item, view, PyBUF_ND | PyBUF_FORMAT)  # without strides: contiguous or an error
     except (BufferError, ValueError) as error:
         raise InvalidRecordError(
-            f"{role}[{index}] is a {_type_name(item)} whose bytes cannot be read ({error}): pass bytes(value)"
+            f"{_place_of(role, index)} is a {_type_name(item)} whose bytes cannot be read ({error}): pass bytes(value)"
         ) from error
     if view.format != NULL and strchr(view.format, c"O") != NULL:
         PyBuffer_Release(view)
-        raise InvalidRecordError(f"{role}[{index}] is a {_type_name(item)} of Python objects: pass bytes")
+        raise InvalidRecordError(f"{_place_of(role, index)} is a {_type_name(item)} of Python objects: pass bytes")
     return 0
 
 

@@ -1060,9 +1060,18 @@ def rename(source: str, target: str) -> None:
 
 def remove(path: str) -> bool:
     """Unlink a file; False when it was not there."""
+    return remove_by(os.unlink, path)
+
+
+def remove_directory(path: str) -> bool:
+    """Remove an empty directory; False when it was not there."""
+    return remove_by(os.rmdir, path)
+
+
+cdef bint remove_by(object call, str path) except -1:
     checked(CALL_UNLINK, "remove", path)
     try:
-        os.unlink(path)
+        call(path)
     except FileNotFoundError:
         return False
     except OSError as error:
@@ -1128,18 +1137,6 @@ def create_directory(path: str) -> bool:
         return False
     except OSError as error:
         raise translated("create", path, error) from None
-    return True
-
-
-def remove_directory(path: str) -> bool:
-    """Remove an empty directory; False when it was not there."""
-    checked(CALL_UNLINK, "remove", path)
-    try:
-        os.rmdir(path)
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise translated("remove", path, error) from None
     return True
 
 

@@ -11,6 +11,7 @@ import fastlog
 from fastlog.cli import output as text
 from fastlog.cli.output import EXIT_PROBLEMS, Output, output_options
 from fastlog.cli.store import Moment, MomentType, open_store, store_option
+from fastlog.groups.admin import require_known
 
 __all__ = ["groups"]
 
@@ -65,7 +66,7 @@ def summary(store: fastlog.Store, name: str) -> dict[str, Any]:
 def describe(output: Output, store: Path, group: str) -> None:
     """Show the members of GROUP, what each of them owns, and how far the group is behind."""
     with open_store(store, read_only=True) as opened:
-        found = known_group(opened, group)
+        found = require_known(opened.directory, group)
         lag = opened.group_lag(group)
     members = [
         {
@@ -102,14 +103,6 @@ def describe(output: Output, store: Path, group: str) -> None:
             "lrll",
         )
     print_lag(output, partition_rows(found, lag))
-
-
-def known_group(store: fastlog.Store, group: str) -> fastlog.GroupDescription:
-    found = store.describe_group(group)
-    if found.state == "Dead":
-        names = ", ".join(store.groups()) or "none"
-        raise fastlog.GroupError(f"there is no group {group!r}; groups with members or offsets: {names}")
-    return found
 
 
 def partition_rows(
@@ -162,7 +155,7 @@ def print_lag(output: Output, rows: list[dict[str, Any]]) -> None:
 def lag(output: Output, store: Path, group: str, most: int | None) -> None:
     """Say how far GROUP is behind, by partition and in all."""
     with open_store(store, read_only=True) as opened:
-        found = known_group(opened, group)
+        found = require_known(opened.directory, group)
         rows = partition_rows(found, opened.group_lag(group))
     total = sum(row["lag"] or 0 for row in rows)
     if output.as_json:
@@ -194,7 +187,7 @@ def reset(output: Output, store: Path, group: str, to: Moment, topics: tuple[str
     with open_store(store) as opened:
         before = opened.describe_group(group).offsets
         if not topics and not before:
-            known_group(opened, group)
+            require_known(opened.directory, group)
         if not output.as_json:
             output.line(f"To reset {group} in {', '.join(topics) or 'all its topics'} to {to}", bold=True)
         output.require_consent(yes, {"name": group, "reset": False})
@@ -232,7 +225,7 @@ def delete(output: Output, store: Path, group: str, yes: bool) -> None:
     Asks first; without a terminal it wants --yes and else changes nothing (exit code 1).
     """
     with open_store(store) as opened:
-        offsets = known_group(opened, group).offsets
+        offsets = require_known(opened.directory, group).offsets
         if not output.as_json:
             output.line(f"To forget the offsets of {group} in {text.plural(len(offsets), 'partition')}", bold=True)
         output.require_consent(yes, {"name": group, "deleted": False})

@@ -11,11 +11,10 @@ import numpy
 from fastlog._core import RecordCursor
 from fastlog._native import oscalls
 from fastlog.errors import ConfigError
-from fastlog.groups.lag import readable_end
-from fastlog.records import TopicPartition
+from fastlog.records import TopicPartition, is_offset, named_partition
+from fastlog.store.places import aware, now, offset_at, readable_end
 
 from .fetching import Assigned
-from .starting import aware, now, offset_at
 
 __all__ = ["Bounds"]
 
@@ -36,7 +35,10 @@ class Bounds:
         self._stops: dict[TopicPartition, int] = {}
         self._waits_until: int | None = None
         if isinstance(until, Mapping):
-            self._stops = {TopicPartition(*name): offset for name, offset in until.items()}
+            for name, offset in until.items():
+                if not is_offset(offset):
+                    raise ConfigError(f"until: {name}: {offset!r} is no offset: expected an integer from 0")
+                self._stops[named_partition(name)] = offset
 
     def _stop_of(self, found: Assigned) -> int | None:
         """The first offset that is not handed out; None while the time has not come yet."""

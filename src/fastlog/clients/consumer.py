@@ -26,16 +26,18 @@ from fastlog.errors import (
     LockedError,
     UnknownTopicError,
 )
-from fastlog.groups.lag import Lag, lag_at, readable_end
+from fastlog.groups.formats import checked_offsets
+from fastlog.groups.lag import Lag, lag_at
 from fastlog.groups.membership import Membership, OwnerEpoch
 from fastlog.groups.offsets import OffsetAndMetadata, OffsetStore
-from fastlog.records import TopicPartition
+from fastlog.records import TopicPartition, is_offset, list_of, named_partition, utf8_of
+from fastlog.store.places import aware, offset_at, readable_end
 from fastlog.transactions import Coordinator, resolve_pending
 
 from .bounds import Bounds
 from .fetching import Assigned, Fetcher, checked_out_of_range
 from .progress import Pulse, retention_warnings
-from .starting import Start, aware, offset_at, start_of
+from .starting import Start, start_of
 from .subscriptions import Subscription
 from .waiting import waiter_of
 
@@ -59,7 +61,6 @@ logger = logging.getLogger("fastlog.consumer")
 Duration = float | str | timedelta
 Callback = Callable[[list[TopicPartition]], object]
 
-INT64_MAX = 2**63 - 1
 SLICE_MS = 50  # a writer that is killed before it rings delays nobody for longer
 RETENTION_CHECK_MS = 60_000
 
@@ -133,8 +134,8 @@ class Consumer(Generic[K, V]):
         if group is not None and (not isinstance(group, str) or not group):
             raise GroupError(f"group={group!r}: expected a name, or None to read without a group")
         for option, text in (("instance_id", instance_id), ("client_id", client_id)):
-            if text is not None and not isinstance(text, str):
-                raise ConfigError(f"{option}={text!r} is a {type(text).__name__}: expected a str")
+            if text is not None and utf8_of(text) is None:
+                raise ConfigError(f"{option}={text!r}: expected a str that has a UTF-8 form")
         if group is None and instance_id is not None:
             raise ConfigError(f"instance_id={instance_id!r} without a group: name the group, or leave it out")
         if group is not None and partitions is not None:
@@ -519,7 +520,7 @@ class Consumer(Generic[K, V]):
             LockedError: another thread is using this consumer.
             ClosedError: the consumer was closed.
         """
-        if isinstance(max_records, bool) or not isinstance(max_records, int) or max_records < 1:
+        if not is_offset(max_records) or max_records < 1:
             raise ConfigError(f"max_records={max_records!r}: expected an integer from 1")
         with Call(self):
             self._ask()
@@ -778,13 +779,7 @@ class Consumer(Generic[K, V]):
                 f"commit({type(what).__name__}): expected a Record, a RecordBatch, {{TopicPartition: offset}} or "
                 "nothing"
             )
-        found = {}
-        for name, offset in what.items():
-            entry = offset if isinstance(offset, OffsetAndMetadata) else OffsetAndMetadata(offset)
-            if not is_offset(entry.offset):
-                raise ConfigError(f"{name}: {entry.offset!r} is no offset to commit: expected an integer from 0")
-            found[named_partition(name)] = entry
-        return found
+        return checked_offsets(what)
 
     def _commit_given(self, offsets: dict[TopicPartition, OffsetAndMetadata]) -> None:
         # of the record in hand too, so that what is committed of it is finished
@@ -994,7 +989,7 @@ class Consumer(Generic[K, V]):
         if partitions is None:
             self._settle()
             return self._own_names()
-        return [named_partition(name) for name in partitions]
+        return [named_partition(name) for name in list_of(partitions, "partitions", "TopicPartitions")]
 
     def _named(self, partitions: Sequence[TopicPartition]) -> list[Assigned]:
         if not partitions:
@@ -1010,7 +1005,7 @@ class Consumer(Generic[K, V]):
 
     def _assigned(self, topic: str | TopicPartition | None, partition: int | None) -> Assigned:
         if isinstance(topic, tuple) and partition is None:
-            name = TopicPartition(*topic)
+            name = named_partition(topic)
         elif isinstance(topic, str) and isinstance(partition, int):
             name = TopicPartition(topic, partition)
         else:
@@ -1162,7 +1157,7 @@ class Consumer(Generic[K, V]):
 
     def note_committed(self, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
         """A transaction has committed these: they need not be committed again."""
-        with Call(self):
+        with Call(self, raises=False):  # closed meanwhile, it has nothing to keep in mind
             for name, entry in offsets.items():
                 found = self._fetcher.get(name)
                 if found is not None:
@@ -1171,7 +1166,9 @@ class Consumer(Generic[K, V]):
 
     def rewind(self) -> None:
         """Go back to what is committed, and drop what was fetched: a transaction was aborted."""
-        with Call(self):
+        with Call(self, raises=False) as is_open:
+            if not is_open:
+                return
             self._drop_cursor()
             self._touched.clear()
             committed = self._committed_offsets(self._fetcher.names())
@@ -1183,19 +1180,6 @@ class Consumer(Generic[K, V]):
     def __repr__(self) -> str:
         whose = f" of group {self._group!r}" if self._group else ""
         return f"<Consumer{whose}: {len(self._fetcher)} partitions{', closed' if self._closed else ''}>"
-
-
-def is_offset(value: object) -> bool:
-    """Whether a caller passed what can be an offset."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= INT64_MAX
-
-
-def named_partition(name: object) -> TopicPartition:
-    """A TopicPartition that a caller passed, or a tuple like one. Raises ConfigError for anything else."""
-    match name:
-        case (str(topic), int(number)):
-            return TopicPartition(topic, number)
-    raise ConfigError(f"{name!r} is no partition: expected a TopicPartition, or a topic and a number")
 
 
 def weakly(method: Callable[[], object]) -> Callable[[], None]:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from fastlog._core import PartitionLog, RecordBatch, bell_of
 from fastlog.errors import ConfigError, OffsetOutOfRangeError, UnknownTopicError
-from fastlog.groups.lag import readable_end
 from fastlog.groups.membership import OwnerEpoch
 from fastlog.records import TopicPartition
+from fastlog.store.places import readable_end
 
 from .starting import OUT_OF_RANGE, Starting, start_offset
 

@@ -18,6 +18,7 @@ from fastlog.records import TopicPartition
 from fastlog.reports import MaintenanceReport
 from fastlog.store.backup import BackupReport
 from fastlog.store.directory import Directory
+from fastlog.store.options import checked
 from fastlog.transactions import Coordinator
 
 from .consumer import Callback, Consumer, Duration
@@ -174,7 +175,7 @@ class Store:
             TopicExistsError, InvalidTopicError: there is one; Kafka would not take the name.
             ConfigError: an option is unknown (the nearest is named) or out of range.
         """
-        options = dict(config or {})
+        options = {} if config is None else dict(checked(config))
         if retention is not None:
             options["retention"] = retention
         self._directory.create_topic(name, partitions, options=options, exist_ok=exist_ok)
@@ -407,14 +408,16 @@ class Store:
         Args:
             group: its name.
             topics: names of topics, or partitions; None: all that it has an offset for.
-            to: ``"earliest"``, ``"latest"``, an offset, an aware datetime, or offsets by partition, which then are all.
+            to: ``"earliest"``, ``"latest"``, an offset, an aware datetime, a span before now such as ``"-10m"``, or
+                offsets by partition, which then are all.
 
-        Raises GroupError when it has members, UnknownTopicError.
+        Raises GroupError when it has members, or when there is no such group and ``topics`` names nothing either;
+        UnknownTopicError, ConfigError.
         """
         return reset_offsets(self._directory, group, topics, to=to)
 
     def delete_group(self, group: str) -> None:
-        """Forget what a group has committed. Raises GroupError when it has members."""
+        """Forget what a group has committed. Raises GroupError when it has members, or there is no such group."""
         delete_group(self._directory, group)
 
     # --- upkeep ------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from fastlog.errors import ConfigError, UnknownTopicError
-from fastlog.records import TopicPartition
+from fastlog.records import TopicPartition, list_of, named_partition
 
 if TYPE_CHECKING:
     from fastlog.store.directory import Directory
@@ -42,15 +42,15 @@ class Subscription:
 
     def _check(self, partitions: Iterable[TopicPartition | tuple[str, int] | int]) -> list[TopicPartition]:
         found = []
-        for given in partitions:
-            if isinstance(given, int):
+        for given in list_of(partitions, "partitions", "TopicPartitions, or numbers with a single topic"):
+            if isinstance(given, int) and not isinstance(given, bool):
                 if len(self._named) != 1:
                     raise ConfigError(
                         f"partitions=[{given}, …] with {len(self._named)} topics: say which one, by "
                         "TopicPartition(topic, number)"
                     )
                 given = (self._named[0], given)
-            name = TopicPartition(*given)
+            name = named_partition(given)
             count = self._directory.topic(name.topic).partitions
             if not 0 <= name.partition < count:
                 raise UnknownTopicError(
@@ -95,7 +95,9 @@ class Subscription:
 
 def names_of(topics: str | Sequence[str]) -> list[str]:
     """Names of topics, each once. Raises ConfigError."""
-    given = [topics] if isinstance(topics, str) else list(topics)
+    given: list[str] = []
+    if isinstance(topics, Iterable):
+        given = [topics] if isinstance(topics, str) else list(topics)
     if not given or not all(isinstance(name, str) for name in given):
         raise ConfigError(f"topics={topics!r}: expected a name, a list of names, or a compiled pattern")
     return list(dict.fromkeys(given))

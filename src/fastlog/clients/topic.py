@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from fastlog._core import PartitionLog, RecordBatch, arrow_schema, arrow_stream
 from fastlog.errors import ConfigError, UnknownTopicError
-from fastlog.groups.lag import readable_end
-
-from .starting import aware, now, offset_at, span_before_now
+from fastlog.records import list_of
+from fastlog.store.places import aware, offset_of, readable_end, time_before_now
 
 if TYPE_CHECKING:
     from fastlog.store.directory import Directory, TopicOwner
@@ -85,7 +84,7 @@ class Topic:
             UnknownTopicError: there is no such partition.
         """
         count = self.partitions
-        chosen = list(range(count)) if partitions is None else list(partitions)
+        chosen = list(range(count)) if partitions is None else list_of(partitions, "partitions", "numbers")
         for number in chosen:
             if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < count:
                 raise UnknownTopicError(f"the topic {self.name!r} has no partition {number!r}: it has {count}, from 0")
@@ -132,15 +131,15 @@ class TopicRead:
 
     def __iter__(self) -> Iterator[RecordBatch]:
         # one moment for all partitions
-        start, stop = moment_of(self._start), moment_of(self._stop)
+        start, stop = moment_of(self._start, "start"), moment_of(self._stop, "stop")
         for number in self._partitions:
             if self._directory.read_only and not self._directory.is_created(self._topic, number):
                 continue
             with self._directory.lease(self._topic, number, self._isolation) as lease:
                 log = lease.log
                 end = readable_end(log)
-                first = max(log.start_offset if start is None else offset_of(log, start), log.start_offset)
-                last = end if stop is None else min(offset_of(log, stop), end)
+                first = max(log.start_offset if start is None else offset_of(log, start, "start"), log.start_offset)
+                last = end if stop is None else min(offset_of(log, stop, "stop"), end)
                 if first < last:
                     yield from log.batches(first, last, READ_BYTES)
 
@@ -158,7 +157,7 @@ class TopicRead:
 
 def checked_columns(columns: Iterable[str]) -> tuple[str, ...]:
     """Names of columns. Raises ConfigError."""
-    names = (columns,) if isinstance(columns, str) else tuple(columns)
+    names = (columns,) if isinstance(columns, str) else tuple(list_of(columns, "columns", "names of columns"))
     wrong = [name for name in names if name not in COLUMNS]
     if wrong or not names or len(set(names)) < len(names):
         raise ConfigError(f"columns={list(names)!r}: expected some of {', '.join(map(repr, COLUMNS))}, each once")
@@ -172,15 +171,11 @@ def place_of(place: object, name: str) -> int | str | datetime | None:
     if isinstance(place, datetime):
         return aware(place, name)
     if isinstance(place, str):
-        span_before_now(place)
+        time_before_now(place, name)
         return place
     raise ConfigError(f'{name}={place!r}: expected an offset, an aware datetime, a span such as "-1h", or None')
 
 
-def moment_of(place: int | str | datetime | None) -> int | datetime | None:
+def moment_of(place: int | str | datetime | None, name: str) -> int | datetime | None:
     """Spans become times."""
-    return now() - timedelta(milliseconds=span_before_now(place)) if isinstance(place, str) else place
-
-
-def offset_of(log: PartitionLog, place: int | datetime) -> int:
-    return place if isinstance(place, int) else offset_at(log, place)
+    return time_before_now(place, name) if isinstance(place, str) else place

@@ -11,9 +11,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fastlog._core import BatchDelivery, Delivery
-from fastlog.errors import CommitFailedError, Error, FencedError, InvalidRecordError, TransactionError
+from fastlog.errors import CommitFailedError, ConfigError, Error, FencedError, InvalidRecordError, TransactionError
+from fastlog.groups.formats import checked_offsets
 from fastlog.groups.offsets import OffsetAndMetadata, OffsetStore
-from fastlog.records import TopicPartition
+from fastlog.records import TopicPartition, utf8_of
 from fastlog.store.internal import CONSUMER_OFFSETS
 from fastlog.transactions import Coordinator, TransactionalId
 from fastlog.transactions.transactional_id import outcome_of
@@ -58,7 +59,12 @@ class Enlisted(Protocol):
 
 
 def source_id(source: str) -> str:
-    """The transactional id of whoever ingests a source: two importers of one source fence each other."""
+    """The transactional id of whoever ingests a source: two importers of one source fence each other.
+
+    Raises ConfigError for what cannot be its name.
+    """
+    if not utf8_of(source):
+        raise ConfigError(f"source={source!r}: expected a str of at least one character that has a UTF-8 form")
     return f"fastlog-source-{source}"
 
 
@@ -80,6 +86,8 @@ class Transaction:
         consumer: Enlisted | None = None,
         source: str | None = None,
     ) -> None:
+        if consumer is not None and not hasattr(consumer, "enlist"):
+            raise ConfigError(f"consumer={consumer!r}: expected a consumer of the same store, or None")
         self.outcome: str | None = None
         self._producer = producer
         self._transactional = transactional
@@ -184,7 +192,7 @@ class Transaction:
             raise TransactionError("the consumer has no group: open it with group=…", self._transactional.producer_id)
         self._require_same_store(consumer)
         epochs = consumer.epochs()  # before the positions: of a partition that is taken anew in between none counts
-        wanted = consumer.offsets_in_hand() if offsets is None else as_offsets(offsets)
+        wanted = consumer.offsets_in_hand() if offsets is None else checked_offsets(offsets)
         if not wanted:
             return
         store = OffsetStore(self._transactional.directory)
@@ -312,15 +320,6 @@ class Transaction:
         if not self._began:
             return "use it as a context manager: with producer.transaction() as tx"
         return f"it is {self.outcome or 'open'}; ask the producer for another one"
-
-
-def as_offsets(
-    offsets: Mapping[TopicPartition, OffsetAndMetadata | int],
-) -> dict[TopicPartition, OffsetAndMetadata]:
-    return {
-        TopicPartition(*partition): found if isinstance(found, OffsetAndMetadata) else OffsetAndMetadata(found)
-        for partition, found in offsets.items()
-    }
 
 
 # --- sources ----------------------------------------------------------------------------------------------------------

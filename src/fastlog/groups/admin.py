@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fastlog._native import oscalls
 from fastlog.errors import ConfigError, FencedError, GroupError, UnknownTopicError
-from fastlog.groups.formats import OffsetAndMetadata
+from fastlog.groups.formats import OffsetAndMetadata, checked_offsets
 from fastlog.groups.offsets import Condition, OffsetStore
 from fastlog.groups.table import NUMBER_SHIFT, GroupTable, Member, View, live_groups, peek
-from fastlog.records import TopicPartition
+from fastlog.records import TopicPartition, is_offset, list_of, named_partition
+from fastlog.store import naming
 from fastlog.store.directory import Directory
+from fastlog.store.places import is_place, offset_of, readable_end
 
-__all__ = ["GroupDescription", "MemberDescription", "delete_group", "describe", "list_groups", "reset_offsets"]
+__all__ = [
+    "GroupDescription",
+    "MemberDescription",
+    "delete_group",
+    "describe",
+    "list_groups",
+    "require_known",
+    "reset_offsets",
+]
 
 Target = str | int | datetime | Mapping[TopicPartition, int]
 
@@ -79,6 +89,20 @@ def describe_member(view: View, member: Member, partitions: list[TopicPartition]
     return MemberDescription(member.member_id, member.instance_id, member.client_id, pid, partitions, age)
 
 
+def require_known(directory: Directory, group: str) -> GroupDescription:
+    """What there is to know of a group. GroupError when it has neither members nor offsets, which names the nearest."""
+    found = describe(directory, group)
+    if found.state == "Dead":
+        raise unknown_group(group, list_groups(directory))
+    return found
+
+
+def unknown_group(name: str, names: Iterable[str]) -> GroupError:
+    """The error for a group that is not there; it names the nearest one."""
+    hint = naming.nearest_of(name, names) or "no group has members or offsets"
+    return GroupError(f"there is no group {name!r}: {hint}")
+
+
 def list_groups(directory: Directory) -> list[str]:
     """Names of all groups that have offsets or members, sorted."""
     return sorted({*OffsetStore(directory).groups(), *live_groups(directory)})
@@ -97,15 +121,21 @@ def reset_offsets(
     Args:
         partitions: partitions or names of topics; None: all that the group has an offset for.
         to: ``"earliest"``, ``"latest"``, an offset (bounded by what the partition has), an aware datetime (the first
-            record of that time or later, else the end), or offsets by partition, which then are all.
+            record of that time or later, else the end), a span before now such as ``"-10m"``, or offsets by partition,
+            which then are all.
         only_unowned: partitions that nobody owns may be reset although the group has members.
 
-    GroupError when the group has members, or a partition has an owner: nothing is committed then. UnknownTopicError for
-    a topic that there is not.
+    GroupError when the group has members, or a partition has an owner, or when there is no such group and no partition
+    is named: nothing is committed then. UnknownTopicError for a topic that there is not.
     """
     store = OffsetStore(directory)
-    wanted = wanted_partitions(directory, store, group, to if isinstance(to, Mapping) else partitions)
-    positions = {one: OffsetAndMetadata(offset_for(directory, one, to)) for one in wanted}
+    named = checked_target(to)
+    wanted = wanted_partitions(directory, store, group, partitions if named is None else named)
+    if not wanted and partitions is None and named is None:
+        require_known(directory, group)
+    positions = {
+        one: OffsetAndMetadata(offset_for(directory, one, to) if named is None else named[one]) for one in wanted
+    }
     change_idle(directory, group, wanted, only_unowned, lambda holds: store.commit(group, positions, holds))
     return positions
 
@@ -115,8 +145,9 @@ def delete_group(
 ) -> list[TopicPartition]:
     """Forget the offsets of a group that nobody works in, all or those of these partitions; answers whose.
 
-    GroupError as in ``reset_offsets``.
+    GroupError as in ``reset_offsets``, and when there is no such group.
     """
+    require_known(directory, group)
     store = OffsetStore(directory)
     wanted = None if partitions is None else [TopicPartition(*one) for one in partitions]
     forgotten: list[TopicPartition] = []
@@ -163,8 +194,8 @@ def wanted_partitions(
     if partitions is None:
         return sorted(store.all_committed(group))
     found: list[TopicPartition] = []
-    for one in partitions:
-        topic, number = (one, None) if isinstance(one, str) else one
+    for one in list_of(partitions, "topics", "names of topics, or partitions, or None for all that have offsets"):
+        topic, number = (one, None) if isinstance(one, str) else named_partition(one)
         count = directory.topic(topic).partitions
         if number is None:
             found += [TopicPartition(topic, each) for each in range(count)]
@@ -175,19 +206,21 @@ def wanted_partitions(
     return found
 
 
-def offset_for(directory: Directory, partition: TopicPartition, to: Target) -> int:
-    """The offset that ``to`` means in one partition."""
+def checked_target(to: object) -> dict[TopicPartition, int] | None:
+    """``to=`` as a caller passed it: offsets by partition, or None when it names a place in any of them. Raises
+    ConfigError.
+    """
     if isinstance(to, Mapping):
-        return to[partition]
+        return {one: position.offset for one, position in checked_offsets(to).items()}
+    if not is_offset(to) and not is_place(to, "to"):
+        raise ConfigError(
+            f'to={to!r}: expected "earliest", "latest", an offset, an aware datetime, a span such as "-10m", or '
+            f"offsets by partition"
+        )
+    return None
+
+
+def offset_for(directory: Directory, partition: TopicPartition, to: Any) -> int:
+    """The offset that ``to`` means in one partition."""
     with directory.lease(*partition) as lease:
-        log = lease.log
-        if to == "earliest":
-            return log.start_offset
-        if to == "latest":
-            return log.readable_offset
-        if isinstance(to, datetime):
-            found = log.offset_for_time(to)
-            return log.readable_offset if found is None else found
-        if isinstance(to, int) and not isinstance(to, bool):
-            return min(max(to, log.start_offset), log.readable_offset)
-    raise ConfigError(f"to is 'earliest', 'latest', an offset, a datetime or offsets by partition, found {to!r}")
+        return min(max(offset_of(lease.log, to, "to"), lease.log.start_offset), readable_end(lease.log))

@@ -38,7 +38,7 @@ class Subscriber(NamedTuple):
 
 def check_assignor(name: str) -> str:
     """The name itself. ConfigError when there is no such assignor."""
-    if name not in ASSIGNORS:
+    if not isinstance(name, str) or name not in ASSIGNORS:
         raise ConfigError(f"assignor is one of {', '.join(sorted(ASSIGNORS))}, found {name!r}")
     return name
 

@@ -22,16 +22,19 @@ from __future__ import annotations
 import base64
 import functools
 import struct
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from fastlog.errors import ConfigError, CorruptRecordError, GroupError
-from fastlog.records import TopicPartition
+from fastlog.records import TopicPartition, is_offset, named_partition, utf8_of
 from fastlog.store.internal import CONSUMER_OFFSETS, FieldReader, short_string, varint
 
 __all__ = [
     "CommittedOffset",
     "OffsetAndMetadata",
     "OffsetKey",
+    "check_group",
+    "checked_offsets",
     "decode_key",
     "decode_value",
     "encode_key",
@@ -86,11 +89,26 @@ def check_group(group: object) -> str:
     """The name itself. GroupError when it is none."""
     if not isinstance(group, str) or not group:
         raise GroupError(f"the name of a group is a str of at least one character, found {group!r}")
-    try:
-        group.encode()
-    except UnicodeEncodeError:
-        raise GroupError(f"the name of a group is text that has an UTF-8 form, found {group!r}") from None
+    if utf8_of(group) is None:
+        raise GroupError(f"the name of a group is text that has a UTF-8 form, found {group!r}")
     return group
+
+
+def checked_offsets(offsets: object) -> dict[TopicPartition, OffsetAndMetadata]:
+    """Offsets to commit, as a caller passed them: by partition, numbers or OffsetAndMetadata. Raises ConfigError."""
+    if not isinstance(offsets, Mapping):
+        raise ConfigError(f"{offsets!r} is no mapping: expected the next offset of each partition, by TopicPartition")
+    found = {}
+    for name, offset in offsets.items():
+        entry = offset if isinstance(offset, OffsetAndMetadata) else OffsetAndMetadata(offset)
+        if not is_offset(entry.offset):
+            raise ConfigError(f"{name}: {entry.offset!r} is no offset to commit: expected an integer from 0")
+        if not isinstance(entry.leader_epoch, int) or not -1 <= entry.leader_epoch < 1 << 31:
+            raise ConfigError(f"{name}: leader_epoch={entry.leader_epoch!r}: expected an integer, -1 for none")
+        if not is_offset(entry.timestamp):
+            raise ConfigError(f"{name}: timestamp={entry.timestamp!r}: expected milliseconds since 1970, 0 for now")
+        found[named_partition(name)] = entry
+    return found
 
 
 # --- writing -------------------------------------------------------------------------------------------------------
@@ -102,19 +120,21 @@ def encode_key(group: str, topic: str, partition: int) -> bytes:
 
 
 def encode_value(position: OffsetAndMetadata, topic_id: str | None, timestamp: int | None = None) -> bytes:
-    """The value of a committed offset, with another timestamp if one is given. ConfigError for a negative offset or a
-    note that is too long.
+    """The value of a committed offset, with another timestamp if one is given. ConfigError for a negative offset, and
+    for a note that is too long or no text.
     """
     offset, metadata, leader_epoch, own_timestamp = position
     if timestamp is None:
         timestamp = own_timestamp
     if offset < 0:
         raise ConfigError(f"a committed offset is 0 or more, found {offset}")
-    if not metadata and topic_id is not None:
-        return _PLAIN.pack(_TYPED_VERSION, offset, leader_epoch, 1, timestamp) + tags_of(topic_id)
-    note = metadata.encode()
+    note = utf8_of(metadata)
+    if note is None:
+        raise ConfigError(f"the metadata of an offset is text that has a UTF-8 form, found {metadata!r}: encode it")
     if len(note) > MAX_METADATA:
         raise ConfigError(f"the metadata of an offset has at most {MAX_METADATA} bytes, found {len(note)}: shorten it")
+    if not note and topic_id is not None:
+        return _PLAIN.pack(_TYPED_VERSION, offset, leader_epoch, 1, timestamp) + tags_of(topic_id)
     if topic_id is None:
         start = _START.pack(_UNTYPED_VERSION, offset, leader_epoch)
         return start + _INT16.pack(len(note)) + note + _INT64.pack(timestamp)

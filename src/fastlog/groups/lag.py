@@ -8,10 +8,11 @@ from typing import NamedTuple
 from fastlog._core import PartitionLog
 from fastlog._native import oscalls
 from fastlog.groups.offsets import OffsetStore
-from fastlog.records import TopicPartition
+from fastlog.records import TopicPartition, list_of
 from fastlog.store.directory import Directory
+from fastlog.store.places import readable_end
 
-__all__ = ["Lag", "group_lag", "lag_at", "readable_end"]
+__all__ = ["Lag", "group_lag", "lag_at"]
 
 
 class Lag(NamedTuple):
@@ -49,7 +50,9 @@ def group_lag(directory: Directory, group: str, topics: Iterable[str] | None = N
         places = {one: found.offset for one, found in store.all_committed(group).items()}
     else:
         names = [
-            TopicPartition(topic, number) for topic in topics for number in range(directory.topic(topic).partitions)
+            TopicPartition(topic, number)
+            for topic in list_of(topics, "topics", "names of topics, or None for all that have offsets")
+            for number in range(directory.topic(topic).partitions)
         ]
         places = {one: 0 if found is None else found.offset for one, found in store.committed(group, names).items()}
     found_lag = {}
@@ -57,12 +60,3 @@ def group_lag(directory: Directory, group: str, topics: Iterable[str] | None = N
         with directory.lease(*one) as lease:
             found_lag[one] = lag_at(lease.log, place)
     return found_lag
-
-
-def readable_end(log: PartitionLog) -> int:
-    """Where reading ends now. A log that is read durably joins the sync of what others wrote, as a read would."""
-    end = log.readable_offset
-    if log.end_offset > end:
-        log.read(max(end, log.start_offset), 1)
-        end = log.readable_offset
-    return max(end, log.start_offset)

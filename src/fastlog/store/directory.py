@@ -30,7 +30,7 @@ from fastlog.errors import (
 )
 from fastlog.liveness import Slots, Watcher
 from fastlog.partition import files as partition_files
-from fastlog.records import TopicPartition
+from fastlog.records import TopicPartition, list_of
 from fastlog.reports import MaintenanceReport
 from fastlog.store import backup, catalog, deleting, files, handover, naming, options, setup
 from fastlog.store.backup import BackupReport
@@ -105,7 +105,7 @@ class Directory:
         if not isinstance(durability, str) or durability not in DURABILITY_LEVELS:
             raise ConfigError(f"durability={durability!r}: expected one of {', '.join(map(repr, DURABILITY_LEVELS))}")
         directory = object.__new__(Directory)
-        directory.root = os.path.abspath(os.fsdecode(path))
+        directory.root = files.absolute_path(path, "path")
         directory.durability = durability
         directory.read_only = read_only
         directory.control = f"{directory.root}/{files.CONTROL}"
@@ -666,17 +666,13 @@ class Directory:
         if isolation not in ISOLATION_LEVELS:
             raise ConfigError(f"isolation={isolation!r}: expected one of {', '.join(map(repr, ISOLATION_LEVELS))}")
         info = self.internal_topic(topic) if topic in INTERNAL_TOPICS else self.topic(topic)
-        if isinstance(partition, bool) or not isinstance(partition, int) or not 0 <= partition < info.partitions:
-            raise UnknownTopicError(
-                f"the topic {topic!r} has no partition {partition!r}: it has {info.partitions}, numbered from 0",
-                topic,
-                partition,
-            )
+        require_partition(info, partition)
         return self._pool.lease(Key(topic, info.topic_id, partition, isolation))
 
     def partition_log(self, topic: str, partition: int, isolation: str = "read_committed") -> PartitionLog:
         """A partition that stays open until the store is closed."""
         info = self.topic(topic)
+        require_partition(info, partition)
         key = Key(topic, info.topic_id, partition, isolation)
         with self._mutex:
             held = self._held.get(key)
@@ -706,7 +702,7 @@ class Directory:
         A partition that another process is at just now is left to it. Raises UnknownTopicError, StorageError.
         """
         self._require_writable()
-        names = self.topics(internal=True) if topics is None else list(topics)
+        names = self.topics(internal=True) if topics is None else list_of(topics, "topics", "names of topics")
         return self._upkeep([self.topic(name) for name in names])
 
     def backup(self, target: str | os.PathLike[str]) -> BackupReport:
@@ -719,7 +715,7 @@ class Directory:
         Raises UnsupportedFormatError for a target that holds something, StorageError, StorageFullError.
         """
         self._require_open()
-        return backup.back_up(self, os.path.abspath(os.fsdecode(target)), self._lock_timeout)
+        return backup.back_up(self, files.absolute_path(target, "target"), self._lock_timeout)
 
     def _upkeep(self, infos: Iterable[TopicInfo]) -> dict[TopicPartition, MaintenanceReport]:
         reports = {}
@@ -809,6 +805,16 @@ class Directory:
 
     def _folder(self, key: Key) -> str:
         return f"{self._topics}/{naming.folder_name(key.topic, key.partition)}"
+
+
+def require_partition(info: TopicInfo, number: int) -> None:
+    """Raise UnknownTopicError when the topic has no partition of this number."""
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < info.partitions:
+        raise UnknownTopicError(
+            f"the topic {info.name!r} has no partition {number!r}: it has {info.partitions}, numbered from 0",
+            info.name,
+            number,
+        )
 
 
 def is_current(key: Key, known: Mapping[str, TopicInfo]) -> bool:

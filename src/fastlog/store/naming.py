@@ -25,8 +25,7 @@ _RESERVED_IDS: Final = (bytes(16), bytes(15) + b"\x01")
 
 def check_name(name: object) -> str:
     """The name, when Kafka would take it for a topic. Raises InvalidTopicError."""
-    if not isinstance(name, str):
-        raise InvalidTopicError(f"a topic's name is a str, found {type(name).__name__}")
+    name = check_type(name)
     if not name or len(name) > MOST_NAME:
         raise InvalidTopicError(f"the topic name {name[:40]!r} has {len(name)} characters: expected 1 to {MOST_NAME}")
     if name in (".", ".."):
@@ -58,24 +57,28 @@ def check_partitions(count: object) -> int:
     return count
 
 
-def check_type(name: object) -> None:
-    """Raise InvalidTopicError for what cannot be the name of a topic."""
+def check_type(name: object) -> str:
+    """The name, when it is a str. Raises InvalidTopicError."""
     if not isinstance(name, str):
         raise InvalidTopicError(f"the name of a topic is a str, not {name!r}, which is a {type(name).__name__}")
+    return name
 
 
 def unknown_topic(name: str, names: Iterable[str]) -> UnknownTopicError:
     """The error for a topic that is not there; it names the nearest one."""
-    known = sorted(set(names) - set(INTERNAL_TOPICS))
+    hint = nearest_of(name, set(names) - set(INTERNAL_TOPICS)) or "the store has no topics yet"
+    makes = " Else create_topic makes one" if hint.endswith("?") else "; create_topic makes one"
+    return UnknownTopicError(f"there is no topic {name!r}: {hint}{makes}", name)
+
+
+def nearest_of(name: str, names: Iterable[str]) -> str:
+    """What to say of a name that is not there: the nearest of those that are, else the first of them; "" for none."""
+    known = sorted(names)
     near = difflib.get_close_matches(name, known, n=1)
     if near:
-        hint = f"did you mean {near[0]!r}? Else create_topic makes one"
-    elif known:
-        more = " and more" if len(known) > 5 else ""
-        hint = f"there are {', '.join(map(repr, known[:5]))}{more}; create_topic makes one"
-    else:
-        hint = "the store has no topics yet; create_topic makes one"
-    return UnknownTopicError(f"there is no topic {name!r}: {hint}", name)
+        return f"did you mean {near[0]!r}?"
+    more = " and more" if len(known) > 5 else ""
+    return f"there are {', '.join(map(repr, known[:5]))}{more}" if known else ""
 
 
 def folder_name(topic: str, partition: int) -> str:

@@ -41,6 +41,13 @@ DURATIONS: Final = {
 _NUMBER: Final = re.compile(r"-?\d+")
 
 
+def checked(options: object) -> Mapping[str, Any]:
+    """Options as a caller passed them. Raises ConfigError for what is no mapping of names."""
+    if not isinstance(options, Mapping) or not all(isinstance(name, str) for name in options):
+        raise ConfigError(f'config={options!r}: expected options by name, such as {{"cleanup.policy": "compact"}}')
+    return options
+
+
 def kafka_name(name: str) -> str:
     """The dotted name of a topic option. Raises ConfigError for an unknown one, and names the nearest."""
     dotted = DURATIONS.get(name.replace(".", "_"), name.replace("_", ".").replace("-", "."))
@@ -59,7 +66,7 @@ def normalise(options: Mapping[str, Any]) -> dict[str, Any]:
     unknown names, values out of range, and the same option given twice.
     """
     found: dict[str, Any] = {}
-    for name, value in options.items():
+    for name, value in checked(options).items():
         dotted = kafka_name(name)
         if dotted in found:
             raise ConfigError(f"the option {dotted} is given twice: {name!r} is another name of it")

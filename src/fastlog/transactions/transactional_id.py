@@ -17,7 +17,8 @@ from fastlog.errors import (
     TransactionError,
     UnknownTopicError,
 )
-from fastlog.records import TopicPartition
+from fastlog.records import TopicPartition, utf8_of
+from fastlog.store.internal import MOST_STRING
 from fastlog.transactions.coordinator import Coordinator, write_marker
 from fastlog.transactions.states import LAST_EPOCH, TransactionState, TransactionStatus
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_TIMEOUT_MS", "TransactionalId"]
 
 DEFAULT_TIMEOUT_MS = 60_000  # Kafka's transaction.timeout.ms
-_LONGEST_ID = 0x7FFF  # bytes; a length in Kafka's records has 16 bits
 _LONGEST_TIMEOUT = 0x7FFFFFFF  # Kafka's field has 32 bits
 _E = TypeVar("_E", bound=Error)
 
@@ -48,9 +48,9 @@ class TransactionalId:
 
     def __init__(self, directory: Directory, transactional_id: str, timeout_ms: int = DEFAULT_TIMEOUT_MS) -> None:
         """Raises ConfigError for an unusable id or time-out; LockedError, StorageError."""
-        if not isinstance(transactional_id, str) or not 1 <= len(transactional_id.encode()) <= _LONGEST_ID:
+        if not 1 <= len(utf8_of(transactional_id) or b"") <= MOST_STRING:
             raise ConfigError(
-                f"transactional_id={transactional_id!r}: expected a str of 1 to {_LONGEST_ID} bytes in UTF-8"
+                f"transactional_id={transactional_id!r}: expected a str of 1 to {MOST_STRING} bytes in UTF-8"
             )
         if not 1 <= timeout_ms <= _LONGEST_TIMEOUT:
             raise ConfigError(
