@@ -107,9 +107,7 @@ def test_a_record_that_kills_its_process_is_a_dead_letter_in_the_end(
     values = [f"good-{number}".encode() for number in range(60)]
     values.insert(30, b"poison-1")
     send(store, "orders", values, [b"k%d" % (number % 7) for number in range(61)])
-    options: dict[str, Any] = {
-        **{"order_by": order_by, "concurrency": 3, "retry": {"attempts": 3, "backoff": "20ms"}},
-    }
+    options: dict[str, Any] = {"order_by": order_by, "concurrency": 3, "retry": {"attempts": 3, "backoff": "20ms"}}
     deaths = 0
     worker = fleet.start(**options)
     deadline = time.monotonic() + PATIENCE
@@ -193,11 +191,14 @@ def test_results_of_a_process_that_was_stopped_too_long_do_not_count(
     store.create_topic("orders")
     send(store, "orders", [b"good-1", b"stop-2", b"good-3"])
     options: dict[str, Any] = {
-        **{"order_by": "partition", "concurrency": concurrency, "max_poll_interval": "1s"},
-        **{"stopped": str(fleet.folder / "stopped"), "retry": {"attempts": 3, "backoff": "10ms"}},
+        "order_by": "partition",
+        "concurrency": concurrency,
+        "max_poll_interval": "1s",
+        "stopped": str(fleet.folder / "stopped"),
+        "retry": {"attempts": 3, "backoff": "10ms"},
     }
     first = fleet.start(**options)
-    until(lambda: (fleet.folder / "stopped").exists(), "stopped")
+    until((fleet.folder / "stopped").exists, "stopped")
     second = fleet.start(**options)
     until(lambda: is_read(store), "the second has taken over")
     before = values_of(store, "orders.mail.retry"), values_of(store, "orders.mail.dlq")

@@ -1,7 +1,7 @@
 """A worker process of tests: runs an app on topic ``orders`` as group ``mail``, and writes down every call.
 
-``python -m tests.delivery.worker STORE LOG OPTIONS``: options of the subscriber as JSON. What the handler does the value
-of the record says, see ``handle``. SIGTERM ends it; then it prints its stats.
+``python -m tests.delivery.worker STORE LOG OPTIONS``: options of the subscriber as JSON. What the handler does the
+value of the record says, see ``handle``. SIGTERM ends it; then it prints its stats.
 """
 
 from __future__ import annotations

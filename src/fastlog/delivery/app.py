@@ -57,9 +57,7 @@ class App:
         client_id: str = "",
         clock: Clock | None = None,
     ) -> None:
-        if not isinstance(store, (str, os.PathLike, Store)):
-            raise ConfigError(f"store={store!r} is a {type(store).__name__}: expected a path or an open Store")
-        self._given = store
+        self._given = checked_store(store)
         self._durability = durability
         self._client_id = client_id
         self._clock = clock
@@ -184,6 +182,12 @@ class App:
             raise ConfigError(f"a middleware is a function of a call and of proceed, found {function!r}")
         self._middleware.append(function)
         return function
+
+    def use_store(self, store: str | os.PathLike[str] | Store) -> None:
+        """Work on another store than the one that the app was made with; before it runs. Raises ConfigError."""
+        if self._runners:
+            raise ConfigError("the app runs already: stop it before it is given another store")
+        self._given = checked_store(store)
 
     @property
     def subscribers(self) -> list[Subscriber]:
@@ -345,3 +349,9 @@ class App:
     def __repr__(self) -> str:
         names = ", ".join(subscriber.name for subscriber in self._subscribers) or "no subscribers"
         return f"<App: {names}{', running' if self._runners else ''}>"
+
+
+def checked_store(store: str | os.PathLike[str] | Store) -> str | os.PathLike[str] | Store:
+    if not isinstance(store, (str, os.PathLike, Store)):
+        raise ConfigError(f"store={store!r} is a {type(store).__name__}: expected a path or an open Store")
+    return store
