@@ -65,7 +65,9 @@ if _typing.TYPE_CHECKING:
     from fastlog.clients.store import open_store as open
     from fastlog.clients.topic import Topic, TopicRead
     from fastlog.clients.transaction import Transaction
+    from fastlog.delivery.dead_letters import DeadLetterReport, DeadLetters, DeadLetterSurvey
     from fastlog.delivery.deduplicator import Deduplicator
+    from fastlog.delivery.headers import DeadLetter
     from fastlog.delivery.policy import BatchError, Breaker, Retry, RetryLater
     from fastlog.groups.admin import GroupDescription, MemberDescription
     from fastlog.groups.formats import OffsetAndMetadata
@@ -108,6 +110,10 @@ __all__ = [
     "CorruptRecordError",
     "CutTail",
     "Damage",
+    "DeadLetter",
+    "DeadLetterReport",
+    "DeadLetterSurvey",
+    "DeadLetters",
     "Deduplicator",
     "Delivery",
     "DeliveryTimeoutError",
@@ -188,6 +194,10 @@ _LATER = {
     "Breaker": "fastlog.delivery.policy:Breaker",
     "Consumer": "fastlog.clients.consumer:Consumer",
     "ConsumerStats": "fastlog.clients.consumer:ConsumerStats",
+    "DeadLetter": "fastlog.delivery.headers:DeadLetter",
+    "DeadLetterReport": "fastlog.delivery.dead_letters:DeadLetterReport",
+    "DeadLetterSurvey": "fastlog.delivery.dead_letters:DeadLetterSurvey",
+    "DeadLetters": "fastlog.delivery.dead_letters:DeadLetters",
     "Deduplicator": "fastlog.delivery.deduplicator:Deduplicator",
     "Delivery": "fastlog.clients.producer:Delivery",
     "GroupDescription": "fastlog.groups.admin:GroupDescription",
