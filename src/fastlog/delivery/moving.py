@@ -13,6 +13,7 @@ from fastlog._native import oscalls
 from fastlog.errors import CommitFailedError, Error, FencedError, RecordTooLargeError, TransactionError
 from fastlog.groups.offsets import OffsetAndMetadata, OffsetStore
 from fastlog.records import TopicPartition
+from fastlog.store.internal import OFFSETS_TOPIC
 from fastlog.transactions import TransactionalId
 
 from .headers import dead_letter_headers, retry_headers
@@ -27,7 +28,6 @@ __all__ = ["MOST_OPEN", "Mover", "Movers", "Route", "mover_id"]
 
 logger = logging.getLogger("fastlog.delivery")
 
-OFFSETS_TOPIC: Final = "__consumer_offsets"
 MOST_OPEN: Final = 32
 
 Offsets = Mapping[TopicPartition, OffsetAndMetadata]
