@@ -20,6 +20,7 @@ from fastlog.cli.groups import groups
 from fastlog.cli.log import log
 from fastlog.cli.output import CommandLine
 from fastlog.cli.produce import produce
+from fastlog.cli.run import run
 from fastlog.cli.store import StorePath
 from fastlog.cli.topics import topics
 
@@ -33,5 +34,5 @@ def main(store: Path | None) -> None:
     """Durable event streaming in Apache Kafka's own file format, without a server."""
 
 
-for _command in (topics, produce, consume, groups, dlq, log, bench, demo, doctor):
+for _command in (topics, produce, consume, groups, dlq, run, log, bench, demo, doctor):
     main.add_command(_command)

@@ -203,6 +203,11 @@ class Progress:
         """From the prefix to the last known offset, or finished one."""
         return max(self.position, self._bounds[-1]) - self._bounds[1]
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether something is finished beyond the last known offset: what was committed before is being read."""
+        return self.position < self._bounds[-1]
+
     def runs(self) -> tuple[tuple[int, int], ...]:
         """What is finished behind the prefix."""
         bounds = self._bounds

@@ -54,10 +54,11 @@ class Stage(IntEnum):
     QUEUED = 1  # others come first
     DELAYED = 2  # nothing comes first, but its time has not come
     READY = 3  # may be taken
-    IN_HAND = 4
-    MOVING = 5  # has to go to another place, or is on its way
-    EXPECTED = 6  # has gone to the retry topic, and was not read there yet
-    DONE = 7
+    CLAIMED = 4  # runs alone, when that is durable or its time has come
+    IN_HAND = 5
+    MOVING = 6  # has to go to another place, or is on its way
+    EXPECTED = 7  # has gone to the retry topic, and was not read there yet
+    DONE = 8
 
 
 @dataclass(slots=True, eq=False)
