@@ -13,7 +13,7 @@ from fastlog._native import oscalls
 from fastlog.errors import CommitFailedError, Error, FencedError, RecordTooLargeError, TransactionError
 from fastlog.groups.offsets import OffsetAndMetadata, OffsetStore
 from fastlog.records import TopicPartition
-from fastlog.store.internal import OFFSETS_TOPIC
+from fastlog.store.internal import CONSUMER_OFFSETS
 from fastlog.transactions import TransactionalId
 
 from .headers import dead_letter_headers, retry_headers
@@ -120,7 +120,7 @@ class Mover:
                 raise TransactionError(f"{route.source} has no dead-letter topic to move a record to", None)
             targets.append((route.dead_letter, dead, self._dead_headers))
         store = OffsetStore(self._directory)
-        commits = TopicPartition(OFFSETS_TOPIC, store.partition_of(route.group))
+        commits = TopicPartition(CONSUMER_OFFSETS, store.partition_of(route.group))
         transactional.begin()
         transactional.enter_partitions([commits, *(target for target, _, _ in targets)])
         oscalls.reach_failpoint("move.entered")
