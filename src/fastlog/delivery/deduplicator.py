@@ -258,8 +258,7 @@ def connect(path: str, durability: str) -> sqlite3.Connection:
 
 def prepare(connection: sqlite3.Connection, path: str) -> None:
     """Check whose file it is, and make the tables in a new one."""
-    if is_ours(connection, path):
-        return
+    # alone: what stands in the head and which tables there are has to be of one moment
     with transaction(connection):
         if not is_ours(connection, path):
             for statement in _SCHEMA:
