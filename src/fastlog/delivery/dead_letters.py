@@ -50,6 +50,7 @@ READ_BYTES: Final = 4 * 1024 * 1024
 NAP_MS: Final = 50
 STATES: Final = ("open", "handled", "all")
 TARGETS: Final = ("retry", "source")
+HANDLED: Final = {"redrive": "redriven", "discard": "discarded"}
 _ID: Final = re.compile(r".+-([0-9]{1,6})-[0-9]+", re.DOTALL)
 
 Moment: TypeAlias = "datetime | timedelta | str | int"
@@ -215,7 +216,7 @@ class DeadLetters:
         if best is None:
             raise ConfigError(
                 f"there is no dead letter {id!r} in {self.topic!r}: an id is the origin's topic-partition-offset, such "
-                f"as {self.source}-0-42; list() has those that are there"
+                f"as {self.source}-0-42; list those that are there"
             )
         return best
 
@@ -300,7 +301,8 @@ class DeadLetters:
                 if not selection.fits(letter):
                     continue
                 if is_handled[index]:
-                    letter = replace(letter, state=handled.action_at(letter.offset) or "open")
+                    action = handled.action_at(letter.offset) or ""
+                    letter = replace(letter, state=HANDLED.get(action, action))
                 yield letter
         if strange:
             logger.warning("%s-%d has %d records that are no dead letters of its group", self.topic, number, strange)
