@@ -177,8 +177,8 @@ cdef class PartitionLog(Handle):
             raise ConfigError(f"bell={bell!r}: expected 0 to {BELL_COUNT - 1}")
         config = config or LogConfig()
         resolved = config.resolve()
-        folder = os.path.abspath(os.fsdecode(path))
-        require_folder(folder, read_only)
+        folder = files.absolute_path(path, "path")
+        files.require_folder(folder, "a partition", read_only=read_only)
         if not exclusive:
             require_local(folder)
         log = PartitionLog.__new__(PartitionLog)
@@ -1053,7 +1053,7 @@ cdef class PartitionLog(Handle):
         Raises LockedError when somebody has the log open, StorageError when a side file cannot be written.
         """
         from fastlog.partition.repair import repair
-        cdef str folder = os.path.abspath(os.fsdecode(path))
+        cdef str folder = files.absolute_path(path, "path")
         if oscalls.is_directory(folder) is None:
             raise StorageError(f"{folder} does not exist: there is nothing to repair")
         folder_fd, _ = presence.take_presence(folder, True, 1000, False)
@@ -1164,17 +1164,6 @@ def topic_partition(folder: str) -> tuple:
     return name, 0
 
 
-def require_folder(folder: str, read_only: bool) -> None:
-    """The folder of a partition, created for a writer. Raises StorageError or UnsupportedFormatError."""
-    kind = oscalls.is_directory(folder)
-    if kind is None:
-        if read_only:
-            raise StorageError(f"{folder} does not exist: open it for writing once, or check the path")
-        oscalls.make_directory(folder)
-    elif not kind:
-        raise UnsupportedFormatError(f"{folder} is a file: a partition is a folder; nothing was touched")
-
-
 def require_local(folder: str) -> None:
     """Locks and syncs between processes are only known to hold on local file systems. Raises NotSupportedError."""
     magic, name, is_allowed = oscalls.file_system(folder)
@@ -1206,7 +1195,7 @@ def diagnose(path: str | os.PathLike[str] | None = None) -> dict:
         "crc32c": CHECKSUM_IMPLEMENTATION,
     }
     if path is not None:
-        folder = os.path.abspath(os.fsdecode(path))
+        folder = files.absolute_path(path, "path")
         magic, name, is_allowed = oscalls.file_system(folder)
         found |= {"file_system": name, "file_system_magic": magic, "is_allowed": is_allowed}
         found["control"] = presence.describe(folder) if oscalls.is_directory(folder) else None

@@ -441,6 +441,7 @@ def test_version_and_help() -> None:
         "consume",
         "groups",
         "groups reset",
+        "run",
     ]
     for words in [*groups, "bench", "bench append", "bench read", "bench latency"]:
         result = run_process(*words.split(), "--help")

@@ -46,6 +46,7 @@ ODD: list[Callable[[Any, Any, Any], object]] = [
     lambda store, producer, consumer: store.backup(None),
     lambda store, producer, consumer: fastlog.open(None),
     lambda store, producer, consumer: fastlog.open("a\0b"),
+    lambda store, producer, consumer: fastlog.PartitionLog.open(None),
     lambda store, producer, consumer: fastlog.open("\ud800"),
     lambda store, producer, consumer: store.topic("lines").partition(bytearray(b"0")),
     lambda store, producer, consumer: store.topic("lines").partition(True),

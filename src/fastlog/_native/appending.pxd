@@ -36,12 +36,6 @@ cdef int64_t append(Handle log, Append* request, Encoder encoder, EncodedBatches
 cdef int64_t append_if(
     Handle log, Append* request, Encoder encoder, EncodedBatches ready, Conditions conditions, int64_t* end_offset
 ) except -1
-# For callers inside fastlog that encode their batches themselves: nothing of them is validated again. They vouch for this:
-# whole batches with lengths, CRC and largest timestamp as they are, one record for each offset, counted by `add`; each one at
-# most `max_message_bytes` long, all of them together `segment_bytes`; no timestamp later than the log allows; with keys where
-# it compacts; `has_producer` when one of them has a producer id. Offsets and leader epoch are stamped here, producers are
-# judged here. Returns the base offset; what the durability level asks for is up to the caller, with `end_offset`.
-cdef int64_t append_own(Handle log, ValidatedBatches batches, Conditions conditions, int64_t* end_offset) except -1
 cdef int exchange(Handle log, Conditions conditions, Conditions stores) except -1
 cdef object fenced(Handle log, int64_t found, int64_t expected)
 cdef int begin_change(Handle log, Published* state) except -1

@@ -113,20 +113,6 @@ cdef int64_t append_if(
     return base_offset
 
 
-cdef int64_t append_own(Handle log, ValidatedBatches batches, Conditions conditions, int64_t* end_offset) except -1:
-    """Append batches that nobody has to check any more; see the declaration."""
-    cdef Append request
-    log.require_writable()
-    request.source = NULL
-    request.shapes = batches.shapes
-    request.batches = batches.batches
-    request.offsets = batches.offsets
-    request.size = batches.size
-    request.largest_timestamp = batches.max_timestamp
-    request.expected_end_offset = -1
-    return append_if(log, &request, None, batches, conditions, end_offset)
-
-
 cdef object fenced(Handle log, int64_t found, int64_t expected):
     return FencedError(
         f"the end offset of {log.path} is {found}, expected {expected}: somebody else has appended; nothing was written",

@@ -29,6 +29,30 @@ from fastlog._native.published cimport Published
 cdef object close_file = oscalls.close_file
 
 
+cdef Block* block_of_file(str path, int fd, int64_t size, int64_t room, bint map_file) except NULL:
+    """A block of `room` bytes whose first `size` are those of an open file: mapped, or read once."""
+    cdef void* address = NULL
+    cdef int64_t result = 0
+    cdef Block* block
+    if map_file:
+        result = os_c.os_map(fd, room, &address)
+        if result < 0:
+            raise os_c.storage_error("map", path, result)
+        block = block_adopt_mapping(address, room)
+    else:
+        block = block_allocate(room)
+    if block == NULL:
+        raise MemoryError()
+    if map_file:
+        return block
+    if size:
+        result = os_c.os_pread(fd, block.data, size, 0)
+    if result != size:
+        block_release(block)
+        raise os_c.storage_error("read", path, result if result < 0 else -5)
+    return block
+
+
 cdef class IndexFile:
     def __cinit__(self):
         self.block = NULL
@@ -133,27 +157,13 @@ cdef class IndexFile:
 
     cdef int load(self, int64_t size, bint map_file) except -1:
         """Make the `size` bytes of a finished file readable."""
-        cdef void* address = NULL
-        cdef int64_t result
         cdef Block* block
         if size == 0:
             self.replace_block(NULL, 0)
             return 0
         cdef int fd = oscalls.open_file(self.path)
         try:
-            if map_file:
-                result = os_c.os_map(fd, size, &address)
-                if result < 0:
-                    raise os_c.storage_error("map", self.path, result)
-                block = block_adopt_mapping(address, size)
-            else:
-                block = block_allocate(size)
-                if block == NULL:
-                    raise MemoryError()
-                result = os_c.os_pread(fd, block.data, size, 0)
-                if result != size:
-                    block_release(block)
-                    raise os_c.storage_error("read", self.path, result if result < 0 else -5)
+            block = block_of_file(self.path, fd, size, size, map_file)
         finally:
             oscalls.close_file(fd)
         self.replace_block(block, size // self.entry_size)
@@ -217,24 +227,9 @@ cdef class IndexFile:
 
     cdef int map_with_room(self, int fd, int64_t count, bint map_file) except -1:
         """Make `count` entries readable, and those that follow later."""
-        cdef void* address = NULL
-        cdef int64_t room = self.limit * self.entry_size, result = 0
-        cdef Block* block
-        if map_file:
-            result = os_c.os_map(fd, room, &address)
-            if result < 0:
-                raise os_c.storage_error("map", self.path, result)
-            block = block_adopt_mapping(address, room)
-        else:
-            block = block_allocate(room)
-            if block == NULL:
-                raise MemoryError()
-            if count:
-                result = os_c.os_pread(fd, block.data, count * self.entry_size, 0)
-            if result != count * self.entry_size:
-                block_release(block)
-                raise os_c.storage_error("read", self.path, result if result < 0 else -5)
-        self.replace_block(block, count)
+        self.replace_block(
+            block_of_file(self.path, fd, count * self.entry_size, self.limit * self.entry_size, map_file), count
+        )
         return 0
 
     cdef int follow(self, int64_t count) noexcept nogil:

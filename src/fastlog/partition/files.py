@@ -19,6 +19,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from fastlog._native.checksum import crc32c
 from fastlog._native.control import CONTROL as CONTROL
 from fastlog._native.control import META as META
 from fastlog._native.segment import Segment
-from fastlog.errors import CorruptLogError, UnsupportedFormatError
+from fastlog.errors import ConfigError, CorruptLogError, StorageError, UnsupportedFormatError
 
 FORMAT_VERSION: Final = 1
 CLEAN: Final = ".fastlog-clean"
@@ -39,6 +40,7 @@ EPOCHS: Final = "leader-epoch-checkpoint"
 SLOT_BYTES: Final = 4096
 PRODUCERS_UNKNOWN: Final = -2
 MOST_GAP_RANGES: Final = 100
+COPY_BYTES: Final = 1 << 22
 
 SEGMENT_NAME: Final = re.compile(r"(\d{20})\.log")
 
@@ -298,3 +300,50 @@ def write_epochs(folder: str, entries: list[tuple[int, int]]) -> None:
     """Write ``leader-epoch-checkpoint`` as Kafka does: version, count, one line per epoch."""
     lines = ["0", str(len(entries)), *(f"{epoch} {start}" for epoch, start in entries), ""]
     oscalls.replace_file(f"{folder}/{EPOCHS}", "\n".join(lines).encode())
+
+
+# --- folders and copies ----------------------------------------------------------------------------------------------
+
+
+def absolute_path(path: object, name: str) -> str:
+    """A path that a caller passed as ``name``, as an absolute str. Raises ConfigError for what is none."""
+    try:
+        text = os.fsdecode(path)  # type: ignore[arg-type]  # TypeError is what we ask for
+        encoded = os.fsencode(text)
+    except (TypeError, UnicodeError):
+        encoded = b"\0"
+    if b"\0" in encoded:
+        raise ConfigError(f"{name}={path!r}: expected a path, as a str, bytes or an object that has one")
+    return os.path.abspath(text)
+
+
+def require_folder(folder: str, what: str, *, read_only: bool) -> None:
+    """The folder of ``what``, created for a writer. Raises StorageError, UnsupportedFormatError."""
+    kind = oscalls.is_directory(folder)
+    if kind is None:
+        if read_only:
+            raise StorageError(f"{folder} does not exist: open it for writing once, or check the path")
+        oscalls.make_directory(folder)
+    elif not kind:
+        raise UnsupportedFormatError(f"{folder} is a file: {what} is a folder; nothing was touched")
+
+
+def copy_range(path: str, position: int, size: int, target: str) -> int:
+    """Copy bytes of a file into a new, durable one; how many there were, which is less where the file ends."""
+    source = oscalls.open_file(path)
+    try:
+        copy = oscalls.open_file(target, writable=True, new=True)
+        try:
+            done = 0
+            while done < size:
+                piece = oscalls.read_bytes(source, position + done, min(size - done, COPY_BYTES))
+                if not piece:
+                    break
+                oscalls.write_at(copy, piece, done, target)
+                done += len(piece)
+            oscalls.sync_data(copy, target)
+        finally:
+            oscalls.close_file(copy)
+    finally:
+        oscalls.close_file(source)
+    return done

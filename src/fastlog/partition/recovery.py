@@ -489,33 +489,13 @@ def side_file(path: str, position: int) -> str:
     return candidate
 
 
-def copy_range(path: str, position: int, size: int, target: str) -> None:
-    """Copy bytes of a file into a new, durable one."""
-    source = oscalls.open_file(path)
-    try:
-        copy = oscalls.open_file(target, writable=True, create=True)
-        try:
-            done = 0
-            while done < size:
-                piece = oscalls.read_bytes(source, position + done, min(size - done, 1 << 24))
-                if not piece:
-                    break
-                oscalls.write_at(copy, piece, done, target)
-                done += len(piece)
-            oscalls.sync_data(copy, target)
-        finally:
-            oscalls.close_file(copy)
-    finally:
-        oscalls.close_file(source)
-
-
 def cut_tail(path: str, result: ScanResult, size: int, findings: _Findings, *, read_only: bool) -> None:
     """Cut a segment behind its last good batch; the bytes go to a side file unless they are all zero."""
     kept_in = None
     if not read_only:
         if not result.is_all_zero:
             kept_in = side_file(path, result.position)
-            copy_range(path, result.position, size - result.position, kept_in)
+            files.copy_range(path, result.position, size - result.position, kept_in)
             oscalls.sync_directory(path.rpartition("/")[0])
         fd = oscalls.open_file(path, writable=True)
         try:

@@ -16,7 +16,7 @@ from fastlog.config import MOST_MAX_DECOMPRESSED_BYTES, LogConfig
 from fastlog.errors import CorruptLogError
 from fastlog.partition import files
 from fastlog.partition.files import Meta
-from fastlog.partition.recovery import ANY_EPOCH, copy_range, new_segment, refuse_foreign, side_file
+from fastlog.partition.recovery import ANY_EPOCH, new_segment, refuse_foreign, side_file
 from fastlog.partition.verify import damages_of, missing
 from fastlog.reports import Damage, RepairReport
 
@@ -59,7 +59,7 @@ def repair(folder: str) -> RepairReport:
             for damage in found:
                 if damage.size:
                     target = side_file(path, damage.position)
-                    copy_range(path, damage.position, damage.size, target)
+                    files.copy_range(path, damage.position, damage.size, target)
                     side_files.append(target)
             oscalls.sync_directory(folder)
             rewrite(path, size, found)

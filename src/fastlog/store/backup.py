@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("fastlog.store")
 
 MOST_ATTEMPTS: Final = 20
-COPY_BYTES: Final = 1 << 22
 # EPERM, EXDEV, EMLINK, EOPNOTSUPP: no link can be made there
 NO_LINKS: Final = (1, 18, 31, 95)
 
@@ -296,21 +295,8 @@ def copy_file(source: str, target: str, size: int) -> None:
     """Copy the first ``size`` bytes into a file of its own, durable, with the time of the last change; over a link to
     it too."""
     temporary = f"{target}{files.TEMPORARY}"
-    reading = oscalls.open_file(source)
-    try:
-        writing = oscalls.open_file(temporary, writable=True, new=True)
-        try:
-            done = 0
-            while done < size:
-                piece = oscalls.read_bytes(reading, done, min(size - done, COPY_BYTES))
-                if not piece:
-                    raise StorageError(f"{source} has only {done} of {size} bytes: something else changes it")
-                oscalls.write_at(writing, piece, done, temporary)
-                done += len(piece)
-            oscalls.sync_data(writing, temporary)
-        finally:
-            oscalls.close_file(writing)
-    finally:
-        oscalls.close_file(reading)
+    done = partition_files.copy_range(source, 0, size, temporary)
+    if done < size:
+        raise StorageError(f"{source} has only {done} of {size} bytes: something else changes it")
     oscalls.set_modified(temporary, oscalls.modified_at(source))
     oscalls.rename(temporary, target)

@@ -105,7 +105,7 @@ class Directory:
         if not isinstance(durability, str) or durability not in DURABILITY_LEVELS:
             raise ConfigError(f"durability={durability!r}: expected one of {', '.join(map(repr, DURABILITY_LEVELS))}")
         directory = object.__new__(Directory)
-        directory.root = files.absolute_path(path, "path")
+        directory.root = partition_files.absolute_path(path, "path")
         directory.durability = durability
         directory.read_only = read_only
         directory.control = f"{directory.root}/{files.CONTROL}"
@@ -141,7 +141,7 @@ class Directory:
         directory._broker_lock = directory._presence = -1
         directory._catalog = Catalog(directory._config)
         directory._pool = LogPool(directory._open_log)
-        setup.require_root(directory.root, read_only=read_only)
+        partition_files.require_folder(directory.root, "a store", read_only=read_only)
         try:
             if read_only:
                 directory._join_as_reader()
@@ -715,7 +715,7 @@ class Directory:
         Raises UnsupportedFormatError for a target that holds something, StorageError, StorageFullError.
         """
         self._require_open()
-        return backup.back_up(self, files.absolute_path(target, "target"), self._lock_timeout)
+        return backup.back_up(self, partition_files.absolute_path(target, "target"), self._lock_timeout)
 
     def _upkeep(self, infos: Iterable[TopicInfo]) -> dict[TopicPartition, MaintenanceReport]:
         reports = {}

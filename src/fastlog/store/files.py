@@ -17,13 +17,12 @@ OFD read lock on ``topics/.lock`` keeps a Kafka broker out.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
 from fastlog._native import oscalls
-from fastlog.errors import ConfigError, CorruptLogError, LockedError, StorageError, UnsupportedFormatError
+from fastlog.errors import CorruptLogError, LockedError, StorageError, UnsupportedFormatError
 from fastlog.store import naming
 
 FORMAT_VERSION: Final = 1
@@ -46,18 +45,6 @@ POLL_MS: Final = 2
 
 
 # --- JSON ------------------------------------------------------------------------------------------------------------
-
-
-def absolute_path(path: object, name: str) -> str:
-    """A path that a caller passed as ``name``, as an absolute str. Raises ConfigError for what is none."""
-    try:
-        text = os.fsdecode(path)  # type: ignore[arg-type]  # TypeError is what we ask for
-        encoded = os.fsencode(text)
-    except (TypeError, UnicodeError):
-        encoded = b"\0"
-    if b"\0" in encoded:
-        raise ConfigError(f"{name}={path!r}: expected a path, as a str, bytes or an object that has one")
-    return os.path.abspath(text)
 
 
 def read_json(path: str) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from fastlog._native import oscalls
-from fastlog.errors import CorruptLogError, LockedError, NotSupportedError, StorageError, UnsupportedFormatError
+from fastlog.errors import CorruptLogError, LockedError, NotSupportedError, UnsupportedFormatError
 from fastlog.store import files, naming
 
 FOLDERS: Final = (files.TOPICS, files.CONFIG, files.CONTROL)
@@ -22,17 +22,6 @@ def require_local(root: str) -> None:
             "processes: "
             f"use a local one ({', '.join(oscalls.LOCAL_FILE_SYSTEMS.values())})"
         )
-
-
-def require_root(root: str, *, read_only: bool) -> None:
-    """The folder of a store, created for a writer. Raises StorageError, UnsupportedFormatError."""
-    kind = oscalls.is_directory(root)
-    if kind is None:
-        if read_only:
-            raise StorageError(f"{root} does not exist: open it for writing once, or check the path")
-        oscalls.make_directory(root)
-    elif not kind:
-        raise UnsupportedFormatError(f"{root} is a file: a store is a folder; nothing was touched")
 
 
 def read_store(root: str) -> str | None:
