@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from fastlog.clients.fetching import Assigned
     from fastlog.store.directory import Directory
 
-    from .subscriber import Subscriber
+    from .subscriber import Handler, Subscriber
 
 __all__ = ["Runner", "SubscriberStats"]
 
@@ -58,7 +58,8 @@ COMMIT_INTERVAL_MS: Final = 1000
 COMMIT_RECORDS: Final = 1000  # not many more finished ones come again after a crash
 MOST_MOVES: Final = 500  # in one transaction
 MOST_INLINE: Final = 500  # calls of one round, so that the group and due records have their turn
-INLINE_MS: Final = 5
+INLINE_MS: Final = 10
+FETCH_MS: Final = 5  # while all calls are begun, the group and the topics are looked at so often
 SHORT_WAIT_MS: Final = 20
 LONG_WAIT_MS: Final = 1000
 FIRST_PAUSE_MS: Final = 100
@@ -219,6 +220,9 @@ class Runner:
         )
         self._fresh_ids: list[bytes] = []
         self._dispatched_at = self._clock.wall()
+        self._fetched_at = 0
+        self._is_full = False
+        self._plain = self._plain_handler(middleware, inline=inline)
         self._is_inline = inline
         self._topics = subscriber.topics
         self._movers = Movers(directory)
@@ -308,6 +312,10 @@ class Runner:
         happened |= self._begin_places()
         happened |= self._dispatch()
         self._flush_ids()
+        waits_for_calls = self._is_full and max_wait_ms > 0 and self._clock.steady() - self._fetched_at < FETCH_MS
+        # the next to happen is most likely that a call ends: nothing is cheaper to wait for
+        if waits_for_calls and self._collect(min(max_wait_ms, FETCH_MS)):
+            return True
         happened |= self._fetch(0 if happened else self._patience(max_wait_ms))
         if self.error is not None:
             raise self.error
@@ -374,6 +382,7 @@ class Runner:
             batch = next(self._consumer.batches(timeout=wait_ms / 1000), None)
         finally:
             self._sleeps = False
+        self._fetched_at = self._clock.steady()
         has_changed, self._has_changed = self._has_changed, False
         if batch is None:
             self._fence_awaited()
@@ -446,8 +455,56 @@ class Runner:
         happened = False
         until = self._clock.steady() + INLINE_MS
         for place in places[self._turn :] + places[: self._turn]:
-            happened |= self._dispatch_place(place, until)
+            if self._plain is not None:
+                happened |= self._call_here(place, self._plain, until)
+            else:
+                happened |= self._dispatch_place(place, until)
+        self._is_full = self._calls >= self.subscriber.concurrency
         return happened
+
+    def _plain_handler(self, middleware: Sequence[Middleware], *, inline: bool) -> Handler | None:
+        """The handler, when all there is to do with a record is to call it with it, in this thread."""
+        subscriber = self.subscriber
+        is_plain = (
+            not subscriber.is_async
+            and (inline or subscriber.concurrency == 1)
+            and not middleware
+            and subscriber.batch is subscriber.timeout_ms is subscriber.breaker is subscriber.deduplicate is None
+        )
+        return subscriber.handler if is_plain else None
+
+    def _call_here(self, place: Place, handler: Handler, until: int) -> bool:
+        """The short way: record after record, with nothing around the calls."""
+        work = place.work
+        if work is None or not self._may_go_on(place):
+            return False
+        take, succeed, clock, stops = work.take, work.succeed, self._clock, self._stopping.is_set
+        calls = succeeded = 0
+        while calls < MOST_INLINE and not stops():
+            items = take(clock.wall(), 1)
+            if not items:
+                if work.wanted_mark(clock.wall()) and self._commit([place]):
+                    continue
+                break
+            calls += 1
+            place.in_hand = 1
+            try:
+                handler(items[0].record)
+            except BaseException as error:
+                place.in_hand = 0
+                self._fail(place, items[0], error)
+                if self.error is not None:
+                    break
+            else:
+                place.in_hand = 0
+                succeed(items[0])
+                succeeded += 1
+            if clock.steady() > until:
+                break
+        place.changed += succeeded
+        self._counts["calls"] += calls
+        self._counts["succeeded"] += succeeded
+        return calls > 0
 
     def _dispatch_place(self, place: Place, until: int) -> bool:
         happened = False
@@ -476,14 +533,17 @@ class Runner:
 
     def _may_call(self, place: Place) -> bool:
         """Whether a partition may go on now; a mark that it wants before is written."""
-        work = place.work
-        if work is None or place.is_over or place.is_leaving or place.doubtful is not None or self.error is not None:
+        if place.work is None or not self._may_go_on(place):
             return False
-        if place.resume_at > self._clock.steady():
-            return False
-        if work.wanted_mark(self._clock.wall()):
+        if place.work.wanted_mark(self._clock.wall()):
             return self._commit([place])
         return True
+
+    def _may_go_on(self, place: Place) -> bool:
+        """Whether nothing keeps a partition from going on: its end, or something that could not be written."""
+        if place.is_over or place.is_leaving or place.doubtful is not None or self.error is not None:
+            return False
+        return place.resume_at <= self._clock.steady()
 
     def _begin(self, place: Place, items: Sequence[Item]) -> None:
         """Begin a call with these; none: there is nothing to begin."""
@@ -547,6 +607,7 @@ class Runner:
         """From any thread: a call is over."""
         self._done.put(call)
         if self._sleeps:
+            self._sleeps = False
             self._consumer.wakeup()
 
     def _collect(self, timeout_ms: float = 0) -> bool:
@@ -597,8 +658,6 @@ class Runner:
         place.changed += len(items)
 
     def _end_failed(self, place: Place, call: Call, error: BaseException) -> None:
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
-            self.error = self.error or error
         if self._breaker is not None:
             if isinstance(error, Exception) and self.subscriber.retry.gives_up(error):
                 self._breaker.dropped(call)
@@ -622,6 +681,8 @@ class Runner:
     def _fail(self, place: Place, item: Item, error: BaseException) -> None:
         if place.work is None:
             return
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            self.error = self.error or error
         now = self._clock.wall()
         self._counts["failed"] += 1
         place.changed += 1
