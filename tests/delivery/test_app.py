@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 import threading
 import time
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 import fastlog
+from fastlog._native import oscalls
 from fastlog.delivery.app import App
 from tests.delivery.apps import HandClock, committed, driven, records_of, send, values_of
 
@@ -290,6 +292,96 @@ def test_a_partition_in_order_waits_for_its_failing_record(store: fastlog.Store,
         running.advance(2 * SECOND)
         assert calls == [b"1", b"1", b"1", b"2", b"3"]
     assert values_of(store, "orders.mail.dlq") == [b"1"]
+
+
+def test_a_dead_letter_blocks_its_key_until_it_is_redriven(store: fastlog.Store, clock: HandClock) -> None:
+    store.create_topic("orders")
+    send(store, "orders", [b"a1", b"b1", b"a2"], [b"a", b"b", b"a"])
+    calls: list[bytes] = []
+    broken = {b"a1"}
+
+    def app() -> App:
+        made = App(store, clock=clock)
+
+        @made.subscriber("orders", group="mail", block_on_dead_letter=True)
+        def mail(record: fastlog.Record) -> None:
+            calls.append(record.value or b"")
+            if record.value in broken:
+                raise ValueError
+
+        return made
+
+    with driven(app(), clock):
+        assert calls == [b"a1", b"b1"]
+    send(store, "orders", [b"a3", b"b2"], [b"a", b"b"])
+    with driven(app(), clock) as running:
+        assert calls == [b"a1", b"b1", b"b2"]
+        broken.clear()
+        fastlog.DeadLetters.open(store, "orders", "mail").redrive()
+        running.settle()
+        assert calls[3:] == [b"a1", b"a2", b"a3"]
+
+
+def test_redriven_records_are_handled_again(store: fastlog.Store, clock: HandClock) -> None:
+    store.create_topic("orders", 2)
+    send(store, "orders", [b"%d" % number for number in range(10)], partition=1)
+    app = App(store, clock=clock)
+    calls: list[bytes | None] = []
+    is_broken = [True]
+
+    @app.subscriber("orders", group="mail", order_by="partition")
+    def mail(record: fastlog.Record) -> None:
+        assert (record.topic, record.partition, list(record.headers)) == ("orders", 1, [])
+        calls.append(record.value)
+        if is_broken[0]:
+            raise ValueError
+
+    with driven(app, clock) as running:
+        assert len(calls) == 10
+        is_broken[0] = False
+        fastlog.DeadLetters.open(store, "orders", "mail").redrive()
+        running.settle()
+        assert calls[10:] == calls[:10]
+        assert running.stats()["mail"].waiting == 0
+    assert not list(fastlog.DeadLetters.open(store, "orders", "mail").list())
+
+
+# --- what cannot be written ------------------------------------------------------------------------------------------
+
+
+def test_on_a_full_disk_moves_wait_and_nothing_is_lost(
+    store: fastlog.Store, clock: HandClock, seed: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    chance = random.Random(seed)
+    store.create_topic("orders")
+    app = App(store, clock=clock)
+    calls: list[bytes] = []
+
+    @app.subscriber("orders", group="mail", order_by="none", retry=plain_retry(2))
+    def mail(record: fastlog.Record) -> None:
+        calls.append(record.value or b"")
+        if calls[-1].startswith(b"bad"):
+            raise ValueError
+
+    with driven(app, clock) as running:
+        values = [(b"bad%d" if number % 2 else b"good%d") % number for number in range(20)]
+        send(store, "orders", values)
+        oscalls.inject("pwrite", 28, nth=chance.randint(1, 10), sticky=True)
+        running.settle()
+        for _ in range(3):
+            running.advance(SECOND)
+        stats = running.stats()["mail"]
+        assert stats.failed_moves + stats.failed_commits > 0
+        assert stats.problem is not None and "StorageFullError" in stats.problem
+        assert "tried again" in caplog.text
+        oscalls.clear()
+        for _ in range(12):
+            running.advance(SECOND)
+        assert running.stats()["mail"].problem is None
+    bad = [value for value in values if value.startswith(b"bad")]
+    assert sorted(value or b"" for value in values_of(store, "orders.mail.dlq")) == sorted(bad)
+    assert not any(lag.records for lag in store.group_lag("mail").values())
+    assert sorted(calls) == sorted([*values, *bad])
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------

@@ -116,8 +116,9 @@ class App:
             batch: call the handler with lists of up to so many records, of those that are there.
             start: where to begin when the group has committed nothing; as of ``Store.consumer``, but everything that is
                 there by default.
-            block_on_dead_letter: with ``order_by="key"``: records of a key wait until its dead letter is redriven or
-                discarded.
+            block_on_dead_letter: with ``order_by="key"``: records of a key that has a dead letter become dead letters
+                too, in order and uncalled, until those are redriven; or discarded, which counts from when the partition
+                is taken the next time.
             breaker: when to pause after failures in a row.
             deduplicate: which events are known, and not handled again.
             key_deserializer, value_deserializer: callables that are given bytes; null stays None. A record that they

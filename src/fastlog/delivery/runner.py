@@ -36,6 +36,7 @@ from fastlog.transactions import resolve_pending
 
 from .calling import Call, Middleware, executor_of, timed_out
 from .clock import Clock, SystemClock
+from .dead_letters import DeadLetters
 from .finished import Finished
 from .headers import item_of_retry
 from .items import Failure, Item, Move
@@ -975,8 +976,17 @@ class Runner:
         if not self._read_retry(place, work, reading):
             self._end_reading(place)
             return False
+        if subscriber.block_on_dead_letter and place.dead_letter is not None:
+            work.block(self._blocked_keys(place.dead_letter))
         work.begin()
         return True
+
+    def _blocked_keys(self, dead_letter: TopicPartition) -> set[bytes]:
+        """Keys that have dead letters which nobody has redriven or discarded."""
+        topic, number = dead_letter
+        owner = self._directory.topic(topic).owner
+        letters = DeadLetters(self._directory, topic, "" if owner is None else owner.topic, self.subscriber.group, "")
+        return {letter.key for letter in letters.list(partition=number) if letter.key is not None}
 
     def _read_retry(self, place: Place, work: PartitionWork, reading: Assigned) -> bool:
         """Read the retry partition to its end; False while transactions hide some of it."""
