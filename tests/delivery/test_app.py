@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import re
 import threading
@@ -794,6 +795,70 @@ def test_two_apps_share_partitions_and_hand_them_over(store: fastlog.Store, cloc
         assert one.stats()["mail"].partitions == 2
     both = seen["one"] + seen["two"]
     assert sorted(both) == sorted([*range(42), 3])
+
+
+def test_new_partitions_get_their_retry_and_dead_letter_partitions(store: fastlog.Store, clock: HandClock) -> None:
+    store.create_topic("orders")
+    app = App(store, clock=clock)
+
+    @app.subscriber("orders", group="mail", retry=plain_retry(2))
+    def mail(record: fastlog.Record) -> None:
+        raise ValueError
+
+    with driven(app, clock) as running:
+        store.add_partitions("orders", 3)
+        running.settle()
+        send(store, "orders", [b"new"], partition=2)
+        running.settle()
+        running.advance(SECOND)
+        assert running.stats()["mail"].dead_lettered == 1
+    assert [record.partition for record in records_of(store, "orders.mail.dlq")] == [2]
+
+
+def test_a_disk_that_is_full_when_a_partition_comes_holds_it_up_only(store: fastlog.Store, clock: HandClock) -> None:
+    store.create_topic("orders")
+    send(store, "orders", [b"1", b"2"])
+    app = App(store, clock=clock)
+    calls: list[bytes | None] = []
+
+    @app.subscriber("orders", group="mail")
+    def mail(record: fastlog.Record) -> None:
+        calls.append(record.value)
+
+    with driven(app, clock) as running:
+        store.create_topic("other")
+        store.add_partitions("orders", 2)
+        send(store, "orders", [b"3"], partition=1)
+        oscalls.inject("pwrite", 28, nth=1, sticky=True)
+        running.clock.advance(1)
+        for runner in running.runners:
+            with contextlib.suppress(fastlog.StorageFullError):
+                runner.step()
+        oscalls.clear()
+        for _ in range(3):
+            running.advance(SECOND)
+        assert calls == [b"1", b"2", b"3"]
+
+
+def test_a_retry_topic_that_somebody_deletes_is_made_again(store: fastlog.Store, clock: HandClock) -> None:
+    store.create_topic("orders")
+    app = App(store, clock=clock)
+    calls: list[bytes | None] = []
+
+    @app.subscriber("orders", group="mail", retry=plain_retry(2))
+    def mail(record: fastlog.Record) -> None:
+        calls.append(record.value)
+        if len(calls) == 1:
+            raise ValueError
+
+    with driven(app, clock) as running:
+        store.delete_topic("orders.mail.retry")
+        send(store, "orders", [b"1"])
+        running.settle()
+        for _ in range(5):
+            running.advance(SECOND)
+        assert set(calls) == {b"1"}
+        assert running.stats()["mail"].succeeded == 1
 
 
 # --- mistakes --------------------------------------------------------------------------------------------------------

@@ -147,7 +147,7 @@ def test_a_move_that_is_killed_anywhere_loses_and_doubles_nothing(
     values = [(b"bad-%d" if number % 3 == 0 else b"good-%d") % number for number in range(30)]
     send(store, "orders", values, [b"k%d" % (number % 6) for number in range(30)])
     options: dict[str, Any] = {"retry": {"attempts": 2, "backoff": "30ms"}, "concurrency": 2}
-    first = fleet.start(f"{failpoint}:{nth}", **options)
+    first = fleet.start(f"{failpoint}:kill:{nth}", **options)
     assert first.wait(PATIENCE) == -signal.SIGKILL
     second = fleet.start(**options)
     until(lambda: is_read(store), "everything is read")
@@ -194,6 +194,36 @@ def test_results_of_a_process_that_was_stopped_too_long_do_not_count(
     assert (ends["stop-2"], ends["good-3"]) == (2, 1) and ends["good-1"] <= 2
     assert (values_of(store, "orders.mail.retry"), values_of(store, "orders.mail.dlq")) == before
     assert is_read(store)
+
+
+@pytest.mark.parametrize("failpoint", ["move.entered", "move.offsets", "move.appended"])
+def test_a_move_of_a_process_that_was_stopped_too_long_does_not_count(
+    store: fastlog.Store, fleet: Fleet, failpoint: str
+) -> None:
+    store.create_topic("orders")
+    send(store, "orders", [b"good-1", b"sick-2", b"good-3"], [b"a", b"a", b"a"])
+    cure = fleet.folder / "cure"
+    options: dict[str, Any] = {
+        "max_poll_interval": "1s",
+        "retry": {"attempts": 3, "backoff": "10ms"},
+        "cure": str(cure),
+    }
+    first = fleet.start(f"{failpoint}:stop:1", **options)
+    until(lambda: fleet.calls("fail") == ["sick-2"], "failed")
+    time.sleep(0.2)
+    cure.touch()
+    second = fleet.start(**options)
+    until(lambda: "good-3" in fleet.calls("end") and is_read(store), "the second has taken over")
+    first.signal(signal.SIGCONT)
+    time.sleep(0.5)
+    first.end(PATIENCE)
+    until(lambda: is_read(store), "still")
+    second.end(PATIENCE)
+    assert is_read(store)
+    assert not values_of(store, "orders.mail.retry")
+    assert not values_of(store, "orders.mail.dlq")
+    ends = Counter(fleet.calls("end"))
+    assert (ends["sick-2"], ends["good-3"]) == (1, 1) and ends["good-1"] <= 2
 
 
 # --- order -----------------------------------------------------------------------------------------------------------

@@ -38,7 +38,9 @@ def read_diary(path: Path) -> list[tuple[int, str, str]]:
 
 
 def handle(value: str, diary: Diary, options: dict[str, Any], attempts: dict[str, int]) -> None:
-    """``poison`` kills the process, ``stop`` stops it, ``bad`` fails always, ``once`` at its first call here."""
+    """``poison`` kills the process, ``stop`` stops it; ``bad`` fails always, ``once`` at its first call here, ``sick``
+    until there is a cure.
+    """
     diary.write("begin", value)
     if options.get("sleep"):
         time.sleep(options["sleep"])
@@ -50,7 +52,8 @@ def handle(value: str, diary: Diary, options: dict[str, Any], attempts: dict[str
         Path(options["stopped"]).touch()
         os.kill(os.getpid(), signal.SIGSTOP)
         time.sleep(0.01)
-    if kind == "bad" or (kind == "once" and attempts[value] == 1):
+    is_sick = kind == "sick" and not Path(options["cure"]).exists()
+    if kind == "bad" or is_sick or (kind == "once" and attempts[value] == 1):
         diary.write("fail", value)
         raise ValueError(value)
     diary.write("end", value)
@@ -59,9 +62,9 @@ def handle(value: str, diary: Diary, options: dict[str, Any], attempts: dict[str
 def run_worker(folder: str, failpoint: str | None, given: dict[str, Any]) -> None:
     """The life of a worker: ``given`` are options of the subscriber, and what ``handle`` wants to know."""
     if failpoint is not None:
-        name, nth = failpoint.split(":")
-        oscalls.arm(name, "kill", int(nth))
-    own = {name: given.pop(name, None) for name in ("sleep", "stopped")}
+        name, action, nth = failpoint.split(":")
+        oscalls.arm(name, action, int(nth))
+    own = {name: given.pop(name, None) for name in ("sleep", "stopped", "cure")}
     retry = given.pop("retry", None)
     if retry is not None:
         given["retry"] = fastlog.Retry(retry["attempts"], backoff=retry["backoff"], jitter=False)

@@ -123,8 +123,10 @@ class App:
             deduplicate: which events are known, and not handled again.
             key_deserializer, value_deserializer: callables that are given bytes; null stays None. A record that they
                 fail on goes to the dead letters, as it is.
-            drain_timeout: how long to wait for calls when partitions go, or at the end.
-            max_poll_interval: how long the process may be stopped before others take its partitions.
+            drain_timeout: how long to wait for calls when partitions go, or at the end; at most four fifths of
+                ``max_poll_interval``.
+            max_poll_interval: how long the process may be stopped before others take its partitions. A call of a sync
+                handler with ``concurrency=1`` and no ``timeout`` has to be shorter.
 
         Raises ConfigError for options that are out of range or exclude each other, and for a second subscriber of the
         same topic and group, or of the same name.

@@ -29,6 +29,7 @@ from fastlog.errors import (
     InvalidRecordError,
     LockedError,
     StorageError,
+    UnknownTopicError,
 )
 from fastlog.groups.offsets import OffsetAndMetadata, OffsetStore
 from fastlog.records import TopicPartition
@@ -41,7 +42,7 @@ from .finished import Finished
 from .headers import item_of_retry
 from .items import Failure, Item, Move
 from .moving import Movers, Route
-from .naming import DEAD_LETTER, RETRY, require_topic
+from .naming import DEAD_LETTER, RETRY, check_names, require_topic
 from .policy import BatchError, BreakerState
 from .work import PartitionWork
 
@@ -372,7 +373,7 @@ class Runner:
         """Read the next records of any partition; the group has its say meanwhile."""
         for place in self._places.values():
             work = place.work
-            is_halted = work is None or place.is_leaving or place.doubtful is not None
+            is_halted = work is None or place.is_over or place.is_leaving or place.doubtful is not None
             place.reading.is_paused = is_halted or work is None or not work.wants_source
             if place.retry_reading is not None:
                 place.retry_reading.is_paused = is_halted
@@ -775,9 +776,8 @@ class Runner:
 
     def _note_failed_move(self, place: Place, moves: list[Move], error: Error, *, in_doubt: bool) -> None:
         self._counts["failed_moves"] += 1
-        if isinstance(error, CommitFailedError):
-            logger.warning("subscriber %r: %s", self.subscriber.name, error)
-            self._drop(place)
+        if isinstance(error, (CommitFailedError, UnknownTopicError)):
+            self._refuse(place, error)
             return
         if in_doubt:
             place.doubtful = moves
@@ -802,6 +802,14 @@ class Runner:
         if is_committed:
             self._note_moved(place, moves)
         return not is_committed or place.work is not None
+
+    def _refuse(self, place: Place, error: Error) -> None:
+        """The partition is somebody else's, or its topic is gone, which the consumer will hear of. If it does not, one
+        of the topics beside it was deleted: it is begun anew after a while.
+        """
+        logger.warning("subscriber %r: %s", self.subscriber.name, error)
+        self._drop(place)
+        place.resume_at = self._clock.steady() + LONG_WAIT_MS
 
     def _back_off(self, place: Place, what: str, error: Error) -> None:
         """Something could not be written: wait a while with this partition, longer each time."""
@@ -867,8 +875,7 @@ class Runner:
         """One of several partitions is lost: the others are still to be committed."""
         self._counts["failed_commits"] += 1
         if len(places) == 1:
-            logger.warning("subscriber %r: %s", self.subscriber.name, error)
-            self._drop(places[0])
+            self._refuse(places[0], error)
             return False
         outcomes = [self._commit([place], clean=clean) for place in places]
         return all(outcomes)
@@ -882,14 +889,12 @@ class Runner:
 
     # --- partitions come ---------------------------------------------------------------------------------------------
 
-    def _require_topics(self, topic: str) -> tuple[str, str | None]:
-        """The retry and the dead-letter topic of a topic, made when they are not there."""
+    def _require_topics(self, topic: str) -> None:
+        """The retry and the dead-letter topic of a topic are there, with as many partitions."""
         subscriber = self.subscriber
-        retry = require_topic(self._directory, topic, subscriber.group, RETRY, subscriber.retry_topic).name
-        if not subscriber.dead_letter:
-            return retry, None
-        dead = require_topic(self._directory, topic, subscriber.group, DEAD_LETTER, subscriber.dead_letter_topic)
-        return retry, dead.name
+        require_topic(self._directory, topic, subscriber.group, RETRY, subscriber.retry_topic)
+        if subscriber.dead_letter:
+            require_topic(self._directory, topic, subscriber.group, DEAD_LETTER, subscriber.dead_letter_topic)
 
     def _take_over(self, names: list[TopicPartition]) -> None:
         """The consumer has got partitions: they begin in the next rounds."""
@@ -899,36 +904,42 @@ class Runner:
             if reading is None:
                 continue
             reading.is_paused = True
-            retry, dead = self._require_topics(name.topic)
-            route = Route(
-                self.subscriber.group,
-                name,
-                TopicPartition(retry, name.partition),
-                None if dead is None else TopicPartition(dead, name.partition),
-            )
-            place = self._places[name] = Place(route, reading)
+            place = self._places[name] = Place(self._route_of(name), reading)
             self._opening.append(place)
+
+    def _route_of(self, source: TopicPartition) -> Route:
+        """Where records of a partition go. The topics need not be there yet."""
+        subscriber = self.subscriber
+        retry, dead = check_names(source.topic, subscriber.group, subscriber.retry_topic, subscriber.dead_letter_topic)
+        return Route(
+            subscriber.group,
+            source,
+            TopicPartition(retry, source.partition),
+            TopicPartition(dead, source.partition) if subscriber.dead_letter else None,
+        )
 
     def _fence_awaited(self) -> None:
         """A transaction of an earlier owner, who may be stopped, holds up partitions of ours: end it."""
         for name in self._consumer.awaited():
-            topics = self._require_topics(name.topic)
-            route = Route(self.subscriber.group, name, TopicPartition(topics[0], name.partition), None)
-            mover = self._movers.of(route)
+            mover = self._movers.of(self._route_of(name))
             if not mover.is_open:
                 mover.fence()
 
     def _begin_places(self) -> bool:
         """Begin the partitions that can be; then say durably that they are not clean any more."""
+        now = self._clock.steady()
+        for place in list(self._places.values()):
+            if place.is_over and not place.in_hand and place.resume_at <= now:
+                self._begin_anew(place)
         if not self._opening:
             return False
         begun = []
         for place in list(self._opening):
-            if place.resume_at > self._clock.steady():
+            if place.resume_at > now:
                 continue
             try:
                 is_begun = self._begin_place(place)
-            except (StorageError, LockedError) as error:
+            except (StorageError, LockedError, UnknownTopicError) as error:
                 self._end_reading(place)
                 self._back_off(place, f"{place.title} could not be begun", error)
                 continue
@@ -946,6 +957,7 @@ class Runner:
 
     def _begin_place(self, place: Place) -> bool:
         """Find out how a partition was left; False when that cannot be told yet."""
+        self._require_topics(place.source.topic)
         names = [place.source, place.retry]
         mover = self._movers.of(place.route)
         if not resolve_pending(self._directory, self.subscriber.group, names, timeout_ms=0):
@@ -1012,6 +1024,7 @@ class Runner:
     def _begin_anew(self, place: Place) -> None:
         """Forget what is known of a partition, and begin it again with what is committed."""
         fresh = Place(place.route, place.reading)
+        place.reading.is_paused = True
         self._drop(place)
         self._end_reading(place)
         self._places[place.source] = fresh
