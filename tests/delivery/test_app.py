@@ -612,6 +612,33 @@ def test_a_sync_call_that_takes_too_long_ends_the_app(store: fastlog.Store) -> N
     assert not Finished.decode(known.offset, known.metadata).clean
 
 
+def test_a_stop_does_not_wait_for_ever(store: fastlog.Store, caplog: pytest.LogCaptureFixture) -> None:
+    from fastlog.delivery.finished import Finished
+
+    store.create_topic("orders")
+    send(store, "orders", [b"good", b"hangs"], [b"a", b"b"])
+    app = App(store)
+    called, release = threading.Event(), threading.Event()
+
+    @app.subscriber("orders", group="mail", concurrency=2, drain_timeout="200ms")
+    def mail(record: fastlog.Record) -> None:
+        if record.value == b"hangs":
+            called.set()
+            release.wait(30)
+
+    app.start()
+    assert called.wait(10)
+    before = time.monotonic()
+    app.stop()
+    app.wait()
+    assert time.monotonic() - before < 5
+    release.set()
+    known = committed(store, "mail")[fastlog.TopicPartition("orders", 0)]
+    assert known.offset == 1
+    assert not Finished.decode(known.offset, known.metadata).clean
+    assert "did not end within" in caplog.text
+
+
 def test_a_stop_before_the_run_ends_it_at_once(store: fastlog.Store) -> None:
     store.create_topic("orders")
     app = App(store)

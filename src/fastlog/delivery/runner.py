@@ -364,7 +364,7 @@ class Runner:
             waits.append(self._committed_at + COMMIT_INTERVAL_MS - now)
         if self._timed:
             waits.append(self._timed[0].deadline - now)
-        if self._opening:
+        if self._opening or self._consumer.awaited():
             waits.append(SHORT_WAIT_MS)
         waits += [place.resume_at - now for place in self._places.values() if place.resume_at > now]
         return max(min(waits), 0)
@@ -899,6 +899,7 @@ class Runner:
     def _take_over(self, names: list[TopicPartition]) -> None:
         """The consumer has got partitions: they begin in the next rounds."""
         self._has_changed = True
+        self._consumer.wakeup()  # it may be about to sleep, with partitions that wait to be begun
         for name in names:
             reading = self._consumer.reading(name)
             if reading is None:
