@@ -15,14 +15,12 @@ from libc.string cimport memcpy
 
 from fastlog._native cimport oscalls as os_c
 from fastlog._native.codecs cimport compress, compressed_room
-from fastlog._native.columns cimport Span
 from fastlog._native.encoder cimport BatchShape, Encoder, RECORD_TOO_LARGE, RecordSource, set_producer
 from fastlog._native.layout cimport (
     ATTRIBUTES_AT, BASE_OFFSET_AT, BASE_TIMESTAMP_AT, BATCH_HEADER_SIZE, BATCH_LENGTH_AT, LAST_OFFSET_DELTA_AT, LEADER_EPOCH_AT,
     LOG_OVERHEAD, MAGIC_AT, MAGIC_V2, MAX_TIMESTAMP_AT, RECORDS_COUNT_AT, store_int16, store_int32, store_int64,
 )
 from fastlog._native.validator cimport ValidatedBatches
-from fastlog._native.varint cimport write_varint
 
 from fastlog.errors import ForkedHandleError, NotSupportedError
 
