@@ -64,14 +64,14 @@ format: $(DONE)/extra-lint  ## let ruff put the Python files in order
 wheel: $(DONE)/extra-wheel  ## sdist, wheel from it, the suite against the wheel where no compiler is in PATH
 	@scripts/wheel $(RUN)
 
-nightly: $(DONE)/built $(DONE)/extra-test sanitize  ## the long runs: more kills and disks, slow tests, more examples, ASan and UBSan
+nightly: $(DONE)/built $(DONE)/extra-test $(DONE)/flights sanitize  ## the long runs: more kills and disks, slow tests, more examples, ASan and UBSan
 	$(SAY) "running the long tests"
 	@FASTLOG_KILLS=$${FASTLOG_KILLS:-3000} FASTLOG_CUTS=$${FASTLOG_CUTS:-200} FASTLOG_DISKS=$${FASTLOG_DISKS:-200000} \
 		FASTLOG_DEMO_SEEDS=$${FASTLOG_DEMO_SEEDS:-20} \
 		FASTLOG_HISTORIES=$${FASTLOG_HISTORIES:-50} HYPOTHESIS_PROFILE=$${HYPOTHESIS_PROFILE:-nightly} \
 		$(RUN) -m pytest -n $(WORKERS) --dist loadgroup --timeout 3600 $(PYTEST_ARGS) $(TESTS)
 
-sanitize: $(DONE)/extra-test  ## the suite under AddressSanitizer and UndefinedBehaviorSanitizer
+sanitize: $(DONE)/extra-test $(DONE)/flights  ## the suite under AddressSanitizer and UndefinedBehaviorSanitizer
 	@scripts/sanitize $(RUN) -n $(WORKERS) --dist loadgroup $(TESTS) $(PYTEST_ARGS)
 
 oracle: $(DONE)/extra-test  ## fetch Kafka's own tools (Maven), which the tests check every file with

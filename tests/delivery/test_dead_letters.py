@@ -260,7 +260,7 @@ def test_what_fails_again_at_once_is_not_redriven_for_ever(store: fastlog.Store,
 def test_a_letter_that_died_again_has_its_id_again(store: fastlog.Store, letters: DeadLetters) -> None:
     letters.redrive(ids="orders-0-3")
     handled = letters.show("orders-0-3")
-    assert (handled.offset, handled.state) == (3, "redrive")
+    assert (handled.offset, handled.state) == (3, "redriven")
     fill(store, 1, first=3)
     again = letters.show("orders-0-3")
     assert again.state == "open" and again.offset > 3
@@ -296,7 +296,7 @@ def test_discarded_letters_stay_where_they_are(store: fastlog.Store, letters: De
     assert (report.action, report.target, report.letters) == ("discard", None, 3)
     assert ids(letters.list(key=b"key-2")) == []
     assert ids(letters.list(key=b"key-2", state="handled")) == ["0-2", "0-7", "1-2"]
-    assert {letter.state for letter in letters.list(state="handled")} == {"discard"}
+    assert {letter.state for letter in letters.list(state="handled")} == {"discarded"}
     assert len(list(letters.list(state="all"))) == 14 and letters.count() == 11
     assert letters.redrive(key=b"key-2").letters == 0 and content(store, AGAIN) == []
 
@@ -465,7 +465,7 @@ def test_a_crowd_of_operators_moves_each_letter_once(folder: Path, store: fastlo
         thread.start()
     for thread in crowd:
         thread.join(120)
-    discarded = values_of(one for one in letters.list(state="handled") if one.state == "discard")
+    discarded = values_of(one for one in letters.list(state="handled") if one.state == "discarded")
     assert exact_sum(store, letters) + discarded == before
     letters.redrive()
     assert exact_sum(store, letters) + discarded == before and letters.count() == 0

@@ -14,6 +14,7 @@ import fastlog
 from fastlog.cli.bench import bench
 from fastlog.cli.consume import consume
 from fastlog.cli.demo import demo
+from fastlog.cli.dlq import dlq
 from fastlog.cli.doctor import doctor
 from fastlog.cli.groups import groups
 from fastlog.cli.log import log
@@ -33,5 +34,5 @@ def main(store: Path | None) -> None:
     """Durable event streaming in Apache Kafka's own file format, without a server."""
 
 
-for _command in (topics, produce, consume, groups, run, log, bench, demo, doctor):
+for _command in (topics, produce, consume, groups, dlq, run, log, bench, demo, doctor):
     main.add_command(_command)

@@ -156,7 +156,10 @@ def describe(output: Output, store: Path, name: str) -> None:
         return
     output.line(found["name"], bold=True)
     options = ", ".join(f"{key}={value}" for key, value in found["config"].items())
-    output.fields([("topic id", found["topic_id"]), ("options", options or "all by default")])
+    fields = [("topic id", found["topic_id"]), ("options", options or "all by default")]
+    if found["owner"] is not None:
+        fields.append(("kept for", "{kind} of topic {topic}, group {group}".format_map(found["owner"])))
+    output.fields(fields)
     output.line()
     output.table(
         ("partition", "start offset", "end offset", "open transactions from", "segments", "size", "largest timestamp"),
@@ -182,6 +185,7 @@ def describe_fields(store: fastlog.Store, name: str) -> dict[str, Any]:
         "name": topic.name,
         "topic_id": topic.topic_id,
         "config": dict(topic.config),
+        "owner": None if topic.owner is None else topic.owner._asdict(),
         "partitions": [partition_fields(store, topic, number) for number in range(topic.partitions)],
     }
 

@@ -187,6 +187,8 @@ class Memory:
                     f"SELECT id FROM finished WHERE at > ? AND id IN ({marks})", (oldest, *some)
                 ).fetchall()
                 for (digest,) in rows:
+                    if digest not in by_digest:
+                        raise damaged(self.path, "it answered with an id that was not asked for")
                     found |= by_digest[digest]
         return found
 
@@ -258,8 +260,7 @@ def connect(path: str, durability: str) -> sqlite3.Connection:
 
 def prepare(connection: sqlite3.Connection, path: str) -> None:
     """Check whose file it is, and make the tables in a new one."""
-    if is_ours(connection, path):
-        return
+    # alone: what stands in the head and which tables there are has to be of one moment
     with transaction(connection):
         if not is_ours(connection, path):
             for statement in _SCHEMA:
@@ -319,12 +320,7 @@ def as_error(error: sqlite3.Error, path: str, action: str) -> Error:
     code: Any = getattr(error, "sqlite_errorcode", None)
     kind = code & 0xFF if isinstance(code, int) else -1
     if kind in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_SCHEMA):
-        return CorruptLogError(
-            f"{path} is damaged ({error}): nothing was changed. Bring it back from a backup, or remove it together "
-            f"with its -wal and -shm files: then events that come again run again",
-            path,
-            0,
-        )
+        return damaged(path, error)
     if kind in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return LockedError(f"{path} was kept busy by others for {BUSY_SECONDS:g} s ({error}): nothing was changed")
     if kind == sqlite3.SQLITE_FULL:
@@ -335,3 +331,13 @@ def as_error(error: sqlite3.Error, path: str, action: str) -> Error:
             f"and may be written, or name another file by Deduplicator(path=...)"
         )
     return StorageError(f"cannot {action} {path}: {error}; nothing was changed")
+
+
+def damaged(path: str, reason: object) -> CorruptLogError:
+    """The error for a file that cannot be believed."""
+    return CorruptLogError(
+        f"{path} is damaged ({reason}): nothing was changed. Bring it back from a backup, or remove it together "
+        f"with its -wal and -shm files: then events that come again run again",
+        path,
+        0,
+    )

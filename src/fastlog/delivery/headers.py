@@ -54,7 +54,7 @@ class DeadLetter:
         first_failure, last_failure: when, ms since the epoch; None when it was never called.
         exception, message, traceback: of the last failure; the last 4,000 characters of the traceback.
         key, value, headers: the record's own, untouched.
-        state: ``"open"``; or what became of it: ``"redrive"`` or ``"discard"``.
+        state: ``"open"``, ``"redriven"`` or ``"discarded"``.
     """
 
     topic: str

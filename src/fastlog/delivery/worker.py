@@ -16,7 +16,7 @@ import sys
 import sysconfig
 import threading
 import traceback
-from types import ModuleType
+from types import ModuleType, TracebackType
 from typing import Any, Final, Protocol
 
 from fastlog._native import oscalls
@@ -163,7 +163,7 @@ def main(arguments: list[str]) -> int:
         answer(int(ready), error=str(error), is_usage=True)
         return EXIT_REFUSED
     except Exception as error:
-        traceback.print_exc()
+        traceback.print_exception(error.with_traceback(of_the_user(error.__traceback__)))
         answer(int(ready), error=f"{target!r} cannot be loaded: {type(error).__name__}: {error}", is_usage=False)
         return EXIT_ERROR
     set_up_logging(number, level)
@@ -173,6 +173,15 @@ def main(arguments: list[str]) -> int:
     ).start()  # fmt: skip
     answer(int(ready))
     return run(app)
+
+
+def of_the_user(trace: TracebackType | None) -> TracebackType | None:
+    """A traceback from the first frame that is neither of this file nor of the import machinery."""
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(
+        (__file__, importlib.__file__, "<frozen importlib")
+    ):
+        trace = trace.tb_next
+    return trace
 
 
 def use_store(app: Runnable, target: str, path: str) -> None:

@@ -111,8 +111,8 @@ class Workers:
         self._restarts = 0
         self._has_loaded = False
         self._problem: dict[str, Any] = {}
-        self._kill_at: int | None = None  # set: stopping
-        self._was_killed = False
+        self._is_stopping = False
+        self._kill_at: int | None = None
         self._failures = 0
 
     def run(self) -> int:
@@ -138,7 +138,7 @@ class Workers:
             self._kill()
             os.close(our_end)
             os.close(self._life)
-        return 1 if self._was_killed or self._failures else 0
+        return 1 if self._failures else 0
 
     # --- what happens ------------------------------------------------------------------------------------------------
 
@@ -192,10 +192,6 @@ class Workers:
         if any(worker.is_alive for worker in self._workers):
             return False
         return self._is_stopping or all(worker.is_done for worker in self._workers)
-
-    @property
-    def _is_stopping(self) -> bool:
-        return self._kill_at is not None or self._was_killed
 
     # --- one worker --------------------------------------------------------------------------------------------------
 
@@ -295,6 +291,7 @@ class Workers:
             self._say("killed", f"{name} again: {plural(len(alive))} killed")
             self._kill()
             return
+        self._is_stopping = True
         self._kill_at = oscalls.steady_clock() + self._grace_ms
         for worker in self._workers:
             worker.due = None
@@ -306,7 +303,6 @@ class Workers:
         for worker in self._workers:
             if worker.process is not None:
                 worker.process.kill()
-                self._was_killed = True
 
     def _say(self, kind: str, text: str, worker: _Worker | None = None, **fields: Any) -> None:
         number = None
