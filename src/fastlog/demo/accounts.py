@@ -14,8 +14,8 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import fastlog
 from fastlog.delivery.headers import item_of_retry
@@ -33,9 +33,10 @@ DEAD_LETTER_TOPIC = f"{EVENTS}.{DELAYS}.dlq"
 MOST_NOT_COMMITTED = 1000 + 500
 EXCEPTION = "TypeError"
 
+Diaries = dict[str, tuple[list[tuple[int, int, str]], bool]]
 
-@dataclass(frozen=True, slots=True)
-class Effect:
+
+class Effect(NamedTuple):
     """A line of a diary. ``age``: how many of its process came later; ``was_killed``: how that process ended."""
 
     when: int
@@ -48,8 +49,10 @@ class Effect:
 def check_all(store: fastlog.Store, folder: Path, dataset: Dataset) -> list[Check]:
     """Every check. ``folder`` has the diaries."""
     events = [json.loads(value) for value in dataset.values]
-    delays = effects_of(folder, DELAYS)
-    airports = effects_of(folder, AIRPORTS)
+    diaries = {path.name: handlers.read_diary(path) for path in sorted(folder.iterdir())}
+    killed = {name.split("-")[1] for name, (_, has_ended) in diaries.items() if not has_ended}
+    delays = effects_of(diaries, DELAYS)
+    airports = effects_of(diaries, AIRPORTS)
     partitions = store.topic(EVENTS).partitions
     return [
         check_source(store, dataset),
@@ -59,7 +62,7 @@ def check_all(store: fastlog.Store, folder: Path, dataset: Dataset) -> list[Chec
         check_effects(AIRPORTS, airports, [f"{event['origin']} {event['hour']}" for event in events]),
         check_repeats(DELAYS, delays, partitions),
         check_repeats(AIRPORTS, airports, partitions),
-        check_retries(store, dataset, events, killed_in(folder)),
+        check_retries(store, dataset, events, len(killed)),
         check_dead_letters(store, dataset, events),
         check_nothing_waits(store),
     ]
@@ -81,10 +84,24 @@ def records_of(store: fastlog.Store, name: str) -> list[fastlog.Record]:
 
 def check_source(store: fastlog.Store, dataset: Dataset) -> Check:
     """The topic has each flight once."""
-    found = Counter((flight_of(one), one.timestamp, one.key, one.value) for one in records_of(store, EVENTS))
-    expected = zip(range(len(dataset)), dataset.timestamps, dataset.keys, dataset.values, strict=True)
-    detail = f"{found.total():,} records, {len(dataset):,} flights in the source"
-    return Check(f"topic {EVENTS}", found == Counter(expected), detail)
+    topic = store.topic(EVENTS)
+    times = [0] * len(dataset)
+    strange = 0
+    for batch in (batch for number in range(topic.partitions) for batch in topic.partition(number).batches()):
+        rows = zip(batch.timestamps.tolist(), batch.keys.to_list(), batch.values.to_list(), strict=True)
+        for headers, row in zip(batch.headers, rows, strict=True):
+            flight = int(headers["id"] or b"-1")
+            if 0 <= flight < len(dataset) and row == row_of(dataset, flight):
+                times[flight] += 1
+            else:
+                strange += 1
+    ok = not strange and times.count(1) == len(dataset)
+    detail = f"{sum(times) + strange:,} records, {len(dataset):,} flights in the source"
+    return Check(f"topic {EVENTS}", ok, detail)
+
+
+def row_of(dataset: Dataset, flight: int) -> tuple[int, bytes | None, bytes]:
+    return dataset.timestamps[flight], dataset.keys[flight], dataset.values[flight]
 
 
 def is_cancelled(event: dict[str, object]) -> bool:
@@ -99,24 +116,15 @@ def cancelled(events: list[dict[str, object]]) -> Counter[int]:
 # --- effects -------------------------------------------------------------------------------------------
 
 
-def effects_of(folder: Path, group: str) -> list[Effect]:
+def effects_of(diaries: Diaries, group: str) -> list[Effect]:
     """Every effect of a group, in the order of time."""
     found = []
-    for path in sorted(folder.glob(f"{group}-*")):
-        lines, has_ended = handlers.read_diary(path)
-        of_one = list(lines)
-        found += [
-            Effect(when, flight, what, len(of_one) - number, not has_ended)
-            for number, (when, flight, what) in enumerate(of_one, 1)
-        ]
-    return sorted(found, key=lambda effect: effect.when)
-
-
-def killed_in(folder: Path) -> int:
-    """How many processes were killed that had handled something."""
-    return len({
-        path.name.split("-")[1] for path in folder.iterdir() if not handlers.read_diary(path)[1]
-    })  # fmt: skip
+    for name, (lines, has_ended) in diaries.items():
+        if name.startswith(f"{group}-"):
+            ages = range(len(lines) - 1, -1, -1)
+            found += [Effect(*line, age, not has_ended) for line, age in zip(lines, ages, strict=True)]
+    found.sort()
+    return found
 
 
 def expected_delay(event: dict[str, object]) -> str:

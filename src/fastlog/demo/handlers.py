@@ -19,7 +19,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic_ns, time_ns
 from typing import Any
@@ -92,14 +92,12 @@ class Effects:
             os.close(file)
 
 
-def read_diary(path: Path) -> tuple[Iterator[tuple[int, int, str]], bool]:
+def read_diary(path: Path) -> tuple[list[tuple[int, int, str]], bool]:
     """The lines of a diary, as (when, flight, what was found), and whether its process ended in good order."""
-    lines = path.read_bytes().splitlines(keepends=True)
-    has_ended = bool(lines) and lines[-1] == GOOD_END
-    if has_ended:
-        lines.pop()
-    split = (line.rstrip(b"\n").split(b" ", 2) for line in lines)
-    return ((int(when), int(flight), found.decode()) for when, flight, found in split), has_ended
+    content = path.read_bytes()
+    has_ended = content.endswith(GOOD_END)
+    split = (line.split(" ", 2) for line in content.removesuffix(GOOD_END).decode().splitlines())
+    return [(int(when), int(flight), found) for when, flight, found in split], has_ended
 
 
 effects = Effects()
