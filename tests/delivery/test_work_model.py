@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from fastlog import Record
 from fastlog.delivery import work as work_module
 from fastlog.delivery.finished import Finished, Mark
-from fastlog.delivery.items import Failure, Item, Move
+from fastlog.delivery.items import Failure, Item, Move, Stage
 from fastlog.delivery.policy import Retry, RetryLater
 from fastlog.delivery.work import PartitionWork
 
@@ -244,10 +244,11 @@ class World:
         }
         self.check_sum()
 
-    def is_counted(self, item: Item, mark: Mark | None) -> bool:
+    @staticmethod
+    def is_counted(item: Item, mark: Mark | None) -> bool:
         """Whether it is durable how often a record was tried that is tried in its place."""
         return (
-            item not in self.in_hand
+            item.stage is Stage.CLAIMED
             and mark is not None
             and mark.offset == item.offset
             and mark.attempts >= item.attempts
@@ -274,7 +275,7 @@ class World:
             self.in_hand.append(item)
             self.calls[item.origin_offset] += 1
             limit = self.attempts + self.hits[item.origin_offset]
-            assert self.calls[item.origin_offset] <= limit, "called too often"
+            assert self.calls[item.origin_offset] <= limit, f"{item.origin_offset} is called too often"
         assert len(self.in_hand) <= self.concurrency
         assert self.work.in_hand == len(self.in_hand)
         if taken:
@@ -303,7 +304,7 @@ class World:
             is_repeated = self.order_by == "partition" and item.attempts > 0
             if item.origin_offset in self.suspects or is_repeated:
                 mark = self.durable_marks[item.is_retry]
-                assert mark is not None and mark.offset == item.offset, "not marked"
+                assert mark is not None and mark.offset == item.offset, f"{item.origin_offset} is not marked"
                 assert mark.attempts == item.attempts + 1
                 assert len(self.in_hand) == 1, "not alone"
                 self.suspects.discard(item.origin_offset)
@@ -334,6 +335,12 @@ class World:
         assert self.work.moves(most) == moves
         if not moves:
             return False
+        if all(move.to == "nowhere" for move in moves) and self.random.random() < 0.7:
+            # nothing to write: the next commit tells of it
+            for move in moves:
+                self.carry_out(move)
+            self.work.moved(moves, self.now)
+            return True
         source, retry = self.work.after_moves(moves)
         if how == "abort":
             return True
@@ -350,11 +357,10 @@ class World:
         item, origin = move.item, move.item.origin_offset
         assert item not in self.in_hand
         self.done[item.is_retry].add(item.offset)
-        self.unsettled.discard(item)
         self.suspects.discard(origin)
         if move.to == "retry":
             assert self.order_by != "partition" or item.is_retry, "what is retried in place is not moved"
-            assert move.attempts < self.attempts
+            assert move.attempts < self.attempts or move.state == "follower"
             if item.is_retry and move.failure is None:
                 assert (move.attempts, move.due) == (item.attempts, item.due)
             self.retry.append(Retried(origin, move.attempts, move.due, move.state, False))

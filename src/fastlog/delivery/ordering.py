@@ -216,16 +216,10 @@ class Lanes:
         self._take(item)
         return True
 
-    def first_of_retry(self, most: int, before: int) -> list[Item]:
-        """Those of the retry topic who would be taken first, of those at offsets ``before`` this one; they stay."""
-        found: list[Item] = []
-        passed: list[Item] = []
-        while len(found) < most and (item := self.first_retry()) is not None:
-            heappop(self._ready_retry)
-            (found if item.offset < before else passed).append(item)
-        for item in (*found, *passed):
-            self._make_ready(item)
-        return found
+    def fronts_of_retry(self) -> list[Item]:
+        """Those of the retry topic before whom nobody stands."""
+        waiting = [*(entry[-1] for entry in self._ready_retry), *(entry[-1] for entry in self._delayed)]
+        return [item for item in waiting if item.is_retry and item.stage in (READY, DELAYED) and self._is_front(item)]
 
     def first_retry(self) -> Item | None:
         """Who waits longest of the retry topic, and may be taken."""
