@@ -369,3 +369,64 @@ def test_what_lies_before_the_reader_and_is_no_record() -> None:
         made.succeed(item)
     made.reached(source=9, retry=4)
     assert made.finished() == (Finished(9, clean=False), Finished(4, clean=False))
+
+
+@pytest.mark.parametrize(("order_by", "concurrency"), [("key", 4), ("none", 16), ("partition", 1)])
+@pytest.mark.parametrize("poison", [3, 700, 2600])
+def test_a_record_that_ends_its_process_is_found_soon(order_by: str, concurrency: int, poison: int) -> None:
+    """Though nothing is committed unless it has to be: the careful steps lead to it, and only it is blamed."""
+    committed = (Finished(0), Finished(0))
+    dead: list[Move] = []
+    deaths = 0
+    while not dead:
+        made = PartitionWork(
+            order_by=order_by, concurrency=concurrency, retry=Retry(3), dead_letter=True, random=random.Random(0)
+        )
+        made.restore(*committed)
+        made.begin()
+        items = (source(offset, b"%d" % (offset % 10)) for offset in range(committed[0].prefix, 3000))
+        made.add_source(items)
+        while True:
+            if made.wanted_mark(NOW):
+                committed = commit(made)
+            taken = made.take(NOW, 1000)
+            if any(item.offset == poison for item in taken):
+                deaths += 1
+                break
+            for item in taken:
+                made.succeed(item)
+            dead += made.moves()
+            if dead or not taken:
+                break
+    assert [(move.item.offset, move.to, move.failure and move.failure.exception) for move in dead] == [
+        (poison, "dead_letter", "WorkerDied")
+    ]
+    # once unseen, once or twice on the way to it, then as often as it may be tried
+    assert deaths <= 3 + {3: 2, 700: 2, 2600: 4}[poison]
+
+
+def test_many_that_wait_with_any_due_times(seed: int) -> None:
+    """They start when they are due, the commit stays short, and each is carried to the end about once."""
+    rng = random.Random(seed)
+    dues = {offset: NOW + rng.randrange(100_000) for offset in range(4000)}
+    made = work(in_retry=(retried(offset, offset, b"%d" % offset, 1, dues[offset]) for offset in dues))
+    now, carried, end, started = NOW, 0, len(dues), 0
+    while made.waiting:
+        due = made.next_due(now)
+        now = now if due is None else max(now, due)
+        for item in made.take(now, 10):
+            assert dues[item.origin_offset] == item.due == now
+            made.succeed(item)
+            started += 1
+        moves = made.moves()
+        if moves:
+            assert all((move.to, move.state, move.attempts) == ("retry", "head", 1) for move in moves)
+            made.after_moves(moves)
+            made.moved(moves, now)
+            made.add_retry(
+                retried(end + at, move.item.origin_offset, move.item.key, 1, move.due) for at, move in enumerate(moves)
+            )
+            carried, end = carried + len(moves), end + len(moves)
+        if not started % 50:
+            assert len(made.finished()[1].encode()) < 3000
+    assert started == len(dues) and 0 < carried <= 2 * len(dues)
