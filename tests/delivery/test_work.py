@@ -261,16 +261,17 @@ def test_a_record_that_ended_its_process_too_often() -> None:
     assert move.failure is not None and move.failure.exception == "WorkerDied" and move.failure.at == NOW
 
 
-def test_careful_steps_after_the_suspects() -> None:
+@pytest.mark.parametrize("free", [1, 10])
+def test_careful_steps_after_the_suspects(free: int) -> None:
     """Whatever is begun between two commits would be a suspect, had the process ended in it."""
     dead = (Finished(0, clean=False), Finished(0, clean=False))
     made = work(concurrency=2, committed=dead)
-    made.add_source(source(offset, b"%d" % (offset % 3)) for offset in range(12))
+    made.add_source(source(offset, b"%d" % (offset // 3 % 3)) for offset in range(12))
     finished = 0
     while finished < 12:
         if made.wanted_mark(NOW):
             heads, keys = commit(made), set()
-        taken = made.take(NOW, 10)
+        taken = made.take(NOW, free)
         assert taken
         assert not keys & {item.key for item in taken}
         keys |= {item.key for item in taken}
@@ -430,3 +431,44 @@ def test_many_that_wait_with_any_due_times(seed: int) -> None:
         if not started % 50:
             assert len(made.finished()[1].encode()) < 3000
     assert started == len(dues) and 0 < carried <= 2 * len(dues)
+
+
+def test_several_of_a_lane_in_one_call() -> None:
+    made = work("partition", batch=4, several_of_lane=True)
+    made.add_source(source(offset) for offset in range(7))
+    taken = made.take(NOW, 4)
+    assert offsets(taken) == [0, 1, 2, 3] and made.take(NOW, 4) == []
+    made.succeed(taken[0])
+    for item in taken[2:]:
+        made.give_back(item)
+    made.fail(taken[1], failure(), OSError(), NOW)
+    assert made.in_hand == 0 and made.take(NOW, 4) == []
+    assert made.wanted_mark(NOW + 1000)
+    commit(made)
+    assert made.take(NOW + 1000, 4) == [taken[1]]
+    made.succeed(taken[1])
+    commit(made)
+    assert offsets(made.take(NOW + 1000, 4)) == [2, 3, 4, 5]
+
+
+def test_a_batch_taken_apart() -> None:
+    """Nobody knows which one has failed: each comes in a call of its own, in order."""
+    made = work(batch=5, several_of_lane=True)
+    made.add_source(source(offset, key) for offset, key in enumerate([b"a", b"a", b"b", None, b"a", b"b"]))
+    taken = made.take(NOW, 5)
+    assert offsets(taken) == [0, 1, 2, 3, 4]
+    for item in taken:
+        made.give_back(item, alone=True)
+    seen = []
+    for _ in range(5):
+        (item,) = made.take(NOW, 5)
+        seen.append(item.offset)
+        if item.offset == 0:
+            made.fail(item, failure(), OSError(), NOW)
+            assert [move.item.offset for move in move_all(made)] == [0, 1, 4]
+        else:
+            made.succeed(item)
+        if len(seen) == 3:
+            break
+    assert seen == [0, 2, 3]
+    assert offsets(made.take(NOW, 5)) == [5]

@@ -80,6 +80,7 @@ class Lanes:
         self._delayed: list[tuple[int, int, Item]] = []
         self._listed: list[tuple[int, int, Lane]] = []
         self._expected: dict[int, deque[Item]] = {}
+        self._together: set[Lane] | None = None  # of whom the call that is put together may have several
         self._number = count()
 
     # --- who comes ---------------------------------------------------------------------------------------------------
@@ -101,8 +102,7 @@ class Lanes:
             return
         item.stage = QUEUED
         lane.source.append(item)
-        if not lane.in_hand:
-            self._offer_front(lane)
+        self._offer_front(lane)
         self._list_followers(lane)
 
     def admit_retry(self, item: Item) -> bool:
@@ -154,6 +154,14 @@ class Lanes:
         item.lane = found
         return found
 
+    def begin_call(self) -> None:
+        """What is taken from here on goes into one call, one after the other: several of a lane may."""
+        self._together = set()
+
+    def end_call(self) -> None:
+        """The call is put together."""
+        self._together = None
+
     # --- who may be taken --------------------------------------------------------------------------------------------
 
     def wake(self, now: int) -> None:
@@ -199,7 +207,7 @@ class Lanes:
             item = arrived.popleft()
             key = self.line(item)
             if key is not None:
-                if key in lanes:
+                if key in lanes or self._together is not None:
                     self._admit(item)
                     if item.stage is READY:
                         return self.next_source()
@@ -251,12 +259,20 @@ class Lanes:
 
     def _is_front(self, item: Item) -> bool:
         lane: Lane | None = item.lane
-        return lane is None or (not lane.in_hand and lane.front() is item)
+        return lane is None or (not self._is_busy(lane) and lane.front() is item)
+
+    def _is_busy(self, lane: Lane) -> bool:
+        """Whether those in a lane wait for one that is taken."""
+        return lane.in_hand > 0 and (self._together is None or lane not in self._together)
 
     def _take(self, item: Item) -> None:
         item.stage = IN_HAND
-        if item.lane is not None:
-            item.lane.pop(item)
+        lane: Lane | None = item.lane
+        if lane is not None:
+            lane.pop(item)
+            if self._together is not None:
+                self._together.add(lane)
+                self._offer_front(lane)
 
     # --- what becomes of them ----------------------------------------------------------------------------------------
 
@@ -325,11 +341,12 @@ class Lanes:
 
     def _offer_front(self, lane: Lane) -> None:
         """Whoever is in front may be taken, at once or at its time; an empty lane is given up."""
-        if lane.in_hand:
+        if self._is_busy(lane):
             return
         front = lane.front()
         if front is None:
-            del self._lanes[lane.key]
+            if not lane.in_hand:
+                del self._lanes[lane.key]
         else:
             if front.stage is QUEUED:
                 self._offer(front)

@@ -124,8 +124,9 @@ class PartitionWork:
         dead_letter: whether what is given up becomes a dead letter, or goes nowhere.
         random: spreads the waits.
         max_waiting: when so many wait in the retry topic, no more of the source is wanted.
-        batch: how many records one call is given. With more than one, everything of one ``take`` belongs to one call,
-            and there may be several of a lane in it, in order.
+        batch: how many records one call is given. With more than one, everything of one ``take`` belongs to one call.
+        several_of_lane: whether there may be several of a lane in a call, in order. Whoever calls then gives back those
+            behind one that failed, before anything else is taken.
         block_on_dead_letter: whether records behind a dead letter of their key are dead letters too.
 
     Raises:
@@ -142,6 +143,7 @@ class PartitionWork:
         random: Random,
         max_waiting: int = 100_000,
         batch: int = 1,
+        several_of_lane: bool = False,
         block_on_dead_letter: bool = False,
     ) -> None:
         if order_by not in ORDERS:
@@ -149,7 +151,7 @@ class PartitionWork:
         self._in_place = order_by == "partition"
         self._calls = 1 if self._in_place else concurrency
         self._most_in_hand = self._calls * batch
-        self._batch_size = batch
+        self._joins = several_of_lane and batch > 1
         self._retry, self._dead_letter, self._random = retry, dead_letter, random
         self._max_waiting = max_waiting
         self._window = max(WINDOW, 4 * self._most_in_hand)
@@ -288,9 +290,12 @@ class PartitionWork:
             return []
         if self._is_careful:
             free = min(free, self._allowance)
-        taken = self._take_from(self._retry_side, now, free)
-        if len(taken) < free and self._claim is None:
-            taken += self._take_from(self._source, now, free - len(taken))
+        if self._joins and not self._is_careful:
+            self._lanes.begin_call()
+        taken = self._take_from(self._retry_side, now, free, [])
+        if self._claim is None:
+            taken = self._take_from(self._source, now, free, taken)
+        self._lanes.end_call()
         if self._is_careful:
             self._allowance -= len(taken)
             self._count_careful(len(taken))
@@ -316,13 +321,12 @@ class PartitionWork:
         self._count_careful(1)
         return [claim]
 
-    def _take_from(self, side: Side, now: int, most: int) -> list[Item]:
+    def _take_from(self, side: Side, now: int, most: int, taken: list[Item]) -> list[Item]:
         """Take what is ready, as long as its gaps fit into the commit."""
         is_retry = side is self._retry_side
         following = self._lanes.next_retry if is_retry else self._lanes.next_source
         room = side.room()
-        taken: list[Item] = []
-        while len(taken) < most:
+        while len(taken) < most and not (taken and taken[0].is_alone):
             if room <= 0 and not self._is_next_at_prefix(side):
                 break
             item = following()
@@ -334,6 +338,10 @@ class PartitionWork:
                 continue
             if self._in_place and (item.attempts or item.is_suspect):
                 self._claim_item(item)
+                break
+            if item.is_alone and taken:
+                side.under_way -= 1
+                self._lanes.give_back(item)
                 break
             taken.append(item)
             self._in_hand += 1
@@ -421,6 +429,14 @@ class PartitionWork:
         if other is not None:
             self._claim_suspect(other, now)
 
+    def _drop_claim(self) -> None:
+        """One before it failed: it was behind it in a call, and waits."""
+        claim, self._claim = self._claim, None
+        if claim is not None:
+            self._side(claim).under_way -= 1
+            self._lanes.give_back(claim)
+            self._may_repeat = True
+
     def _claim_repeated(self) -> None:
         """Who comes next was begun before, by an earlier owner: it needs a mark."""
         item = self._lanes.first_retry() or self._lanes.first_source()
@@ -491,18 +507,23 @@ class PartitionWork:
         item.failure = failure
         if self._in_place:
             item.attempts, item.due = attempts, now + wait
+            self._drop_claim()
             self._claim_item(item)
         else:
             self._set_aside(Move(item, "retry", attempts, now + wait, "head", failure))
 
-    def give_back(self, item: Item) -> None:
-        """An item in hand was not handled: it comes again, uncounted, before those behind it."""
+    def give_back(self, item: Item, *, alone: bool = False) -> None:
+        """An item in hand was not handled: it comes again, uncounted, before those behind it.
+
+        ``alone``: in a call of its own, as nobody knows which one of a batch has failed.
+        """
         if item.stage is not Stage.IN_HAND or self._is_released:
             return
         side = self._side(item)
         if item is self._claim:
             side.kept_mark = mark_of(item, item.attempts) if item.attempts else None
         self._put_down(item)
+        item.is_alone = alone
         side.under_way -= 1
         self._lanes.give_back(item)
 
