@@ -65,10 +65,12 @@ if _typing.TYPE_CHECKING:
     from fastlog.clients.store import open_store as open
     from fastlog.clients.topic import Topic, TopicRead
     from fastlog.clients.transaction import Transaction
+    from fastlog.delivery.app import App
     from fastlog.delivery.dead_letters import DeadLetterReport, DeadLetters, DeadLetterSurvey
     from fastlog.delivery.deduplicator import Deduplicator
     from fastlog.delivery.headers import DeadLetter
     from fastlog.delivery.policy import BatchError, Breaker, Retry, RetryLater
+    from fastlog.delivery.runner import SubscriberStats
     from fastlog.groups.admin import GroupDescription, MemberDescription
     from fastlog.groups.formats import OffsetAndMetadata
     from fastlog.groups.lag import Lag
@@ -92,6 +94,7 @@ if _typing.TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "App",
     "BackupReport",
     "BatchDelivery",
     "BatchError",
@@ -155,6 +158,7 @@ __all__ = [
     "StorageError",
     "StorageFullError",
     "Store",
+    "SubscriberStats",
     "TimeIndexEntry",
     "Topic",
     "TopicExistsError",
@@ -176,6 +180,7 @@ __all__ = [
 
 # what is not needed to open a partition and use it
 _LATER = {
+    "App": "fastlog.delivery.app:App",
     "BatchInfo": "fastlog.reports:BatchInfo",
     "CompactionReport": "fastlog.reports:CompactionReport",
     "CutTail": "fastlog.reports:CutTail",
@@ -209,6 +214,7 @@ _LATER = {
     "Retry": "fastlog.delivery.policy:Retry",
     "RetryLater": "fastlog.delivery.policy:RetryLater",
     "Store": "fastlog.clients.store:Store",
+    "SubscriberStats": "fastlog.delivery.runner:SubscriberStats",
     "Topic": "fastlog.clients.topic:Topic",
     "TopicRead": "fastlog.clients.topic:TopicRead",
     "Transaction": "fastlog.clients.transaction:Transaction",

@@ -15,8 +15,12 @@ RECORD_FORMATS = {
     *("src/fastlog/groups/formats.py", "src/fastlog/transactions/records.py", "src/fastlog/store/internal.py"),
 }
 OSCALLS = ("src/fastlog/_native/oscalls.pyx", "src/fastlog/_native/oscalls.pxd")
-# They read and write what their user named, start processes and send signals, and never touch a file of a log.
-USERS = ("fastlog.cli", "fastlog.demo", "fastlog.__main__", "fastlog.delivery.worker")
+# They read and write what their user named, start processes, send and catch signals, make event loops for handlers, and
+# never touch a file of a log.
+USERS = (
+    *("fastlog.cli", "fastlog.demo", "fastlog.__main__", "fastlog.delivery.worker"),
+    *("fastlog.delivery.app", "fastlog.delivery.calling"),
+)
 
 CYTHON = source_files(".pyx", ".pxd", ".h")
 ENGINE = [path for path in source_files(".py", ".pyx", ".pxd") if not module_name(path).startswith(USERS)]

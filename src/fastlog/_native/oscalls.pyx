@@ -377,6 +377,7 @@ FAILPOINTS = (
     "group.stripped", "group.seated", "group.published", "group.moving", "group.copied", "group.retired", "group.taken",
     "group.released",
     "group.layout",
+    "move.entered", "move.offsets", "move.appended", "move.committed",
 )
 FAILPOINT_ACTIONS = ("kill", "stop")
 cdef int failpoint_armed = -1

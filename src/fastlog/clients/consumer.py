@@ -101,8 +101,8 @@ class Consumer(Generic[K, V]):
     ``auto_commit_interval``, when partitions go to another member, and at the end: whatever dies, nothing is skipped,
     and what was in hand comes again.
 
-    One thread at a time; another one meanwhile gets a LockedError. Only ``close`` may be called from any thread: it
-    ends the iteration.
+    One thread at a time; another one meanwhile gets a LockedError. Only ``close`` and ``wakeup`` may be called from any
+    thread: the first ends the iteration.
     """
 
     def __init__(
@@ -172,6 +172,8 @@ class Consumer(Generic[K, V]):
         self._group_bell = 0
         self._misses_partitions = False
         self._unresolved: list[TopicPartition] = []
+        self._beside: set[TopicPartition] = set()
+        self._woken = False
         self._has_joined = group is None
         self._membership: Membership | None = None
         self._offsets: OffsetStore | None = None
@@ -272,6 +274,14 @@ class Consumer(Generic[K, V]):
         """Whether the consumer was closed."""
         return self._closed
 
+    def wakeup(self) -> None:
+        """Let a ``poll`` or ``batches`` that waits, or the next one that would, end at once with nothing.
+
+        May be called from any thread, and from a signal handler. An iteration goes on.
+        """
+        self._woken = True
+        self._waiter.wake()
+
     def _finish(self) -> None:
         """The end of this consumer; the gate is held."""
         with self._state:
@@ -291,7 +301,7 @@ class Consumer(Generic[K, V]):
             self._pulse.stop()
 
     def _leave(self, membership: Membership) -> None:
-        names = self._fetcher.names()
+        names = self._own_names()
         try:
             self._commit_quietly()
             if names and self._on_revoked is not None and membership.fatal is None:
@@ -407,9 +417,12 @@ class Consumer(Generic[K, V]):
     # --- fetching ----------------------------------------------------------------------------------------------------
 
     def _wait_for_batch(
-        self, deadline: int | None, bounds: Bounds | None = None
+        self, deadline: int | None, bounds: Bounds | None = None, *, wakes: bool = False
     ) -> tuple[Assigned, RecordBatch] | None:
-        """The next batch of any partition; None at the deadline (steady ms), at the bounds, or when closing."""
+        """The next batch of any partition; None at the deadline (steady ms), at the bounds, or when closing.
+
+        ``wakes``: also after ``wakeup``.
+        """
         heard = -1
         while True:
             self._attention = False
@@ -422,6 +435,9 @@ class Consumer(Generic[K, V]):
             if found is not None:
                 return found
             if bounds is not None and self._is_done(bounds):
+                return None
+            if wakes and self._woken:
+                self._woken = False
                 return None
             left = SLICE_MS if deadline is None else min(deadline - oscalls.steady_clock(), SLICE_MS)
             if left <= 0:
@@ -510,7 +526,7 @@ class Consumer(Generic[K, V]):
             self._ask()
             deadline = self._deadline(timeout)
             if self._rest_after_upkeep() is None:
-                found = self._wait_for_batch(deadline)
+                found = self._wait_for_batch(deadline, wakes=True)
                 if found is None:
                     return []
                 self._open_cursor(*found)
@@ -565,7 +581,7 @@ class Consumer(Generic[K, V]):
                     return
                 self._ask()
                 self._drop_cursor()
-                found = self._wait_for_batch(self._deadline(timeout))
+                found = self._wait_for_batch(self._deadline(timeout), wakes=True)
                 if found is None:
                     return
                 batch = self._hand_out(*found)
@@ -721,6 +737,7 @@ class Consumer(Generic[K, V]):
             self._drop_cursor()
         self._touched = [found for found in self._touched if found.name not in names]
         self._unresolved = [name for name in self._unresolved if name not in names]
+        self._beside.difference_update(names)
         self._fetcher.remove(names)
 
     # --- commits -----------------------------------------------------------------------------------------------------
@@ -797,7 +814,7 @@ class Consumer(Generic[K, V]):
     def _commit_finished(self) -> None:
         """Write what is finished and was not written yet."""
         self._committed_at = oscalls.steady_clock()
-        due = [found for found in self._fetcher if found.finished != found.written]
+        due = [found for found in self._fetcher if found.finished != found.written and found.name not in self._beside]
         if not due:
             return
         self._write({found.name: OffsetAndMetadata(found.finished) for found in due})
@@ -840,7 +857,11 @@ class Consumer(Generic[K, V]):
         """The partitions that this consumer reads, sorted. In a group those that it was given so far."""
         with Call(self):
             self._settle()
-            return self._fetcher.names()
+            return self._own_names()
+
+    def _own_names(self) -> list[TopicPartition]:
+        """What is assigned, in order: without what is read beside it."""
+        return [name for name in self._fetcher.names() if name not in self._beside]
 
     def position(self, topic: str | TopicPartition, partition: int | None = None) -> int:
         """Offset of the record that comes next. Raises UnknownTopicError for a partition that is not assigned."""
@@ -967,7 +988,7 @@ class Consumer(Generic[K, V]):
     def _chosen(self, partitions: Iterable[TopicPartition] | None) -> list[TopicPartition]:
         if partitions is None:
             self._settle()
-            return self._fetcher.names()
+            return self._own_names()
         return [named_partition(name) for name in list_of(partitions, "partitions", "TopicPartitions")]
 
     def _named(self, partitions: Sequence[TopicPartition]) -> list[Assigned]:
@@ -1024,6 +1045,65 @@ class Consumer(Generic[K, V]):
                 f"seek({batch.topic!r}, {batch.partition}, offset={offset + 1})",
                 batch.topic, batch.partition, offset,
             ) from error  # fmt: skip
+
+    # --- for what is built on it -------------------------------------------------------------------------------------
+
+    def awaited(self) -> list[TopicPartition]:
+        """Partitions that are this member's, and wait for the end of a transaction that may move their offsets."""
+        return list(self._unresolved)
+
+    def reading(self, name: TopicPartition) -> Assigned | None:
+        """How a partition is read: its log, position, and whether it is paused; None for one that is not read."""
+        return self._fetcher.get(name)
+
+    def add_beside(self, name: TopicPartition, position: int | None) -> Assigned:
+        """Read a partition beside those of the group, from ``position`` on (None: from its start).
+
+        Its records come out of ``batches`` and ``poll`` with the others. It belongs to nobody: no group hands it out,
+        only ``commit_beside`` commits it, and ``remove_beside`` ends it.
+        """
+        with Call(self):
+            found = self._fetcher.add(name, position, is_new=True)
+            found.from_start = True
+            self._beside.add(name)
+            return found
+
+    def read_beside(self, found: Assigned) -> RecordBatch | None:
+        """The next records of one partition, None at its readable end. Its position moves behind them."""
+        with Call(self):
+            batch = self._fetcher.read(found)
+            if batch is not None:
+                found.position = found.finished = batch.next_offset
+            return batch
+
+    def remove_beside(self, names: Iterable[TopicPartition]) -> None:
+        """Read these no longer. Those that are not read beside are passed over."""
+        with Call(self):
+            self._forget([name for name in names if name in self._beside])
+
+    def commit_beside(
+        self,
+        offsets: Mapping[TopicPartition, OffsetAndMetadata],
+        owner: TopicPartition | Iterable[TopicPartition],
+    ) -> None:
+        """Commit offsets of any partitions, all or none, as the owner of these: fenced by their owner epochs.
+
+        Raises CommitFailedError when one of ``owner`` is not this member's any more, or a topic is gone; StorageError.
+        """
+        with Call(self):
+            if self._membership is None:
+                raise GroupError("this consumer has no group, so there is nobody to remember: open it with group=…")
+            owners = [owner] if isinstance(owner, TopicPartition) else list(owner)
+            try:
+                self._membership.commit(offsets, self._epochs(owners), owners)
+            except BaseException:
+                self._counts["failed_commits"] += 1
+                raise
+            self._counts["commits"] += 1
+
+    def epochs_of(self, names: Iterable[TopicPartition]) -> dict[TopicPartition, OwnerEpoch]:
+        """By what these partitions are owned while they are read. Those that are not are left out."""
+        return self._epochs(names)
 
     # --- for transactions --------------------------------------------------------------------------------------------
 

@@ -48,10 +48,11 @@ class Assigned:
         is_paused: nothing is handed out until it is resumed.
         is_sought: ``position`` was chosen by the user: outside the log it is an error, whatever is configured.
         epoch: as whose owner in the group it is read; its positions can be committed under no other.
+        from_start: when its position is gone from the log, it goes on at the first record that is left.
     """
 
     __slots__ = (
-        *("_lease", "epoch", "finished", "initial", "is_paused", "is_sought"),
+        *("_lease", "epoch", "finished", "from_start", "initial", "is_paused", "is_sought"),
         *("log", "name", "position", "written"),
     )
 
@@ -69,6 +70,7 @@ class Assigned:
         self.initial = position
         self.is_paused = False
         self.is_sought = False
+        self.from_start = False
 
     def move(self, offset: int) -> None:
         """Go on at ``offset``, as the user wishes; what was in hand counts no more."""
@@ -161,13 +163,13 @@ class Fetcher:
                 continue  # only a read shows a reader alone that writers have come, and perhaps gone
             if bounds is not None and bounds.is_reached(found):
                 continue
-            batch = self._read(found)
+            batch = self.read(found)
             if batch is not None:
                 self._turn = (self._turn + step + 1) % count
                 return found, batch
         return None
 
-    def _read(self, found: Assigned) -> RecordBatch | None:
+    def read(self, found: Assigned) -> RecordBatch | None:
         """Records at the position of one partition; None at its readable end. Steps over control records."""
         while True:
             try:
@@ -191,7 +193,7 @@ class Fetcher:
     def _reset(self, found: Assigned, error: OffsetOutOfRangeError) -> None:
         """The position is not in the log: go where ``out_of_range`` says, and log it; or raise."""
         is_below = found.position < found.log.start_offset
-        choice = self._out_of_range
+        choice = "earliest" if found.from_start else self._out_of_range
         if found.is_sought or choice == "raise" or (choice == "start" and not is_below):
             raise self._told(found, error)
         before = found.position

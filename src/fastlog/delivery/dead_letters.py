@@ -275,6 +275,9 @@ class DeadLetters:
             yield None
             return
         with self._directory.lease(self.topic, number) as lease:
+            if not self._directory.read_only and lease.log.last_stable_offset < lease.log.end_offset:
+                # what a dead one left open would hide what comes behind it
+                Coordinator.of(self._directory).attach()
             yield lease.log
 
     def _handled(self, log: PartitionLog, end: int) -> Handled:
@@ -411,7 +414,7 @@ class DeadLetters:
     ) -> DeadLetterReport:
         pace = Pace(rate, limit)
         done = transactions = 0
-        if next(self._listed(selection, "open"), None) is None:
+        if self._is_idle(selection):
             return DeadLetterReport(action, self.topic, target, 0, 0)
         with self._operator() as producer:
             try:
@@ -435,6 +438,16 @@ class DeadLetters:
                     error.current_epoch,
                 ) from error
         return DeadLetterReport(action, self.topic, target, done, transactions)
+
+    def _is_idle(self, selection: Selection) -> bool:
+        """Whether there is nothing to do, so that nobody has to be fenced for it."""
+        if next(self._listed(selection, "open"), None) is not None:
+            return False
+        for number in selection.partitions:
+            with self._log(number) as log:
+                if log is not None and log.last_stable_offset < log.end_offset:
+                    return False  # what lies behind an open transaction cannot be seen yet
+        return True
 
     def _operator(self) -> Producer:
         """Whoever acted before is fenced, and what he had open or decided is at its end, when this returns."""

@@ -414,11 +414,13 @@ class Membership:
         self,
         offsets: Mapping[TopicPartition, OffsetAndMetadata],
         epochs: Mapping[TopicPartition, OwnerEpoch] | None = None,
+        owners: Collection[TopicPartition] | None = None,
     ) -> None:
         """Commit offsets of own partitions, all or none; as durable as the directory's level when it returns.
 
         ``epochs`` are the entries of ``owned()`` under which the positions were read: one of an earlier epoch never
-        counts in a later one. None: those of now.
+        counts in a later one. None: those of now. ``owners``: offsets of any partitions, by the right of owning these;
+        None: the partitions themselves.
 
         CommitFailedError when a partition belongs to somebody else by now, or was lost and taken anew, or its topic was
         deleted: what was handled since the last commit will be handled again there. Nothing is written then.
@@ -426,14 +428,16 @@ class Membership:
         self._require_usable()
         if epochs is None:
             epochs = self._owned
+        if owners is None:
+            owners = offsets.keys()
         while offsets:
-            conditions = self.conditions(offsets, epochs)
-            topic_ids = {one[0]: epochs[one].topic_id for one in offsets}
+            conditions = self.conditions(owners, epochs)
+            topic_ids = {one[0]: epochs[one].topic_id for one in owners}
             try:
                 self._table.offsets.commit(self.group, offsets, conditions, topic_ids)
             except FencedError:
                 if not self.is_page_replaced(conditions):
-                    raise self._not_owned(offsets) from None
+                    raise self._not_owned(owners) from None
             except UnknownTopicError as error:
                 raise CommitFailedError(f"nothing was committed, as a topic was deleted: {error}") from None
             else:

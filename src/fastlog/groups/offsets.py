@@ -212,7 +212,7 @@ class OffsetStore:
     ) -> tuple[list[bytes], list[bytes]]:
         """Keys and values of the records that commit these offsets, for who appends them as part of a transaction.
 
-        ``topic_ids`` say in which lives of their topics the positions were read; None: in those of now.
+        ``topic_ids`` say in which lives of their topics the positions were read; a topic without one: in that of now.
         UnknownTopicError when there is no such topic, or this life of it has ended; when it ends after that, the
         offsets are none of the next one's.
         """
@@ -220,7 +220,7 @@ class OffsetStore:
         keys, values = [], []
         for (topic, partition), position in offsets.items():
             topic_id = self.topic_id(topic)
-            if topic_id is None or (topic_ids is not None and topic_ids[topic] != topic_id):
+            if topic_id is None or (topic_ids is not None and topic_ids.get(topic, topic_id) != topic_id):
                 raise UnknownTopicError(f"there is no topic {topic!r} to commit an offset for", topic, partition)
             keys.append(encode_key(group, topic, partition))
             values.append(formats.encode_value(position, topic_id, position.timestamp or now))

@@ -170,21 +170,23 @@ class TransactionalId:
     def append_records(
         self,
         partition: TopicPartition,
-        keys: Sequence[bytes],
+        keys: Sequence[bytes | None],
         values: Sequence[bytes | None],
         conditions: Sequence[Any] = (),
+        headers: Sequence[Any] | None = None,
     ) -> int:
-        """Append keyed records, offsets for example, as one transactional batch at once; its base offset.
+        """Append records, offsets for example, as one transactional batch at once; its base offset.
 
         The partition becomes part of the transaction. ``conditions``: as of ``PartitionLog.append_batch``. Raises
-        FencedError when one does not hold; then nothing was written.
+        FencedError when one does not hold, RecordTooLargeError when the batch is larger than one of the topic may be;
+        then nothing was written.
         """
         with self._lock:
             self.enter_partitions([partition])
             sequence = self._sequences.get(partition, 0)
             batch = encode_batch(
-                list(values), list(keys), producer_id=self.producer_id, producer_epoch=self.producer_epoch,
-                base_sequence=sequence, transactional=True,
+                list(values), list(keys), None, headers, producer_id=self.producer_id,
+                producer_epoch=self.producer_epoch, base_sequence=sequence, transactional=True,
             )  # fmt: skip
             base: int = self._log_at(partition).append_batch(batch, conditions=conditions, durable=False)
             self._sequences[partition] = (sequence + len(keys)) & 0x7FFFFFFF

@@ -1,0 +1,277 @@
+"""Apps in processes that are killed, stopped and replaced: what is handled, how often, in which order, and where
+records are in the end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fastlog
+from fastlog.delivery.headers import letter_of
+from tests.delivery.apps import records_of, send, values_of
+from tests.delivery.worker import read_diary
+
+PATIENCE = 25.0
+
+
+class Fleet:
+    """Worker processes on one store."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.diary = folder / "diary"
+        self.started: list[subprocess.Popen[bytes]] = []
+
+    def start(self, failpoint: str | None = None, **options: Any) -> subprocess.Popen[bytes]:
+        environment = {name: value for name, value in os.environ.items() if name != "FASTLOG_FAILPOINT"}
+        if failpoint is not None:
+            environment["FASTLOG_FAILPOINT"] = failpoint
+        command = [sys.executable, "-m", "tests.delivery.worker", str(self.folder / "store"), str(self.diary)]
+        started = subprocess.Popen([*command, json.dumps(options)], env=environment, stdout=subprocess.PIPE)
+        self.started.append(started)
+        return started
+
+    def end(self, worker: subprocess.Popen[bytes]) -> dict[str, Any]:
+        """Stop a worker in good order; its stats."""
+        worker.send_signal(signal.SIGTERM)
+        output, _ = worker.communicate(timeout=PATIENCE)
+        assert worker.returncode == 0
+        found: dict[str, Any] = json.loads(output)["mail"]
+        return found
+
+    def kill(self) -> None:
+        for worker in self.started:
+            if worker.poll() is None:
+                worker.send_signal(signal.SIGCONT)
+                worker.kill()
+            worker.communicate()
+
+    def calls(self, event: str = "begin") -> list[str]:
+        return [value for _, found, value in read_diary(self.diary) if found == event]
+
+
+@pytest.fixture
+def fleet(folder: Path) -> Iterator[Fleet]:
+    found = Fleet(folder)
+    yield found
+    found.kill()
+
+
+@pytest.fixture
+def store(folder: Path) -> Iterator[fastlog.Store]:
+    with fastlog.open(folder / "store", durability="os") as opened:
+        yield opened
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.01)
+
+
+def is_read(store: fastlog.Store, group: str = "mail") -> bool:
+    """Whether the group has nothing to come, neither in its topics nor in what waits."""
+    topics = ["orders", "orders.mail.retry"]
+    if topics[1] not in store.topics():
+        return False
+    return not any(lag.records for lag in store.group_lag(group, topics).values())
+
+
+def everything(store: fastlog.Store, fleet: Fleet) -> Counter[str]:
+    """How often each record came to an end: handled, or a dead letter."""
+    dead = [(value or b"").decode() for value in values_of(store, "orders.mail.dlq")]
+    return Counter(fleet.calls("end")) + Counter(dead)
+
+
+# --- death -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order_by", ["key", "partition", "none"])
+def test_a_record_that_kills_its_process_is_a_dead_letter_in_the_end(
+    store: fastlog.Store, fleet: Fleet, order_by: str
+) -> None:
+    store.create_topic("orders")
+    values = [f"good-{number}".encode() for number in range(60)]
+    values.insert(30, b"poison-1")
+    send(store, "orders", values, [b"k%d" % (number % 7) for number in range(61)])
+    options: dict[str, Any] = {"order_by": order_by, "concurrency": 3, "retry": {"attempts": 3, "backoff": "20ms"}}
+    deaths = 0
+    worker = fleet.start(**options)
+    deadline = time.monotonic() + PATIENCE
+    while not is_read(store) and time.monotonic() < deadline:
+        if worker.poll() is not None:
+            assert worker.returncode == -signal.SIGKILL
+            deaths += 1
+            worker = fleet.start(**options)
+        time.sleep(0.02)
+    stats = fleet.end(worker)
+    assert stats["dead_lettered"] == 1
+    (letter,) = [letter_of(record) for record in records_of(store, "orders.mail.dlq")]
+    assert (letter.value, letter.exception) == (b"poison-1", "WorkerDied")
+    # three attempts are its right; the ones before it was under suspicion nobody could count
+    assert 3 <= deaths <= 5
+    assert fleet.calls().count("poison-1") == deaths
+    assert set(fleet.calls("end")) == {value.decode() for value in values if value != b"poison-1"}
+
+
+def test_what_waits_for_its_next_attempt_survives_kill(store: fastlog.Store, fleet: Fleet) -> None:
+    store.create_topic("orders")
+    send(store, "orders", [b"once-1", b"good-2", b"good-3"], [b"a", b"a", b"a"])
+    options: dict[str, Any] = {"retry": {"attempts": 5, "backoff": "700ms"}}
+    first = fleet.start(**options)
+    until(
+        lambda: len(values_of(store, "orders.mail.retry")) == 3 if "orders.mail.retry" in store.topics() else False,
+        "parked",
+    )
+    first.kill()
+    first.wait()
+    assert fleet.calls("end") == []
+    send(store, "orders", [b"good-4"], [b"a"])
+    send(store, "orders", [b"good-b"], [b"b"])
+    second = fleet.start(**options)
+    until(lambda: len(fleet.calls("end")) >= 1, "the other key")
+    assert fleet.calls("end")[0] == "good-b" or fleet.calls("fail").count("once-1") == 2
+    until(lambda: len(fleet.calls("end")) == 5, f"all: {fleet.calls('end')}")
+    assert [value for value in fleet.calls("end") if value != "good-b"] == ["once-1", "good-2", "good-3", "good-4"]
+    fleet.end(second)
+
+
+FAILPOINTS = [
+    *("move.entered", "move.offsets", "move.appended", "move.committed"),
+    *("transaction.entered", "transaction.synced", "transaction.decided", "transaction.marked"),
+    *("transaction.completed",),
+]
+
+
+@pytest.mark.parametrize("failpoint", FAILPOINTS)
+def test_a_move_that_is_killed_anywhere_loses_and_doubles_nothing(
+    store: fastlog.Store, fleet: Fleet, failpoint: str, seed: int
+) -> None:
+    nth = random.Random(seed).choice([1, 2])
+    store.create_topic("orders")
+    values = [(b"bad-%d" if number % 3 == 0 else b"good-%d") % number for number in range(30)]
+    send(store, "orders", values, [b"k%d" % (number % 6) for number in range(30)])
+    options: dict[str, Any] = {"retry": {"attempts": 2, "backoff": "30ms"}, "concurrency": 2}
+    first = fleet.start(f"{failpoint}:kill:{nth}", **options)
+    first.wait(PATIENCE)
+    assert first.returncode == -signal.SIGKILL
+    second = fleet.start(**options)
+    until(lambda: is_read(store), "everything is read")
+    fleet.end(second)
+    ends = everything(store, fleet)
+    bad = [value.decode() for value in values if value.startswith(b"bad")]
+    assert set(ends) == {value.decode() for value in values}
+    # dead letters are moved exactly once; what is handled comes again at most once after a kill
+    assert {value: ends[value] for value in bad} == dict.fromkeys(bad, 1)
+    assert max(ends.values()) <= 2
+    # two attempts, and one more of those that were in hand or not yet committed
+    assert all(2 <= fleet.calls().count(value) <= 3 for value in bad)
+
+
+# --- late ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("concurrency", [1, 2])
+def test_results_of_a_process_that_was_stopped_too_long_do_not_count(
+    store: fastlog.Store, fleet: Fleet, concurrency: int
+) -> None:
+    store.create_topic("orders")
+    send(store, "orders", [b"good-1", b"stop-2", b"good-3"])
+    options: dict[str, Any] = {
+        "order_by": "partition",
+        "concurrency": concurrency,
+        "max_poll_interval": "1s",
+        "stopped": str(fleet.folder / "stopped"),
+        "retry": {"attempts": 3, "backoff": "10ms"},
+    }
+    first = fleet.start(**options)
+    until((fleet.folder / "stopped").exists, "stopped")
+    second = fleet.start(**options)
+    until(lambda: is_read(store), "the second has taken over")
+    before = values_of(store, "orders.mail.retry"), values_of(store, "orders.mail.dlq")
+    first.send_signal(signal.SIGCONT)
+    until(lambda: fleet.calls("end").count("stop-2") == 2, "the first has gone on")
+    time.sleep(0.3)
+    late = fleet.end(first)
+    fleet.end(second)
+    assert late["late"] == 1 or concurrency == 1
+    ends = Counter(fleet.calls("end"))
+    # what was finished less than a second before the stop was not committed yet
+    assert (ends["stop-2"], ends["good-3"]) == (2, 1) and ends["good-1"] <= 2
+    assert (values_of(store, "orders.mail.retry"), values_of(store, "orders.mail.dlq")) == before
+    assert is_read(store)
+
+
+# --- order -----------------------------------------------------------------------------------------------------------
+
+
+def check_order(diary: list[tuple[int, str, str]], keys: int) -> None:
+    """No record of a key begins before the one before it has ended for good."""
+    ended: dict[int, int] = {}
+    for _, event, value in diary:
+        _, key, number = value.split("-")
+        if event == "begin":
+            assert int(number) <= ended.get(int(key), -1) + 1, f"{value} began after {ended.get(int(key))}"
+        elif event == "end":
+            ended[int(key)] = max(ended.get(int(key), -1), int(number))
+
+
+@pytest.mark.parametrize("kills", [False, True])
+def test_keys_stay_in_order_while_workers_come_and_go(
+    store: fastlog.Store, fleet: Fleet, seed: int, kills: bool
+) -> None:
+    chance = random.Random(seed)
+    keys, each = 12, 40
+    store.create_topic("orders", 4)
+    options: dict[str, Any] = {"retry": {"attempts": 8, "backoff": "15ms"}, "concurrency": 4, "sleep": 0.001}
+    workers = [fleet.start(**options), fleet.start(**options)]
+    for number in range(each):
+        values = [f"{'once' if chance.random() < 0.1 else 'good'}-{key}-{number}".encode() for key in range(keys)]
+        send(store, "orders", values, [b"key %d" % key for key in range(keys)])
+        if number % 10 == 9:
+            leaving = workers.pop(0)
+            if kills:
+                leaving.kill()
+                leaving.wait()
+            else:
+                assert fleet.end(leaving)["late"] == 0
+            workers.append(fleet.start(**options))
+    until(lambda: len(set(fleet.calls("end"))) == keys * each and is_read(store), "everything is handled")
+    for worker in workers:
+        fleet.end(worker)
+    check_order(read_diary(fleet.diary), keys)
+    ends = Counter(fleet.calls("end"))
+    if not kills:
+        assert set(ends.values()) == {1}
+    assert not values_of(store, "orders.mail.dlq")
+
+
+# --- signals ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_signal_ends_a_worker_at_once(store: fastlog.Store, fleet: Fleet) -> None:
+    store.create_topic("orders")
+    send(store, "orders", [b"good-1"])
+    worker = fleet.start(sleep=60, concurrency=2)
+    until(lambda: fleet.calls() == ["good-1"], "called")
+    worker.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    assert worker.poll() is None
+    before = time.monotonic()
+    worker.send_signal(signal.SIGTERM)
+    worker.wait(PATIENCE)
+    assert time.monotonic() - before < 5
+    assert worker.returncode == 128 + signal.SIGTERM
