@@ -832,6 +832,7 @@ class Runner:
     def _take_over(self, names: list[TopicPartition]) -> None:
         """The consumer has got partitions: they begin in the next rounds."""
         self._has_changed = True
+        self._consumer.wakeup()  # it may be about to sleep, with partitions that wait to be begun
         for name in names:
             reading = self._consumer.reading(name)
             if reading is None:
