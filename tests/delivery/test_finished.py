@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import itertools
 import logging
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -101,8 +102,10 @@ def test_progress_is_a_set_of_offsets(prefix: int, spans: list[tuple[int, int]])
         assert len(Finished(progress.prefix, runs, clean=False).encode()) == 4 + (progress.size + 1 + 2) // 3 * 4
 
 
-@given(finished(), st.lists(st.integers(1, 3), min_size=1, max_size=50))
-def test_what_is_no_record_counts_as_finished(known: Finished, steps: list[int]) -> None:
+@given(finished(), st.lists(st.integers(1, 3), min_size=1, max_size=50), st.randoms())
+def test_what_is_no_record_is_finished_with_the_record_before_it(
+    known: Finished, steps: list[int], rng: Random
+) -> None:
     progress, offset, waiting = Progress(known), known.prefix - 1, []
     for step in steps:
         offset += step
@@ -110,7 +113,21 @@ def test_what_is_no_record_counts_as_finished(known: Finished, steps: list[int])
         assert progress.reach(offset) is not is_finished
         if not is_finished:
             waiting.append(offset)
+        assert progress.size <= Progress(known).size + 2 * 9
     assert not progress.reach(offset)  # read twice
-    assert progress.position == offset + 1
-    for place in range(known.prefix, offset + 1):
-        assert (place in progress) == (place not in waiting)
+    progress.pass_over(offset + 4)
+    assert progress.position == offset + 4
+    rng.shuffle(waiting)
+    while waiting:
+        before = progress.copy()
+        progress.finish_record(record := waiting.pop())
+        assert record not in before and record in progress
+        assert all(other not in progress for other in waiting)
+        assert progress.prefix == min(waiting) if waiting else progress.prefix >= offset + 4
+
+
+def test_what_was_finished_before_is_no_news_when_the_gap_before_it_closes() -> None:
+    progress = Progress(Finished(3, ((4, 9),)))
+    assert progress.reach(3)
+    progress.finish(3, 4)
+    assert not progress.reach(5) and not progress.reach(8) and progress.reach(9)

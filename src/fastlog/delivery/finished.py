@@ -175,15 +175,16 @@ def varint_bytes(number: int) -> int:
 class Progress:
     """What is finished of a partition, while it changes. Used by one thread.
 
-    Offsets that are no records (markers of transactions, what compaction took) count as finished as soon as a record
-    behind them is known. ``finish`` costs O(log n) of the number of gaps, and nothing to speak of when there is none.
+    Offsets that are no records (markers of transactions, what compaction took) are finished with the record before
+    them: a marker behind each record makes no gaps. ``finish`` costs O(log n) of the number of gaps, and nothing to
+    speak of when there is none.
 
     Attributes:
         position: the offset behind the last one that is known.
         size: bytes that the gaps take in the metadata, before base64.
     """
 
-    __slots__ = ("_bounds", "position", "size")
+    __slots__ = ("_bounds", "_last", "_stops", "position", "size")
 
     def __init__(self, finished: Finished) -> None:
         # finished from the even ones to the odd ones; everything before the first odd one is
@@ -191,6 +192,8 @@ class Progress:
         for run in finished.runs:
             self._bounds += run
         self.position = finished.prefix
+        self._last = finished.prefix - 1  # the last record that is known
+        self._stops: dict[int, int] = {}  # of unfinished records, behind which something is that is none
         self.size = self._cost(1, len(self._bounds) - 1)
 
     @property
@@ -218,13 +221,28 @@ class Progress:
 
     def reach(self, offset: int) -> bool:
         """A record at ``offset`` is known. Whether it is news and not finished yet; offsets only rise."""
-        position = self.position
-        if offset < position:
+        if offset < self.position:
             return False
-        if offset > position:
-            self.finish(position, offset)
+        if offset > self.position:
+            self.pass_over(offset)
+        self._last = offset
         self.position = offset + 1
-        return len(self._bounds) == 2 or offset not in self
+        bounds = self._bounds
+        return offset >= bounds[1] and (len(bounds) == 2 or offset not in self)
+
+    def pass_over(self, stop: int) -> None:
+        """There are no more records before ``stop``."""
+        if stop <= self.position:
+            return
+        if self._last in self:
+            self.finish(self.position, stop)
+        else:
+            self._stops[self._last] = stop
+        self.position = stop
+
+    def finish_record(self, offset: int) -> None:
+        """The record at ``offset`` is finished."""
+        self.finish(offset, self._stops.pop(offset, offset + 1) if self._stops else offset + 1)
 
     def finish(self, start: int, stop: int) -> None:
         """Everything from ``start`` up to ``stop`` is finished."""
@@ -242,6 +260,7 @@ class Progress:
         """The same, to try something out."""
         other = Progress.__new__(Progress)
         other._bounds, other.position, other.size = self._bounds.copy(), self.position, self.size
+        other._last, other._stops = self._last, self._stops.copy()
         return other
 
     def _cost(self, first: int, last: int) -> int:

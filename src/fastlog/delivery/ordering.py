@@ -88,19 +88,22 @@ class Lanes:
         """A record of the source, behind all others; looked at when its turn may have come."""
         self._arrived.append(item)
 
-    def admit(self, item: Item) -> bool:
-        """A record of the source, into its lane at once. Whether nobody of the source is before it there."""
+    def admit(self, item: Item) -> None:
+        """A record of the source, into its lane at once, behind all who arrived."""
+        while self._arrived:
+            self._admit(self._arrived.popleft())
+        self._admit(item)
+
+    def _admit(self, item: Item) -> None:
         lane = self._lane_of(item)
         if lane is None:
             self._offer(item)
-            return True
+            return
         item.stage = QUEUED
-        is_first = not lane.source and not lane.in_hand
         lane.source.append(item)
         if not lane.in_hand:
             self._offer_front(lane)
         self._list_followers(lane)
-        return is_first
 
     def admit_retry(self, item: Item) -> bool:
         """A record of the retry topic. Whether it is one that was moved there by this owner."""
@@ -129,7 +132,7 @@ class Lanes:
             item.lane = before.lane
         return True
 
-    def _line(self, item: Item) -> bytes | None:
+    def line(self, item: Item) -> bytes | None:
         """The name of the lane of an item; None when it waits for nobody."""
         if self._order_by == "key":
             return item.key
@@ -139,7 +142,7 @@ class Lanes:
         """The lane of an item, made where there is none; None when it waits for nobody."""
         if item.lane is not None:
             return item.lane  # type: ignore[no-any-return]
-        key = self._line(item)
+        key = self.line(item)
         if key is None:
             return None
         found = self._lanes.get(key)
@@ -194,10 +197,10 @@ class Lanes:
         lanes, arrived = self._lanes, self._arrived
         while arrived:
             item = arrived.popleft()
-            key = self._line(item)
+            key = self.line(item)
             if key is not None:
                 if key in lanes:
-                    self.admit(item)
+                    self._admit(item)
                     if item.stage is READY:
                         return self.next_source()
                     continue
@@ -213,14 +216,15 @@ class Lanes:
         self._take(item)
         return True
 
-    def first_of_retry(self, most: int) -> list[Item]:
-        """Those of the retry topic who would be taken first; they stay."""
+    def first_of_retry(self, most: int, before: int) -> list[Item]:
+        """Those of the retry topic who would be taken first, of those at offsets ``before`` this one; they stay."""
         found: list[Item] = []
+        passed: list[Item] = []
         while len(found) < most and (item := self.first_retry()) is not None:
             heappop(self._ready_retry)
-            found.append(item)
-        for item in found:
-            heappush(self._ready_retry, (item.due, item.offset, next(self._number), item))
+            (found if item.offset < before else passed).append(item)
+        for item in (*found, *passed):
+            self._make_ready(item)
         return found
 
     def first_retry(self) -> Item | None:
@@ -269,7 +273,7 @@ class Lanes:
         if lane is not None:
             self._let_go(lane)
         else:
-            key = self._line(item)
+            key = self.line(item)
             if key is not None:
                 del self._lanes[key]
 

@@ -79,10 +79,10 @@ class Side:
     def room(self) -> int:
         """How many more may be begun until the metadata could get too long."""
         progress = self.progress
-        return (STOP_BYTES - progress.size) // (varint_bytes(progress.span) + 1) - self.under_way
+        return (STOP_BYTES - progress.size) // (2 * varint_bytes(2 * progress.span)) - self.under_way
 
     def finish(self, item: Item) -> None:
-        self.progress.finish(item.offset, item.offset + 1)
+        self.progress.finish_record(item.offset)
         self.known -= 1
         self.under_way -= 1
 
@@ -159,6 +159,8 @@ class PartitionWork:
         self._now = 0
         # after an unclean end
         self._is_careful = self._is_looking = False
+        self._read_at_begin = 0
+        self._lines_seen: set[bytes] = set()
         self._suspects: list[Item] = []
         self._killers: set[Item] = set()
         self._begun_since = 0
@@ -210,20 +212,30 @@ class PartitionWork:
     def reached(self, source: int | None = None, retry: int | None = None) -> None:
         """The reader is here: whatever lies before it and was not added is no record (a marker, a compacted one)."""
         for side, offset in ((self._source, source), (self._retry_side, retry)):
-            if offset is not None and offset > side.progress.position:
-                side.progress.finish(side.progress.position, offset)
-                side.progress.position = offset
+            if offset is not None:
+                side.progress.pass_over(offset)
 
     def begin(self) -> None:
         """The retry partition was read to its end: records may be taken."""
         self._has_begun = True
+        self._read_at_begin = self._retry_side.progress.position
 
     def _add_carefully(self, item: Item) -> None:
         self._apply_mark(self._source, item)
-        is_first = self._lanes.admit(item)
-        if is_first and self._source.suspects_left and not item.is_suspect:
+        if self._source.suspects_left and self._is_first_of_lane(item):
             self._source.suspects_left -= 1
-            self._suspect(item)
+            if not item.is_suspect:
+                self._suspect(item)
+        self._lanes.admit(item)
+
+    def _is_first_of_lane(self, item: Item) -> bool:
+        """Whether no other record of the source was added before it to its lane, by this owner."""
+        line = self._lanes.line(item)
+        if line is None:
+            return True
+        is_first = line not in self._lines_seen
+        self._lines_seen.add(line)
+        return is_first
 
     def _apply_mark(self, side: Side, item: Item) -> None:
         mark = side.kept_mark
@@ -321,7 +333,9 @@ class PartitionWork:
             self._give_up(item, item.attempts, Failure("WorkerDied", message, "", now))
         elif self._blocked and item.key is not None and item.key in self._blocked:
             message = "a record of the same key before it is a dead letter: redrive them together"
-            self._give_up(item, item.attempts, Failure("PredecessorDeadLettered", message, "", now), holds_lane=False)
+            # those behind it in a lane of its key come to the same end, and do not have to wait for it
+            failure = Failure("PredecessorDeadLettered", message, "", now)
+            self._give_up(item, item.attempts, failure, holds_lane=self._in_place)
         else:
             return False
         return True
@@ -359,7 +373,7 @@ class PartitionWork:
         """The fronts of the retry topic that are due: one of them may have been in hand."""
         self._is_looking = False
         if self._retry_side.suspects_left:
-            for item in self._lanes.first_of_retry(self._retry_side.suspects_left):
+            for item in self._lanes.first_of_retry(self._retry_side.suspects_left, self._read_at_begin):
                 if not item.is_suspect:
                     self._suspect(item)
 
@@ -517,7 +531,7 @@ class PartitionWork:
             progress = side.progress.copy()
             for move in moves:
                 if self._side(move.item) is side:
-                    progress.finish(move.item.offset, move.item.offset + 1)
+                    progress.finish_record(move.item.offset)
             sides.append(Finished(progress.prefix, progress.runs(), False, mark))
         return sides[0], sides[1]
 
