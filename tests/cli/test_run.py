@@ -12,15 +12,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import fastlog
 from fastlog.delivery.worker import load_app
-
-PACKAGE = str(Path(fastlog.__file__).resolve().parents[1])
-PATIENCE = 30.0
+from tests.cli.running import PACKAGE, PATIENCE, Running, is_alive, runners, until
 
 STAND_IN = '''
 import os, signal, sys, threading, time
@@ -107,92 +104,12 @@ number = 5
 '''
 
 
-class Running:
-    """``fastlog run`` in a process of its own, in a folder with the modules of the test."""
-
-    def __init__(self, folder: Path, *arguments: str, **options: Any) -> None:
-        self.folder = folder
-        environment = {**os.environ, "PYTHONPATH": PACKAGE, "PYTHONUNBUFFERED": "1"}
-        environment.update(options.pop("variables", {}))
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "fastlog", "run", *arguments],
-            cwd=folder, env=environment, stdout=options.pop("stdout", subprocess.PIPE), stderr=subprocess.PIPE,
-            text=True, **options,
-        )  # fmt: skip
-
-    def happened(self, word: str) -> list[int]:
-        """Process ids of those whom ``word`` happened to, in order."""
-        path = self.folder / "happened.txt"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [int(pid) for found, _, pid in (line.partition(" ") for line in lines) if found == word]
-
-    def wait_for(self, word: str, count: int) -> list[int]:
-        until(lambda: len(self.happened(word)) >= count or self.process.poll() is not None)
-        found = self.happened(word)
-        assert len(found) >= count, self.end()
-        return found
-
-    def read_until(self, words: str) -> str:
-        """What it tells, up to the line that has these words; ``end`` gives the rest."""
-        assert self.process.stderr is not None
-        told = ""
-        while words not in told:
-            line = self.process.stderr.readline()
-            assert line, f"it ended; stderr: {told}"
-            told += line
-        return told
-
-    def signal(self, number: int) -> None:
-        self.process.send_signal(number)
-
-    def end(self, timeout: float = PATIENCE) -> tuple[int, str]:
-        """Exit code and stderr, when it has ended by itself."""
-        try:
-            errors = self.process.communicate(timeout=timeout)[1]
-        except subprocess.TimeoutExpired:
-            self.process.terminate()
-            errors = self.process.communicate(timeout=timeout)[1]
-            raise AssertionError(f"it did not end; stderr: {errors}") from None
-        return self.process.returncode, errors
-
-
-def until(condition: Callable[[], object], patience: float = PATIENCE) -> None:
-    stop = time.monotonic() + patience
-    while not condition():
-        assert time.monotonic() < stop, "it does not happen"
-        time.sleep(0.01)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return Path("/proc").is_dir() is False
-    return state != "Z"
-
-
 @pytest.fixture
 def start(folder: Path) -> Iterator[Callable[..., Running]]:
-    """Starts ``fastlog run``; whoever still lives at the end is killed."""
+    """Starts ``fastlog run`` where the stand-ins are."""
     (folder / "shop.py").write_text(STAND_IN)
-    running: list[Running] = []
-
-    def start(*arguments: str, **options: Any) -> Running:
-        running.append(Running(folder, *arguments, **options))
-        return running[-1]
-
-    yield start
-    for each in running:
-        if each.process.poll() is None:
-            each.process.kill()
-            each.process.communicate()
-        for pid in {*each.happened("runs")}:
-            if is_alive(pid):
-                os.kill(pid, signal.SIGKILL)
+    with runners(folder) as start:
+        yield start
 
 
 # --- stopping --------------------------------------------------------------------------------------------------------
@@ -327,7 +244,7 @@ def test_it_goes_on_when_nobody_reads_what_it_tells(start: Callable[..., Running
 
 def test_who_dies_again_and_again_is_started_later_and_later(start: Callable[..., Running]) -> None:
     running = start("shop:dying", "--json")
-    running.wait_for("runs", 5)
+    running.wait_for("runs", 4)
     running.signal(signal.SIGTERM)
     code, errors = running.end()
     events = [json.loads(line) for line in errors.splitlines() if line.startswith("{")]
@@ -559,62 +476,3 @@ def test_stdout_belongs_to_the_app(start: Callable[..., Running], folder: Path) 
     output, errors = running.process.communicate(timeout=PATIENCE)
     assert output == "hello from the app\n"
     assert "fastlog run:" in errors
-
-
-# --- with a real App -------------------------------------------------------------------------------------------------
-
-APP = """
-import os, signal, time
-import fastlog
-
-app = fastlog.App("unused")
-
-@app.subscriber("orders", group="mail", order_by="key", concurrency=2, timeout="1s", drain_timeout="1s",
-                retry=fastlog.Retry(2, backoff="10ms"))
-def mail(record: fastlog.Record) -> None:
-    if record.value == b"poison":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if record.value == b"tar":
-        time.sleep(60)
-    with open("handled.txt", "a") as file:
-        file.write(record.value.decode() + "\\n")
-"""
-
-
-@pytest.mark.parametrize(
-    ("bad", "told", "cause"),
-    [
-        (b"poison", "was killed by SIGKILL", b"WorkerDied"),
-        (b"tar", "ended because a handler did not (exit code 75)", b"WorkerDied"),
-    ],
-)
-def test_what_kills_its_worker_ends_as_a_dead_letter(
-    start: Callable[..., Running], folder: Path, bad: bytes, told: str, cause: bytes
-) -> None:
-    """Everything else is handled, by workers that are started again; the app's own store is never made."""
-    (folder / "real.py").write_text(APP)
-    values = [b"order-%d" % number for number in range(30)]
-    with fastlog.open(folder / "data", durability="os") as store:
-        store.create_topic("orders", partitions=2)
-        with store.producer() as producer:
-            for number, value in enumerate([*values[:10], bad, *values[10:]]):
-                producer.send("orders", value, key=b"key-%d" % (number % 5))
-        running = start("real:app", "-w", "2", "--store", "data")
-        dead: list[fastlog.Record] = []
-        handled = folder / "handled.txt"
-
-        def is_over() -> bool:
-            if not dead and "orders.mail.dlq" in store.topics():
-                with store.consumer("orders.mail.dlq", start="earliest") as consumer:
-                    dead.extend(consumer.records(until="end"))
-            lines = handled.read_text().splitlines() if handled.exists() else []
-            return bool(dead) and set(lines) == {value.decode() for value in values}
-
-        until(is_over)
-        running.signal(signal.SIGTERM)
-        code, errors = running.end()
-    assert code == 0, errors
-    assert told in errors
-    assert [record.value for record in dead] == [bad]
-    assert cause in (dead[0].headers["fastlog.dlq.exception"] or b"")
-    assert not (folder / "unused").exists()
