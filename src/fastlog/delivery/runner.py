@@ -533,6 +533,7 @@ class Runner:
             else:
                 for item in items:
                     self._begin(place, [item])
+            self._executor.flush()
             self._collect()
             if self._clock.steady() > until:
                 break
