@@ -38,8 +38,8 @@ def read_diary(path: Path) -> list[tuple[int, str, str]]:
 
 
 def handle(value: str, diary: Diary, options: dict[str, Any], attempts: dict[str, int]) -> None:
-    """``poison`` kills the process, ``stop`` stops it, ``hang`` does not come back; ``bad`` fails always, ``once`` at its
-    first call here, ``sick`` until there is a cure.
+    """``poison`` kills the process, ``stop`` stops it, ``hang`` does not come back; ``bad`` fails always, ``once`` at
+    its first call here, ``sick`` until there is a cure.
     """
     diary.write("begin", value)
     if options.get("sleep"):
