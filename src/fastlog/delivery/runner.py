@@ -222,6 +222,7 @@ class Runner:
             if subscriber.deduplicate is None
             else subscriber.deduplicate.open(directory.root, subscriber.group, directory.durability)
         )
+        self._ids: dict[Item, bytes | None] = {}  # of what is in hand
         self._fresh_ids: list[bytes] = []
         self._dispatched_at = self._clock.wall()
         self._fetched_at = 0
@@ -589,13 +590,8 @@ class Runner:
                 work.succeed(item)
             else:
                 called.append(item)
+                self._ids[item] = one
         return called
-
-    def _remember(self, items: Sequence[Item]) -> None:
-        deduplicator = self.subscriber.deduplicate
-        if deduplicator is not None:
-            ids = [deduplicator.id_of(item.record) for item in items if item.record is not None]
-            self._fresh_ids += [one for one in ids if one is not None]
 
     def _flush_ids(self) -> None:
         """Before anything says that they are finished: write down the ids of what is."""
@@ -653,19 +649,23 @@ class Runner:
             self._succeed(place, call.items)
         else:
             self._end_failed(place, call, call.error)
+        for item in call.items if self._ids else ():
+            self._ids.pop(item, None)
 
     def _succeed(self, place: Place, items: Sequence[Item]) -> None:
         work = place.work
         if work is None:
             return
-        if self._memory is not None:
-            self._remember(items)
         for item in items:
             work.succeed(item)
+            if self._memory is not None and (known := self._ids.get(item)) is not None:
+                self._fresh_ids.append(known)
         self._counts["succeeded"] += len(items)
         place.changed += len(items)
 
     def _end_failed(self, place: Place, call: Call, error: BaseException) -> None:
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            self.error = self.error or error
         if self._breaker is not None:
             if isinstance(error, Exception) and self.subscriber.retry.gives_up(error):
                 self._breaker.dropped(call)
