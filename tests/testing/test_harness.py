@@ -224,6 +224,9 @@ def test_async_handlers_do_not_sleep(app: fastlog.App, run: Callable[..., Harnes
     running.send("orders", b"slow")
     assert running.run_until_idle(advance=True) == 2
     assert seen == [(b"quick", 4), (b"slow", 4), (b"slow", 4)]
+    running.advance("3000d")
+    running.send("orders", b"quick")
+    assert running.run_until_idle() == 1
     (letter,) = running.assert_dead_lettered(exception=fastlog.HandlerTimeoutError, message="timeout of 5 s")
     assert letter.last_failure - letter.first_failure == MINUTE
     assert time.monotonic() - begun < 3

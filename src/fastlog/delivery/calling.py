@@ -318,13 +318,16 @@ class UnsleepingLoop(asyncio.SelectorEventLoop):
 
     def __init__(self, clock: Clock) -> None:
         self._of_clock = clock
+        self._begun_at = clock.steady()
         self._ahead = 0.0
         self._guests = 0
         super().__init__(Unsleeping(lambda: self._guests > 0, self._pass_over))
+        # asyncio's own, a nanosecond, is less than what a float can tell apart after some months
+        self._clock_resolution = 1e-6
 
     def time(self) -> float:
         """Seconds of the clock, and those that were passed over."""
-        return self._of_clock.steady() / 1000 + self._ahead
+        return (self._of_clock.steady() - self._begun_at) / 1000 + self._ahead
 
     def _pass_over(self, seconds: float) -> None:
         self._ahead += seconds
