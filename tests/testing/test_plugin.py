@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.house.sources import ROOT
+from tests.test_docs import blocks
 
 pytest_plugins = ["pytester"]
 
@@ -232,6 +233,15 @@ def test_it_can_be_left_out(project: pytest.Pytester) -> None:
     result = project.runpytest_subprocess("-q", "-p", "no:cacheprovider", "-p", "no:pytest_fastlog")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*fixture 'fastlog_app' not found*"])
+
+
+def test_the_page_about_testing_runs_as_tests(project: pytest.Pytester) -> None:
+    """Its code is what users begin with: with the fixtures it has to pass."""
+    page = (ROOT / "docs" / "testing.md").read_text(encoding="utf-8")
+    code = "\n".join(body for _, body, _ in blocks(page))
+    project.makepyfile(test_page=code)
+    project.runpytest_subprocess("-q", "-p", "no:cacheprovider").assert_outcomes(passed=code.count("\ndef test_"))
+    assert code.count("\ndef test_") >= 4
 
 
 def test_testing_needs_no_pytest() -> None:
