@@ -116,14 +116,17 @@ class App:
             batch: call the handler with lists of up to so many records, of those that are there.
             start: where to begin when the group has committed nothing; as of ``Store.consumer``, but everything that is
                 there by default.
-            block_on_dead_letter: with ``order_by="key"``: records of a key wait until its dead letter is redriven or
-                discarded.
+            block_on_dead_letter: with ``order_by="key"``: records of a key that has a dead letter become dead letters
+                too, in order and uncalled, until those are redriven; or discarded, which counts from when the partition
+                is taken the next time.
             breaker: when to pause after failures in a row.
             deduplicate: which events are known, and not handled again.
             key_deserializer, value_deserializer: callables that are given bytes; null stays None. A record that they
                 fail on goes to the dead letters, as it is.
-            drain_timeout: how long to wait for calls when partitions go, or at the end.
-            max_poll_interval: how long the process may be stopped before others take its partitions.
+            drain_timeout: how long to wait for calls when partitions go, or at the end; at most four fifths of
+                ``max_poll_interval``.
+            max_poll_interval: how long the process may be stopped before others take its partitions. A call of a sync
+                handler with ``concurrency=1`` and no ``timeout`` has to be shorter.
 
         Raises ConfigError for options that are out of range or exclude each other, and for a second subscriber of the
         same topic and group, or of the same name.

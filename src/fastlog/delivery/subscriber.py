@@ -93,9 +93,10 @@ class Subscriber:
             if given is not None and not callable(given):
                 raise ConfigError(f"{option} is a {type(given).__name__}: expected a callable that takes bytes")
         self.key_deserializer, self.value_deserializer = key_deserializer, value_deserializer
-        self.drain_ms = positive(drain_timeout, "drain_timeout", least=0)
         self.max_poll_interval = max_poll_interval
-        positive(max_poll_interval, "max_poll_interval")
+        # who waits longer is put out meanwhile, and could not commit
+        longest = positive(max_poll_interval, "max_poll_interval") * 4 // 5
+        self.drain_ms = min(positive(drain_timeout, "drain_timeout", least=0), longest)
         self.is_async = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(
             getattr(handler, "__call__", None)  # noqa: B004  # not whether it can be called, but how
         )
