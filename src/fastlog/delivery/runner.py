@@ -317,6 +317,7 @@ class Runner:
         happened |= self._begin_places()
         happened |= self._dispatch()
         self._flush_ids()
+        happened = happened or self._has_moves()
         waits_for_calls = self._is_full and max_wait_ms > 0 and self._clock.steady() - self._fetched_at < FETCH_MS
         # the next to happen is most likely that a call ends: nothing is cheaper to wait for
         if waits_for_calls and self._collect(min(max_wait_ms, FETCH_MS)):
@@ -350,6 +351,22 @@ class Runner:
         now = self._clock.wall()
         found = [place.work.next_due(now) for place in self._places.values() if place.work is not None]
         return min((due for due in found if due is not None), default=None)
+
+    def next_change(self) -> int | None:
+        """In how many ms something goes on that only waits for time to pass; None when nothing does.
+
+        That is a record that waits for its next attempt, the end of a breaker's pause, or the next try to write what
+        could not be written.
+        """
+        waits = []
+        due, wall, steady = self.next_due(), self._clock.wall(), self._clock.steady()
+        if due is not None and due > wall:
+            waits.append(due - wall)
+        works = [place.work for place in self._places.values() if place.work is not None]
+        if self._breaker is not None and (change := self._breaker.next_change()) is not None:
+            waits += [change - steady] if any(work.waiting for work in works) else []
+        waits += [place.resume_at - steady for place in self._places.values() if place.resume_at > steady]
+        return max(min(waits), 0) if waits else None
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -736,6 +753,16 @@ class Runner:
             if place.work is not None and place.resume_at <= self._clock.steady():
                 happened |= self._settle(place) and self._move(place)
         return happened
+
+    def _has_moves(self) -> bool:
+        """Whether records that were about to be called have to be moved instead: nobody can decode them, or they have
+        ended the process too often."""
+        now = self._clock.steady()
+        return any(
+            place.work.moves(1)
+            for place in self._places.values()
+            if place.work is not None and place.doubtful is None and place.resume_at <= now
+        )
 
     def _move(self, place: Place) -> bool:
         """Move what has to be moved, one transaction. Whether something was."""
