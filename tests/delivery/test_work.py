@@ -363,6 +363,20 @@ def test_the_partition_pauses_before_the_gaps_do_not_fit() -> None:
     assert len(said.encode()) <= 4000 and Finished.decode(said.prefix, said.encode()) == said
 
 
+def test_no_more_is_begun_than_the_commit_can_tell_of() -> None:
+    made = work("none", concurrency=5000)
+    made.add_source(source(offset, None) for offset in range(9000))
+    handled = 0
+    for _ in range(50):
+        for item in made.take(NOW, 5000):
+            if item.offset % 2:
+                made.succeed(item)
+                handled += 1
+    said = made.finished()[0]
+    assert handled > 200 and len(said.encode()) <= 4000
+    assert sum(stop - start for start, stop in Finished.decode(said.prefix, said.encode()).runs) == handled
+
+
 def test_what_lies_before_the_reader_and_is_no_record() -> None:
     made = work()
     made.add_source([source(3), source(5, b"b")])
@@ -412,7 +426,9 @@ def test_many_that_wait_with_any_due_times(seed: int) -> None:
     dues = {offset: NOW + rng.randrange(100_000) for offset in range(4000)}
     made = work(in_retry=(retried(offset, offset, b"%d" % offset, 1, dues[offset]) for offset in dues))
     now, carried, end, started = NOW, 0, len(dues), 0
-    while made.waiting:
+    for _ in range(10 * len(dues)):
+        if not made.waiting:
+            break
         due = made.next_due(now)
         now = now if due is None else max(now, due)
         for item in made.take(now, 10):
@@ -428,6 +444,7 @@ def test_many_that_wait_with_any_due_times(seed: int) -> None:
                 retried(end + at, move.item.origin_offset, move.item.key, 1, move.due) for at, move in enumerate(moves)
             )
             carried, end = carried + len(moves), end + len(moves)
+        assert started == len(dues) or made.next_due(now) is not None or not made.is_idle, "stuck"
         if not started % 50:
             assert len(made.finished()[1].encode()) < 3000
     assert started == len(dues) and 0 < carried <= 2 * len(dues)

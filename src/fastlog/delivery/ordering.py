@@ -29,7 +29,7 @@ class Lane:
 
     Attributes:
         key: its name among the lanes.
-        ahead: heap by origin offset: what lies in the retry topic or is on its way, and what was given back.
+        ahead: heap by origin offset: what lies in the retry topic or is on its way to another place.
         source: what lies in the source, in order.
         in_hand: how many are taken: the others wait for them.
         parked: how many of ``ahead`` lie in the retry topic, or will.
@@ -65,6 +65,15 @@ class Lane:
             heappop(self.ahead)
             self.parked -= item.is_retry
         self.in_hand += 1
+
+    def put_back(self, item: Item) -> None:
+        """Put one of the source where it was: before all but those that were taken with it, and put back already."""
+        source = self.source
+        before = []
+        while source and source[0].offset < item.offset:
+            before.append(source.popleft())
+        source.appendleft(item)
+        source.extendleft(reversed(before))
 
 
 class Lanes:
@@ -294,10 +303,12 @@ class Lanes:
         if lane is None:
             self._offer(item)
             return
-        self._push_ahead(lane, item)
         if item.is_retry:
+            self._push_ahead(lane, item)
             lane.parked += 1
-            self._list_followers(lane)
+        else:
+            lane.put_back(item)
+        self._list_followers(lane)
         self._let_go(lane)
 
     def set_aside(self, item: Item, to_retry: bool, holds_lane: bool) -> None:
