@@ -60,14 +60,14 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("fastlog.aio",),
     ("fastlog.delivery",),
     ("fastlog",),
-    ("fastlog.demo",),
+    ("fastlog.demo", "fastlog.testing"),
     ("fastlog.cli",),
     ("fastlog.__main__",),
 )
 PACKAGES = {
     *("fastlog.partition", "fastlog.demo", "fastlog.cli"),
     *("fastlog.liveness", "fastlog.store", "fastlog.groups", "fastlog.transactions", "fastlog.clients", "fastlog.aio"),
-    "fastlog.delivery",
+    *("fastlog.delivery", "fastlog.testing"),
 }
 LEVEL = {room: level for level, row in enumerate(ROWS) for room in row}
 

@@ -299,6 +299,27 @@ class App:
 
     # --- for who steps by hand ---------------------------------------------------------------------------------------
 
+    def bound_to(
+        self,
+        store: str | os.PathLike[str] | Store,
+        *,
+        clock: Clock | None = None,
+        change: Callable[[Subscriber], dict[str, Any]] | None = None,
+    ) -> App:
+        """An App for another store, with the subscribers and the middleware declared so far. This one stays as it is.
+
+        Args:
+            store: as of App.
+            clock: as of App.
+            change: for each subscriber the options that are different there, by the names of its attributes.
+        """
+        bound = App(store, durability=self._durability, client_id=self._client_id, clock=clock)
+        bound._subscribers = [
+            subscriber.changed(**({} if change is None else change(subscriber))) for subscriber in self._subscribers
+        ]
+        bound._middleware = list(self._middleware)
+        return bound
+
     def open(self, *, inline: bool = False) -> list[Runner]:
         """Open the store, and a runner for each subscriber, which nobody runs yet.
 

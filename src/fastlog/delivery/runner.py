@@ -129,6 +129,7 @@ class Place:
         is_over: whatever comes for it counts no more.
         is_leaving: nothing is taken of it any more.
         in_hand: records that are with the handler.
+        alone: how many of the next records are called one by one, as a batch with them failed.
         stuck: calls that took too long, and do not end.
         changed: records finished since the last commit.
         doubtful: moves of which nobody knows whether they are committed.
@@ -137,7 +138,7 @@ class Place:
     """
 
     __slots__ = (
-        *("changed", "dead_letter", "doubtful", "in_hand", "is_leaving", "is_over", "pause", "reading"),
+        *("alone", "changed", "dead_letter", "doubtful", "in_hand", "is_leaving", "is_over", "pause", "reading"),
         *("resume_at", "retry", "retry_reading", "route", "source", "stuck", "work", "written"),
     )
 
@@ -150,6 +151,7 @@ class Place:
         self.is_over = False
         self.is_leaving = False
         self.in_hand = 0
+        self.alone = 0
         self.stuck = 0
         self.changed = 0
         self.doubtful: list[Move] | None = None
@@ -220,6 +222,7 @@ class Runner:
             if subscriber.deduplicate is None
             else subscriber.deduplicate.open(directory.root, subscriber.group, directory.durability)
         )
+        self._ids: dict[Item, bytes | None] = {}  # of what is in hand
         self._fresh_ids: list[bytes] = []
         self._dispatched_at = self._clock.wall()
         self._fetched_at = 0
@@ -314,6 +317,7 @@ class Runner:
         happened |= self._begin_places()
         happened |= self._dispatch()
         self._flush_ids()
+        happened = happened or self._has_moves()
         waits_for_calls = self._is_full and max_wait_ms > 0 and self._clock.steady() - self._fetched_at < FETCH_MS
         # the next to happen is most likely that a call ends: nothing is cheaper to wait for
         if waits_for_calls and self._collect(min(max_wait_ms, FETCH_MS)):
@@ -347,6 +351,22 @@ class Runner:
         now = self._clock.wall()
         found = [place.work.next_due(now) for place in self._places.values() if place.work is not None]
         return min((due for due in found if due is not None), default=None)
+
+    def next_change(self) -> int | None:
+        """In how many ms something goes on that only waits for time to pass; None when nothing does.
+
+        That is a record that waits for its next attempt, the end of a breaker's pause, or the next try to write what
+        could not be written.
+        """
+        waits = []
+        due, wall, steady = self.next_due(), self._clock.wall(), self._clock.steady()
+        if due is not None and due > wall:
+            waits.append(due - wall)
+        works = [place.work for place in self._places.values() if place.work is not None]
+        if self._breaker is not None and (change := self._breaker.next_change()) is not None:
+            waits += [change - steady] if any(work.waiting for work in works) else []
+        waits += [place.resume_at - steady for place in self._places.values() if place.resume_at > steady]
+        return max(min(waits), 0) if waits else None
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -517,9 +537,12 @@ class Runner:
                 free = self._breaker.allowed(self._clock.steady(), free)
             if free <= 0 or not self._may_call(place) or place.work is None:
                 break
-            items = place.work.take(self._clock.wall(), free if batch is None else batch)
+            most = free if batch is None else 1 if place.alone else batch
+            items = place.work.take(self._clock.wall(), most)
             if not items:
                 break
+            if place.alone:
+                place.alone -= 1
             happened = True
             if self._memory is not None:
                 items = self._unknown(place, items)
@@ -528,6 +551,7 @@ class Runner:
             else:
                 for item in items:
                     self._begin(place, [item])
+            self._executor.flush()
             self._collect()
             if self._clock.steady() > until:
                 break
@@ -583,13 +607,8 @@ class Runner:
                 work.succeed(item)
             else:
                 called.append(item)
+                self._ids[item] = one
         return called
-
-    def _remember(self, items: Sequence[Item]) -> None:
-        deduplicator = self.subscriber.deduplicate
-        if deduplicator is not None:
-            ids = [deduplicator.id_of(item.record) for item in items if item.record is not None]
-            self._fresh_ids += [one for one in ids if one is not None]
 
     def _flush_ids(self) -> None:
         """Before anything says that they are finished: write down the ids of what is."""
@@ -647,19 +666,23 @@ class Runner:
             self._succeed(place, call.items)
         else:
             self._end_failed(place, call, call.error)
+        for item in call.items if self._ids else ():
+            self._ids.pop(item, None)
 
     def _succeed(self, place: Place, items: Sequence[Item]) -> None:
         work = place.work
         if work is None:
             return
-        if self._memory is not None:
-            self._remember(items)
         for item in items:
             work.succeed(item)
+            if self._memory is not None and (known := self._ids.get(item)) is not None:
+                self._fresh_ids.append(known)
         self._counts["succeeded"] += len(items)
         place.changed += len(items)
 
     def _end_failed(self, place: Place, call: Call, error: BaseException) -> None:
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            self.error = self.error or error
         if self._breaker is not None:
             if isinstance(error, Exception) and self.subscriber.retry.gives_up(error):
                 self._breaker.dropped(call)
@@ -669,16 +692,21 @@ class Runner:
         if self.subscriber.batch is None:
             self._fail(place, items[0], error)
         elif isinstance(error, BatchError) and error.index < len(items):
+            self._give_back(place, items[error.index + 1 :])
             self._succeed(place, items[: error.index])
             self._fail(place, items[error.index], error.cause)
-            if items[error.index + 1 :]:
-                self._begin(place, items[error.index + 1 :])
         elif len(items) == 1:
             self._fail(place, items[0], error)
         else:
-            # whose fault it was nobody knows: each on its own
-            for item in items:
-                self._begin(place, [item])
+            # whose fault it was nobody knows: the next ones are called one by one
+            place.alone += len(items)
+            self._give_back(place, items)
+
+    def _give_back(self, place: Place, items: Sequence[Item]) -> None:
+        """These were not handled: they come again, in their order, and it counts as no attempt."""
+        for item in items:
+            if place.work is not None:
+                place.work.give_back(item)
 
     def _fail(self, place: Place, item: Item, error: BaseException) -> None:
         if place.work is None:
@@ -725,6 +753,16 @@ class Runner:
             if place.work is not None and place.resume_at <= self._clock.steady():
                 happened |= self._settle(place) and self._move(place)
         return happened
+
+    def _has_moves(self) -> bool:
+        """Whether records that were about to be called have to be moved instead: nobody can decode them, or they have
+        ended the process too often."""
+        now = self._clock.steady()
+        return any(
+            place.work.moves(1)
+            for place in self._places.values()
+            if place.work is not None and place.doubtful is None and place.resume_at <= now
+        )
 
     def _move(self, place: Place) -> bool:
         """Move what has to be moved, one transaction. Whether something was."""

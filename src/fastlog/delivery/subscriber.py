@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 from collections.abc import Callable, Sequence
@@ -110,6 +111,13 @@ class Subscriber:
         if not isinstance(self.topics, re.Pattern):
             for topic in self.topics:
                 check_names(topic, self.group, self.retry_topic, self.dead_letter_topic)
+
+    def changed(self, **attributes: Any) -> Subscriber:
+        """The same with other attributes; they are not checked again."""
+        found = copy.copy(self)
+        for name, value in attributes.items():
+            setattr(found, name, value)
+        return found
 
     @property
     def decodes(self) -> bool:
