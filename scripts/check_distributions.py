@@ -13,6 +13,8 @@ from pathlib import Path, PurePosixPath
 
 ROOT = Path(__file__).resolve().parent.parent
 
+OURS = {"fastlog", "pytest_fastlog.py"}
+
 
 def sdist_problems(path: Path) -> list[str]:
     with tarfile.open(path) as archive:
@@ -33,13 +35,14 @@ def wheel_problems(path: Path) -> list[str]:
     with zipfile.ZipFile(path) as archive:
         names = set(archive.namelist())
     problems = [f"the wheel carries {name}" for name in sorted(names) if name.endswith((".c", ".pyx", ".pxd", ".h"))]
-    stray = {PurePosixPath(name).parts[0] for name in names if ".dist-info/" not in name} - {"fastlog"}
+    stray = {PurePosixPath(name).parts[0] for name in names if ".dist-info/" not in name} - OURS
     problems += [f"the wheel installs {name} beside fastlog" for name in sorted(stray)]
     for source in (ROOT / "src").rglob("*.pyx"):
         module = source.relative_to(ROOT / "src").with_suffix("").as_posix()
         if not any(name.startswith(f"{module}.") and name.endswith(".so") for name in names):
             problems.append(f"the wheel lacks the compiled {module}")
-    for name in ["fastlog/py.typed", *(str(stub.relative_to(ROOT / "src")) for stub in (ROOT / "src").rglob("*.pyi"))]:
+    stubs = [str(stub.relative_to(ROOT / "src")) for stub in (ROOT / "src").rglob("*.pyi")]
+    for name in ["fastlog/py.typed", "pytest_fastlog.py", *stubs]:
         if name not in names:
             problems.append(f"the wheel lacks {name}")
     return problems

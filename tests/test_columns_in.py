@@ -261,6 +261,17 @@ def test_one_entry_of_headers_per_record(checked_log: OpenLog) -> None:
     assert stored_headers(log, [[("a", b"1"), ("b", b"2")]], 1) == [[("a", b"1"), ("b", b"2")]]
 
 
+def test_names_of_other_writers_that_are_no_utf8_go_on_as_they_were(checked_log: OpenLog) -> None:
+    """So that a record can be moved from one topic to another, whoever wrote it."""
+    log = checked_log()
+    for name in ("\udcff", "a\udc80\udcfe", "\udcc3"):
+        log.append([b"v"], headers=[(name, b"1"), ("k", None)])
+        read = log.get(log.end_offset - 1)
+        assert list(read.headers) == [(name, b"1"), ("k", None)]
+        log.append([b"v"], headers=[read.headers])
+        assert log.get(log.end_offset - 1).headers == read.headers
+
+
 @pytest.mark.parametrize(
     ("headers", "count", "words"),
     [

@@ -40,7 +40,9 @@ from fastlog._native.syncing cimport keep_interval, persist, poisoned_error, syn
 
 from fastlog._native import accumulator as accumulator_room
 from fastlog._native import control as presence
+from fastlog._native import deliveries as deliveries_room
 from fastlog._native import oscalls
+from fastlog._native import partitioning as partitioning_room
 from fastlog._native.checksum import crc32c
 from fastlog._native import batch as batch_room
 from fastlog._native import replaying as replaying_room
@@ -89,9 +91,9 @@ __all__ = [
 ]
 
 # a cimported class is a C name only: this is where Python finds it
-globals().update(
-    {name: getattr(accumulator_room, name) for name in ("Accumulator", "BatchDelivery", "Delivery", "murmur2", "partition_for_key")}
-)
+globals().update(Accumulator=accumulator_room.Accumulator)
+globals().update({name: getattr(deliveries_room, name) for name in ("BatchDelivery", "Delivery")})
+globals().update({name: getattr(partitioning_room, name) for name in ("murmur2", "partition_for_key")})
 globals().update(
     {name: getattr(batch_room, name) for name in ("BinaryColumn", "HeadersColumn", "Record", "RecordBatch", "RecordCursor")}
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
 import re
 import threading
 import time
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 
 import fastlog
+from fastlog._native import oscalls
 from fastlog.delivery.app import App
 from tests.delivery.apps import HandClock, committed, driven, records_of, send, values_of
 
@@ -292,6 +295,96 @@ def test_a_partition_in_order_waits_for_its_failing_record(store: fastlog.Store,
     assert values_of(store, "orders.mail.dlq") == [b"1"]
 
 
+def test_a_dead_letter_blocks_its_key_until_it_is_redriven(store: fastlog.Store, clock: HandClock) -> None:
+    store.create_topic("orders")
+    send(store, "orders", [b"a1", b"b1", b"a2"], [b"a", b"b", b"a"])
+    calls: list[bytes] = []
+    broken = {b"a1"}
+
+    def app() -> App:
+        made = App(store, clock=clock)
+
+        @made.subscriber("orders", group="mail", block_on_dead_letter=True)
+        def mail(record: fastlog.Record) -> None:
+            calls.append(record.value or b"")
+            if record.value in broken:
+                raise ValueError
+
+        return made
+
+    with driven(app(), clock):
+        assert calls == [b"a1", b"b1"]
+    send(store, "orders", [b"a3", b"b2"], [b"a", b"b"])
+    with driven(app(), clock) as running:
+        assert calls == [b"a1", b"b1", b"b2"]
+        broken.clear()
+        fastlog.DeadLetters.open(store, "orders", "mail").redrive()
+        running.settle()
+        assert calls[3:] == [b"a1", b"a2", b"a3"]
+
+
+def test_redriven_records_are_handled_again(store: fastlog.Store, clock: HandClock) -> None:
+    store.create_topic("orders", 2)
+    send(store, "orders", [b"%d" % number for number in range(10)], partition=1)
+    app = App(store, clock=clock)
+    calls: list[bytes | None] = []
+    is_broken = [True]
+
+    @app.subscriber("orders", group="mail", order_by="partition")
+    def mail(record: fastlog.Record) -> None:
+        assert (record.topic, record.partition, list(record.headers)) == ("orders", 1, [])
+        calls.append(record.value)
+        if is_broken[0]:
+            raise ValueError
+
+    with driven(app, clock) as running:
+        assert len(calls) == 10
+        is_broken[0] = False
+        fastlog.DeadLetters.open(store, "orders", "mail").redrive()
+        running.settle()
+        assert calls[10:] == calls[:10]
+        assert running.stats()["mail"].waiting == 0
+    assert not list(fastlog.DeadLetters.open(store, "orders", "mail").list())
+
+
+# --- what cannot be written ------------------------------------------------------------------------------------------
+
+
+def test_on_a_full_disk_moves_wait_and_nothing_is_lost(
+    store: fastlog.Store, clock: HandClock, seed: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    chance = random.Random(seed)
+    store.create_topic("orders")
+    app = App(store, clock=clock)
+    calls: list[bytes] = []
+
+    @app.subscriber("orders", group="mail", order_by="none", retry=plain_retry(2))
+    def mail(record: fastlog.Record) -> None:
+        calls.append(record.value or b"")
+        if calls[-1].startswith(b"bad"):
+            raise ValueError
+
+    with driven(app, clock) as running:
+        values = [(b"bad%d" if number % 2 else b"good%d") % number for number in range(20)]
+        send(store, "orders", values)
+        oscalls.inject("pwrite", 28, nth=chance.randint(1, 10), sticky=True)
+        running.settle()
+        for _ in range(3):
+            running.advance(SECOND)
+        stats = running.stats()["mail"]
+        assert stats.failed_moves + stats.failed_commits > 0
+        assert stats.problem is not None and "StorageFullError" in stats.problem
+        assert "tried again" in caplog.text
+        oscalls.clear()
+        for _ in range(12):
+            running.advance(SECOND)
+        assert running.stats()["mail"].problem is None
+    bad = [value for value in values if value.startswith(b"bad")]
+    assert sorted(value or b"" for value in values_of(store, "orders.mail.dlq")) == sorted(bad)
+    assert not any(lag.records for lag in store.group_lag("mail").values())
+    assert sorted(calls) == sorted([*values, *bad])
+
+
 # --- batches ---------------------------------------------------------------------------------------------------------
 
 
@@ -519,6 +612,33 @@ def test_a_sync_call_that_takes_too_long_ends_the_app(store: fastlog.Store) -> N
     assert not Finished.decode(known.offset, known.metadata).clean
 
 
+def test_a_stop_does_not_wait_for_ever(store: fastlog.Store, caplog: pytest.LogCaptureFixture) -> None:
+    from fastlog.delivery.finished import Finished
+
+    store.create_topic("orders")
+    send(store, "orders", [b"good", b"hangs"], [b"a", b"b"])
+    app = App(store)
+    called, release = threading.Event(), threading.Event()
+
+    @app.subscriber("orders", group="mail", concurrency=2, drain_timeout="200ms")
+    def mail(record: fastlog.Record) -> None:
+        if record.value == b"hangs":
+            called.set()
+            release.wait(30)
+
+    app.start()
+    assert called.wait(10)
+    before = time.monotonic()
+    app.stop()
+    app.wait()
+    assert time.monotonic() - before < 5
+    release.set()
+    known = committed(store, "mail")[fastlog.TopicPartition("orders", 0)]
+    assert known.offset == 1
+    assert not Finished.decode(known.offset, known.metadata).clean
+    assert "did not end within" in caplog.text
+
+
 def test_a_stop_before_the_run_ends_it_at_once(store: fastlog.Store) -> None:
     store.create_topic("orders")
     app = App(store)
@@ -702,6 +822,70 @@ def test_two_apps_share_partitions_and_hand_them_over(store: fastlog.Store, cloc
         assert one.stats()["mail"].partitions == 2
     both = seen["one"] + seen["two"]
     assert sorted(both) == sorted([*range(42), 3])
+
+
+def test_new_partitions_get_their_retry_and_dead_letter_partitions(store: fastlog.Store, clock: HandClock) -> None:
+    store.create_topic("orders")
+    app = App(store, clock=clock)
+
+    @app.subscriber("orders", group="mail", retry=plain_retry(2))
+    def mail(record: fastlog.Record) -> None:
+        raise ValueError
+
+    with driven(app, clock) as running:
+        store.add_partitions("orders", 3)
+        running.settle()
+        send(store, "orders", [b"new"], partition=2)
+        running.settle()
+        running.advance(SECOND)
+        assert running.stats()["mail"].dead_lettered == 1
+    assert [record.partition for record in records_of(store, "orders.mail.dlq")] == [2]
+
+
+def test_a_disk_that_is_full_when_a_partition_comes_holds_it_up_only(store: fastlog.Store, clock: HandClock) -> None:
+    store.create_topic("orders")
+    send(store, "orders", [b"1", b"2"])
+    app = App(store, clock=clock)
+    calls: list[bytes | None] = []
+
+    @app.subscriber("orders", group="mail")
+    def mail(record: fastlog.Record) -> None:
+        calls.append(record.value)
+
+    with driven(app, clock) as running:
+        store.create_topic("other")
+        store.add_partitions("orders", 2)
+        send(store, "orders", [b"3"], partition=1)
+        oscalls.inject("pwrite", 28, nth=1, sticky=True)
+        running.clock.advance(1)
+        for runner in running.runners:
+            with contextlib.suppress(fastlog.StorageFullError):
+                runner.step()
+        oscalls.clear()
+        for _ in range(3):
+            running.advance(SECOND)
+        assert calls == [b"1", b"2", b"3"]
+
+
+def test_a_retry_topic_that_somebody_deletes_is_made_again(store: fastlog.Store, clock: HandClock) -> None:
+    store.create_topic("orders")
+    app = App(store, clock=clock)
+    calls: list[bytes | None] = []
+
+    @app.subscriber("orders", group="mail", retry=plain_retry(2))
+    def mail(record: fastlog.Record) -> None:
+        calls.append(record.value)
+        if len(calls) == 1:
+            raise ValueError
+
+    with driven(app, clock) as running:
+        store.delete_topic("orders.mail.retry")
+        send(store, "orders", [b"1"])
+        running.settle()
+        for _ in range(5):
+            running.advance(SECOND)
+        assert set(calls) == {b"1"}
+        assert running.stats()["mail"].succeeded == 1
 
 
 # --- mistakes --------------------------------------------------------------------------------------------------------

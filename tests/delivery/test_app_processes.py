@@ -4,12 +4,8 @@ records are in the end.
 
 from __future__ import annotations
 
-import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,7 +17,7 @@ import pytest
 import fastlog
 from fastlog.delivery.headers import letter_of
 from tests.delivery.apps import records_of, send, values_of
-from tests.delivery.worker import read_diary
+from tests.delivery.worker import Worker, read_diary
 
 PATIENCE = 25.0
 
@@ -32,31 +28,18 @@ class Fleet:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.diary = folder / "diary"
-        self.started: list[subprocess.Popen[bytes]] = []
+        self.workers: list[Worker] = []
 
-    def start(self, failpoint: str | None = None, **options: Any) -> subprocess.Popen[bytes]:
-        environment = {name: value for name, value in os.environ.items() if name != "FASTLOG_FAILPOINT"}
-        if failpoint is not None:
-            environment["FASTLOG_FAILPOINT"] = failpoint
-        command = [sys.executable, "-m", "tests.delivery.worker", str(self.folder / "store"), str(self.diary)]
-        started = subprocess.Popen([*command, json.dumps(options)], env=environment, stdout=subprocess.PIPE)
-        self.started.append(started)
-        return started
-
-    def end(self, worker: subprocess.Popen[bytes]) -> dict[str, Any]:
-        """Stop a worker in good order; its stats."""
-        worker.send_signal(signal.SIGTERM)
-        output, _ = worker.communicate(timeout=PATIENCE)
-        assert worker.returncode == 0
-        found: dict[str, Any] = json.loads(output)["mail"]
-        return found
+    def start(self, failpoint: str | None = None, **options: Any) -> Worker:
+        """A worker, as soon as it has come to its app."""
+        worker = Worker(self.folder, failpoint, options)
+        self.workers.append(worker)
+        until(lambda: worker.code is not None or (worker.pid, "start", "worker") in read_diary(self.diary), "started")
+        return worker
 
     def kill(self) -> None:
-        for worker in self.started:
-            if worker.poll() is None:
-                worker.send_signal(signal.SIGCONT)
-                worker.kill()
-            worker.communicate()
+        for worker in self.workers:
+            worker.kill()
 
     def calls(self, event: str = "begin") -> list[str]:
         return [value for _, found, value in read_diary(self.diary) if found == event]
@@ -112,12 +95,12 @@ def test_a_record_that_kills_its_process_is_a_dead_letter_in_the_end(
     worker = fleet.start(**options)
     deadline = time.monotonic() + PATIENCE
     while not is_read(store) and time.monotonic() < deadline:
-        if worker.poll() is not None:
-            assert worker.returncode == -signal.SIGKILL
+        if worker.code is not None:
+            assert worker.code == -signal.SIGKILL
             deaths += 1
             worker = fleet.start(**options)
         time.sleep(0.02)
-    stats = fleet.end(worker)
+    stats = worker.end(PATIENCE)
     assert stats["dead_lettered"] == 1
     (letter,) = [letter_of(record) for record in records_of(store, "orders.mail.dlq")]
     assert (letter.value, letter.exception) == (b"poison-1", "WorkerDied")
@@ -137,7 +120,6 @@ def test_what_waits_for_its_next_attempt_survives_kill(store: fastlog.Store, fle
         "parked",
     )
     first.kill()
-    first.wait()
     assert fleet.calls("end") == []
     send(store, "orders", [b"good-4"], [b"a"])
     send(store, "orders", [b"good-b"], [b"b"])
@@ -146,7 +128,7 @@ def test_what_waits_for_its_next_attempt_survives_kill(store: fastlog.Store, fle
     assert fleet.calls("end")[0] == "good-b" or fleet.calls("fail").count("once-1") == 2
     until(lambda: len(fleet.calls("end")) == 5, f"all: {fleet.calls('end')}")
     assert [value for value in fleet.calls("end") if value != "good-b"] == ["once-1", "good-2", "good-3", "good-4"]
-    fleet.end(second)
+    second.end(PATIENCE)
 
 
 FAILPOINTS = [
@@ -166,11 +148,10 @@ def test_a_move_that_is_killed_anywhere_loses_and_doubles_nothing(
     send(store, "orders", values, [b"k%d" % (number % 6) for number in range(30)])
     options: dict[str, Any] = {"retry": {"attempts": 2, "backoff": "30ms"}, "concurrency": 2}
     first = fleet.start(f"{failpoint}:kill:{nth}", **options)
-    first.wait(PATIENCE)
-    assert first.returncode == -signal.SIGKILL
+    assert first.wait(PATIENCE) == -signal.SIGKILL
     second = fleet.start(**options)
     until(lambda: is_read(store), "everything is read")
-    fleet.end(second)
+    second.end(PATIENCE)
     ends = everything(store, fleet)
     bad = [value.decode() for value in values if value.startswith(b"bad")]
     assert set(ends) == {value.decode() for value in values}
@@ -202,17 +183,47 @@ def test_results_of_a_process_that_was_stopped_too_long_do_not_count(
     second = fleet.start(**options)
     until(lambda: is_read(store), "the second has taken over")
     before = values_of(store, "orders.mail.retry"), values_of(store, "orders.mail.dlq")
-    first.send_signal(signal.SIGCONT)
+    first.signal(signal.SIGCONT)
     until(lambda: fleet.calls("end").count("stop-2") == 2, "the first has gone on")
     time.sleep(0.3)
-    late = fleet.end(first)
-    fleet.end(second)
+    late = first.end(PATIENCE)
+    second.end(PATIENCE)
     assert late["late"] == 1 or concurrency == 1
     ends = Counter(fleet.calls("end"))
     # what was finished less than a second before the stop was not committed yet
     assert (ends["stop-2"], ends["good-3"]) == (2, 1) and ends["good-1"] <= 2
     assert (values_of(store, "orders.mail.retry"), values_of(store, "orders.mail.dlq")) == before
     assert is_read(store)
+
+
+@pytest.mark.parametrize("failpoint", ["move.entered", "move.offsets", "move.appended"])
+def test_a_move_of_a_process_that_was_stopped_too_long_does_not_count(
+    store: fastlog.Store, fleet: Fleet, failpoint: str
+) -> None:
+    store.create_topic("orders")
+    send(store, "orders", [b"good-1", b"sick-2", b"good-3"], [b"a", b"a", b"a"])
+    cure = fleet.folder / "cure"
+    options: dict[str, Any] = {
+        "max_poll_interval": "1s",
+        "retry": {"attempts": 3, "backoff": "10ms"},
+        "cure": str(cure),
+    }
+    first = fleet.start(f"{failpoint}:stop:1", **options)
+    until(lambda: fleet.calls("fail") == ["sick-2"], "failed")
+    time.sleep(0.2)
+    cure.touch()
+    second = fleet.start(**options)
+    until(lambda: "good-3" in fleet.calls("end") and is_read(store), "the second has taken over")
+    first.signal(signal.SIGCONT)
+    time.sleep(0.5)
+    first.end(PATIENCE)
+    until(lambda: is_read(store), "still")
+    second.end(PATIENCE)
+    assert is_read(store)
+    assert not values_of(store, "orders.mail.retry")
+    assert not values_of(store, "orders.mail.dlq")
+    ends = Counter(fleet.calls("end"))
+    assert (ends["sick-2"], ends["good-3"]) == (1, 1) and ends["good-1"] <= 2
 
 
 # --- order -----------------------------------------------------------------------------------------------------------
@@ -222,6 +233,8 @@ def check_order(diary: list[tuple[int, str, str]], keys: int) -> None:
     """No record of a key begins before the one before it has ended for good."""
     ended: dict[int, int] = {}
     for _, event, value in diary:
+        if event == "start":
+            continue
         _, key, number = value.split("-")
         if event == "begin":
             assert int(number) <= ended.get(int(key), -1) + 1, f"{value} began after {ended.get(int(key))}"
@@ -245,13 +258,12 @@ def test_keys_stay_in_order_while_workers_come_and_go(
             leaving = workers.pop(0)
             if kills:
                 leaving.kill()
-                leaving.wait()
             else:
-                assert fleet.end(leaving)["late"] == 0
+                assert leaving.end(PATIENCE)["late"] == 0
             workers.append(fleet.start(**options))
     until(lambda: len(set(fleet.calls("end"))) == keys * each and is_read(store), "everything is handled")
     for worker in workers:
-        fleet.end(worker)
+        worker.end(PATIENCE)
     check_order(read_diary(fleet.diary), keys)
     ends = Counter(fleet.calls("end"))
     if not kills:
@@ -267,11 +279,10 @@ def test_a_second_signal_ends_a_worker_at_once(store: fastlog.Store, fleet: Flee
     send(store, "orders", [b"good-1"])
     worker = fleet.start(sleep=60, concurrency=2)
     until(lambda: fleet.calls() == ["good-1"], "called")
-    worker.send_signal(signal.SIGTERM)
+    worker.signal(signal.SIGTERM)
     time.sleep(0.3)
-    assert worker.poll() is None
+    assert worker.code is None
     before = time.monotonic()
-    worker.send_signal(signal.SIGTERM)
-    worker.wait(PATIENCE)
+    worker.signal(signal.SIGTERM)
+    assert worker.wait(PATIENCE) == 128 + signal.SIGTERM
     assert time.monotonic() - before < 5
-    assert worker.returncode == 128 + signal.SIGTERM

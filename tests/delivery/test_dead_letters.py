@@ -190,6 +190,22 @@ def test_back_to_the_source_as_they_were(store: fastlog.Store, letters: DeadLett
     assert letters.redrive(to="source", partition=1).letters == 0
 
 
+def test_whatever_a_record_holds_it_goes_through(store: fastlog.Store) -> None:
+    """Nulls, nothing, a megabyte, names of headers that are no UTF-8."""
+    letters = prepare(store)
+    own = Headers([("\udcff", b"\x00"), ("", None), ("fastlog.retry.topic", b"x"), ("fastlog.dlq.id", None)])
+    cases: list[dict[str, Any]] = [
+        {"key": None, "value": None}, {"key": b"", "value": b""}, {"value": bytes(3_000_000)}, {"headers": own},
+    ]  # fmt: skip
+    for number, case in enumerate(cases):
+        fill(store, 1, first=number, **case)
+    wanted = [lettering.raw_of(number, 0, **case) for number, case in enumerate(cases)]
+    assert [letter.record for letter in letters.list()] == wanted
+    assert letters.redrive().letters == 4
+    back = [item_of_retry(record).raw for record in content(store, AGAIN)]
+    assert back == wanted and [raw.headers for raw in back] == [raw.headers for raw in wanted]
+
+
 def test_again_does_nothing(store: fastlog.Store, letters: DeadLetters) -> None:
     assert letters.redrive().letters == 14
     end = store.topic(DLQ).partition(0).end_offset

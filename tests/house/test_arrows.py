@@ -29,7 +29,13 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ),
     ("fastlog._native.columns",),
     ("fastlog._native.decoder", "fastlog._native.encoder", "fastlog._native.index"),
-    ("fastlog._native.arrow", "fastlog._native.scanner", "fastlog._native.transactions", "fastlog._native.control"),
+    (
+        "fastlog._native.arrow",
+        "fastlog._native.scanner",
+        "fastlog._native.transactions",
+        "fastlog._native.control",
+        "fastlog._native.partitioning",
+    ),
     (
         "fastlog._native.shared",
         "fastlog._native.batch",
@@ -41,9 +47,10 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("fastlog._native.inspect",),
     ("fastlog.partition",),
     ("fastlog._native.handle",),
-    ("fastlog._native.syncing",),
-    ("fastlog._native.appending", "fastlog._native.reading"),
-    ("fastlog._native.maintaining", "fastlog._native.replaying", "fastlog._native.accumulator"),
+    ("fastlog._native.syncing", "fastlog._native.pending"),
+    ("fastlog._native.appending", "fastlog._native.reading", "fastlog._native.deliveries"),
+    ("fastlog._native.maintaining", "fastlog._native.replaying", "fastlog._native.drain"),
+    ("fastlog._native.accumulator",),
     ("fastlog._core",),
     ("fastlog.liveness",),
     ("fastlog.store",),
@@ -53,14 +60,14 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("fastlog.aio",),
     ("fastlog.delivery",),
     ("fastlog",),
-    ("fastlog.demo",),
+    ("fastlog.demo", "fastlog.testing"),
     ("fastlog.cli",),
     ("fastlog.__main__",),
 )
 PACKAGES = {
     *("fastlog.partition", "fastlog.demo", "fastlog.cli"),
     *("fastlog.liveness", "fastlog.store", "fastlog.groups", "fastlog.transactions", "fastlog.clients", "fastlog.aio"),
-    "fastlog.delivery",
+    *("fastlog.delivery", "fastlog.testing"),
 }
 LEVEL = {room: level for level, row in enumerate(ROWS) for room in row}
 

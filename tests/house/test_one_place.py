@@ -18,7 +18,7 @@ OSCALLS = ("src/fastlog/_native/oscalls.pyx", "src/fastlog/_native/oscalls.pxd")
 # They read and write what their user named, start processes, send and catch signals, make event loops for handlers, and
 # never touch a file of a log.
 USERS = (
-    *("fastlog.cli", "fastlog.demo", "fastlog.__main__", "fastlog.delivery.worker"),
+    *("fastlog.cli", "fastlog.demo", "fastlog.testing", "fastlog.__main__", "fastlog.delivery.worker"),
     *("fastlog.delivery.app", "fastlog.delivery.calling"),
 )
 

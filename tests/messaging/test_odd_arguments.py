@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable
 from datetime import datetime
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 import fastlog
+import fastlog.aio
 from fastlog import OffsetAndMetadata, TopicPartition
 
 ODD: list[Callable[[Any, Any, Any], object]] = [
@@ -118,6 +120,21 @@ def test_transactions_take_consumers_and_offsets_only(tmp_path: Path) -> None:
                     with pytest.raises(fastlog.ConfigError, match="expected"):
                         transaction.commit_offsets(odd)  # type: ignore[arg-type]
                     transaction.abort()
+
+
+def test_transactions_of_asyncio_take_its_own_consumers(tmp_path: Path) -> None:
+    async def ask(other: fastlog.Store) -> None:
+        async with (
+            fastlog.aio.open(tmp_path / "store", durability="os") as store,
+            store.producer(transactional_id="pay") as producer,
+        ):
+            for odd in (b"x", other.consumer("lines", group="g")):
+                with pytest.raises(fastlog.ConfigError, match=r"expected a consumer of fastlog\.aio"):
+                    producer.transaction(odd)  # type: ignore[arg-type]
+
+    with fastlog.open(tmp_path / "other", durability="os") as other:
+        other.create_topic("lines")
+        asyncio.run(ask(other))
 
 
 @pytest.mark.parametrize("role", ["value", "key"])

@@ -521,14 +521,18 @@ cdef int _encode_header(Column column, object key, object value, int64_t index) 
     cdef const char* text
     cdef Py_ssize_t size
     cdef Py_buffer view
+    cdef bytes escaped
     if not isinstance(key, str):
         raise InvalidRecordError(f"{_entry(index)} has the key {key!r}, a {_type_name(key)}: header keys are str")
     try:
         text = PyUnicode_AsUTF8AndSize(key, &size)
     except UnicodeEncodeError as error:
-        raise InvalidRecordError(
-            f"{_entry(index)} has the key {key!r}, which UTF-8 cannot express: {error.reason}"
-        ) from error
+        escaped = _bytes_read_as(key)
+        if escaped is None:
+            raise InvalidRecordError(
+                f"{_entry(index)} has the key {key!r}, which UTF-8 cannot express: {error.reason}"
+            ) from error
+        text, size = escaped, len(escaped)
     _append_sized(column, <const uint8_t*>text, size, index)
     if value is None:
         _append_varint(column, -1)
@@ -545,6 +549,15 @@ cdef int _encode_header(Column column, object key, object value, int64_t index) 
     finally:
         PyBuffer_Release(&view)
     return 0
+
+
+cdef bytes _bytes_read_as(str key):
+    """The bytes of another writer's header that was read under this name: they are no UTF-8, and go on as they are. None for
+    a name that was never read."""
+    try:
+        return key.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return None
 
 
 cdef int _append_sized(Column column, const uint8_t* data, Py_ssize_t size, int64_t index) except -1:

@@ -16,7 +16,7 @@ from fastlog._core import Delivery as SynchronousDelivery
 from fastlog._native import oscalls
 from fastlog.clients.producer import Producer as SynchronousProducer
 from fastlog.config import parse_duration_ms
-from fastlog.errors import BufferFullError, ClosedError, DeliveryTimeoutError, Error
+from fastlog.errors import BufferFullError, ClosedError, ConfigError, DeliveryTimeoutError, Error
 from fastlog.records import BatchMetadata, RecordMetadata
 
 from .consumer import Consumer
@@ -320,8 +320,10 @@ class Producer:
         """A block whose records become visible together, or not at all: ``async with producer.transaction() as tx``.
 
         The end of the block commits; an exception aborts, a cancellation included. See
-        ``fastlog.Producer.transaction``.
+        ``fastlog.Producer.transaction``. ConfigError for a consumer that is none of ``fastlog.aio``.
         """
+        if consumer is not None and not isinstance(consumer, Consumer):
+            raise ConfigError(f"consumer={consumer!r}: expected a consumer of fastlog.aio, or None")
         stepping = None if consumer is None else consumer.stepping
         return Transaction(self, self._producer.transaction(stepping), consumer, self._workers)
 

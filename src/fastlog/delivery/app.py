@@ -116,14 +116,17 @@ class App:
             batch: call the handler with lists of up to so many records, of those that are there.
             start: where to begin when the group has committed nothing; as of ``Store.consumer``, but everything that is
                 there by default.
-            block_on_dead_letter: with ``order_by="key"``: records of a key wait until its dead letter is redriven or
-                discarded.
+            block_on_dead_letter: with ``order_by="key"``: records of a key that has a dead letter become dead letters
+                too, in order and uncalled, until those are redriven; or discarded, which counts from when the partition
+                is taken the next time.
             breaker: when to pause after failures in a row.
             deduplicate: which events are known, and not handled again.
             key_deserializer, value_deserializer: callables that are given bytes; null stays None. A record that they
                 fail on goes to the dead letters, as it is.
-            drain_timeout: how long to wait for calls when partitions go, or at the end.
-            max_poll_interval: how long the process may be stopped before others take its partitions.
+            drain_timeout: how long to wait for calls when partitions go, or at the end; at most four fifths of
+                ``max_poll_interval``.
+            max_poll_interval: how long the process may be stopped before others take its partitions. A call of a sync
+                handler with ``concurrency=1`` and no ``timeout`` has to be shorter.
 
         Raises ConfigError for options that are out of range or exclude each other, and for a second subscriber of the
         same topic and group, or of the same name.
@@ -295,6 +298,27 @@ class App:
         return {runner.subscriber.name: runner.stats() for runner in self._runners} or dict(self._last)
 
     # --- for who steps by hand ---------------------------------------------------------------------------------------
+
+    def bound_to(
+        self,
+        store: str | os.PathLike[str] | Store,
+        *,
+        clock: Clock | None = None,
+        change: Callable[[Subscriber], dict[str, Any]] | None = None,
+    ) -> App:
+        """An App for another store, with the subscribers and the middleware declared so far. This one stays as it is.
+
+        Args:
+            store: as of App.
+            clock: as of App.
+            change: for each subscriber the options that are different there, by the names of its attributes.
+        """
+        bound = App(store, durability=self._durability, client_id=self._client_id, clock=clock)
+        bound._subscribers = [
+            subscriber.changed(**({} if change is None else change(subscriber))) for subscriber in self._subscribers
+        ]
+        bound._middleware = list(self._middleware)
+        return bound
 
     def open(self, *, inline: bool = False) -> list[Runner]:
         """Open the store, and a runner for each subscriber, which nobody runs yet.

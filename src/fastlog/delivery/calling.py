@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, TypeVarTuple
 
 from fastlog.errors import ConfigError, HandlerTimeoutError
 
@@ -32,8 +32,10 @@ logger = logging.getLogger("fastlog.delivery")
 
 Middleware = Callable[..., Any]
 Report = Callable[["Call"], object]
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
-GLANCE_S: Final = 0.001
+GLANCE_S: Final = 0.005  # for what other threads hand to an event loop that does not sleep
 
 
 class Call:
@@ -124,8 +126,8 @@ class Executor(Protocol):
 class Inline:
     """Calls at once, in the thread that asks, and reports before ``start`` returns.
 
-    Async handlers run to their end in an event loop of their own. With a clock that is turned by hand the loop does not
-    sleep: when all its tasks wait for a time, that time has come.
+    Async handlers run to their end in an event loop of their own. With a clock that is not the machine's the loop does
+    not sleep: when all its tasks wait for a time, that time has come.
     """
 
     def __init__(
@@ -150,7 +152,9 @@ class Inline:
 
     def _complete(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         if self._loop is None:
-            self._loop = asyncio.new_event_loop() if isinstance(self._clock, SystemClock) else unsleeping_loop()
+            self._loop = (
+                asyncio.new_event_loop() if isinstance(self._clock, SystemClock) else UnsleepingLoop(self._clock)
+            )
         self._loop.run_until_complete(limited(coroutine, self._timeout_ms))
 
     def close(self) -> None:
@@ -287,29 +291,56 @@ def timed_out(timeout_ms: int, outcome: str) -> HandlerTimeoutError:
 
 
 class Unsleeping(selectors.DefaultSelector):
-    """Does not wait for a time: ``skipped`` says how many seconds it has passed over."""
+    """Does not wait for a time, but has it pass. For what comes from outside it waits, as long as it is asked to."""
 
-    skipped = 0.0
+    def __init__(self, has_guests: Callable[[], bool], pass_over: Callable[[float], None]) -> None:
+        super().__init__()
+        self._has_guests = has_guests
+        self._pass_over = pass_over
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """What is ready. When nothing is within a millisecond, the time has come."""
+        """What is ready. When nothing is, the time has come."""
         if timeout is None or timeout <= 0:
             return super().select(timeout)
-        found = super().select(min(timeout, GLANCE_S))
+        # the loop itself has one file registered, by which it is woken
+        is_alone = len(self.get_map()) <= 1 and not self._has_guests()
+        found = super().select(min(timeout, GLANCE_S) if is_alone else timeout)
         if not found:
-            self.skipped += timeout
+            self._pass_over(timeout)
         return found
 
 
-def unsleeping_loop() -> asyncio.AbstractEventLoop:
-    """An event loop whose sleeping tasks wake up at once, in order."""
-    selector = Unsleeping()
+class UnsleepingLoop(asyncio.SelectorEventLoop):
+    """An event loop beside a clock that stands still: when all tasks wait for a time, that time has come, here alone.
 
-    class Loop(asyncio.SelectorEventLoop):
-        def time(self) -> float:
-            return super().time() + selector.skipped
+    Sockets and threads of ``run_in_executor`` are waited for, in earnest.
+    """
 
-    return Loop(selector)
+    def __init__(self, clock: Clock) -> None:
+        self._of_clock = clock
+        self._begun_at = clock.steady()
+        self._ahead = 0.0
+        self._guests = 0
+        super().__init__(Unsleeping(lambda: self._guests > 0, self._pass_over))
+        # asyncio's own, a nanosecond, is less than what a float can tell apart after some months
+        self._clock_resolution = 1e-6
+
+    def time(self) -> float:
+        """Seconds of the clock, and those that were passed over."""
+        return (self._of_clock.steady() - self._begun_at) / 1000 + self._ahead
+
+    def _pass_over(self, seconds: float) -> None:
+        self._ahead += seconds
+
+    def run_in_executor(self, executor: Any, func: Callable[[*Ts], T], *args: *Ts) -> asyncio.Future[T]:
+        """As of any loop; what is in a thread is waited for."""
+        future = super().run_in_executor(executor, func, *args)
+        self._guests += 1
+        future.add_done_callback(self._let_go)
+        return future
+
+    def _let_go(self, future: object) -> None:
+        self._guests -= 1
 
 
 def executor_of(

@@ -27,7 +27,7 @@ from fastlog.records import TopicPartition
 from fastlog.transactions import Coordinator
 
 from .audits import AUDIT_PAIRS, Audit, Handled, audit_value, audits_in
-from .headers import DeadLetter, letter_of, redriven_headers
+from .headers import DEAD_LETTER_PREFIX, DeadLetter, letter_of, redriven_headers
 from .naming import DEAD_LETTER, RETRY, dead_letter_topics, owned_topic, require_topic
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from fastlog._core import PartitionLog, RecordBatch
     from fastlog.clients.store import Store
     from fastlog.clients.transaction import Transaction
+    from fastlog.records import Headers
     from fastlog.store.directory import Directory
 
 __all__ = ["DeadLetterReport", "DeadLetterSurvey", "DeadLetters", "LetterFilters", "operator_id"]
@@ -294,7 +295,10 @@ class DeadLetters:
             chosen = selection.mask(batch) & ~handled.audit_mask(offsets)
             if state != "all":
                 chosen &= is_handled if state == "handled" else ~is_handled
+            headers = batch.headers
             for index in numpy.flatnonzero(chosen).tolist():
+                if selection.looks_into_headers and not selection.may_fit(headers[index]):
+                    continue
                 try:
                     letter = self._own_letter(batch, index)
                 except InvalidRecordError as error:
@@ -555,6 +559,7 @@ class Selection:
 
     Attributes:
         partitions: numbers, ascending.
+        looks_into_headers: whether headers have to tell.
     """
 
     def __init__(
@@ -586,6 +591,9 @@ class Selection:
         if message is not None and not isinstance(message, str):
             raise ConfigError(f"message={message!r}: expected text")
         self._message = message
+        self.looks_into_headers = any(one is not None for one in (self._ids, self._exception, self._message))
+        self._id_bytes = frozenset(_bytes(one) for one in self._ids or ())
+        self._exception_bytes, self._message_bytes = _bytes(self._exception or ""), _bytes(message or "")
         self._since = None if since is None else _milliseconds(since, "since")
         self._until = None if until is None else _milliseconds(until, "until")
 
@@ -617,6 +625,18 @@ class Selection:
             for index in numpy.flatnonzero(chosen).tolist():
                 chosen[index] = bytes(keys[index] or b"") == self._key
         return chosen
+
+    def may_fit(self, headers: Headers) -> bool:
+        """Whether these headers may be those of a wanted letter; ``fits`` says for sure. Spares making the letter."""
+        # of several the last one counts: ours stand behind those of the origin
+        told = dict(headers)
+        name = told.get(DEAD_LETTER_PREFIX + "id")
+        if self._ids is not None and name is not None and name not in self._id_bytes:
+            return False
+        exception, message = told.get(DEAD_LETTER_PREFIX + "exception"), told.get(DEAD_LETTER_PREFIX + "message")
+        if exception is not None and not exception.endswith(self._exception_bytes):
+            return False
+        return message is None or self._message_bytes in message
 
     def fits(self, letter: DeadLetter) -> bool:
         """Whether what the headers say is wanted."""
@@ -653,6 +673,11 @@ def _numbers(given: Iterable[int]) -> NDArray[numpy.int64]:
     if not all(isinstance(one, int) and not isinstance(one, bool) and 0 <= one < 1 << 63 for one in numbers):
         raise ConfigError(f"offsets={numbers!r:.80}: expected a range, or numbers from 0")
     return numpy.array(numbers, dtype=numpy.int64)
+
+
+def _bytes(text: str) -> bytes:
+    """Text as it stands in headers."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _texts(given: str | Iterable[str], name: str) -> frozenset[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import traceback
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -13,6 +14,8 @@ __all__ = ["Failure", "Item", "Move", "Stage"]
 
 TRACEBACK_CHARACTERS = 4000
 MESSAGE_CHARACTERS = 1000
+MOST_FRAMES = 40
+OWN_FOLDER = __file__.rpartition("/")[0] + "/"
 
 
 @dataclass(slots=True)
@@ -41,10 +44,30 @@ class Failure:
         except Exception:
             message = ""
         try:
-            told = "".join(traceback.format_exception(error))[-TRACEBACK_CHARACTERS:]
+            told = told_of(error, name, message)[-TRACEBACK_CHARACTERS:]
         except Exception:
             told = ""
         return cls(name, message, told, at)
+
+
+def told_of(error: BaseException, name: str, message: str) -> str:
+    """The traceback as Python prints it, from the handler on; in a twentieth of the time, as many may fail at once."""
+    is_chained = error.__cause__ is not None or (error.__context__ is not None and not error.__suppress_context__)
+    if is_chained or isinstance(error, (BaseExceptionGroup, SyntaxError)) or hasattr(error, "__notes__"):
+        return "".join(traceback.format_exception(error))
+    lines = ["Traceback (most recent call last):\n"]
+    places = []
+    step = error.__traceback__
+    while step is not None:
+        if not step.tb_frame.f_code.co_filename.startswith(OWN_FOLDER):
+            places.append((step.tb_frame.f_code, step.tb_lineno))
+        step = step.tb_next
+    for code, number in places[-MOST_FRAMES:]:
+        line = linecache.getline(code.co_filename, number).strip()
+        shown = f"    {line}\n" if line else ""
+        lines.append(f'  File "{code.co_filename}", line {number}, in {code.co_name}\n{shown}')
+    lines.append(f"{name}: {message}\n" if message else f"{name}\n")
+    return "".join(lines)
 
 
 class Stage(IntEnum):

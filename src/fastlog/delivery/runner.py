@@ -29,6 +29,7 @@ from fastlog.errors import (
     InvalidRecordError,
     LockedError,
     StorageError,
+    UnknownTopicError,
 )
 from fastlog.groups.offsets import OffsetAndMetadata, OffsetStore
 from fastlog.records import TopicPartition
@@ -36,11 +37,12 @@ from fastlog.transactions import resolve_pending
 
 from .calling import Call, Middleware, executor_of, timed_out
 from .clock import Clock, SystemClock
+from .dead_letters import DeadLetters
 from .finished import Finished
 from .headers import item_of_retry
 from .items import Failure, Item, Move
 from .moving import Movers, Route
-from .naming import DEAD_LETTER, RETRY, require_topic
+from .naming import DEAD_LETTER, RETRY, check_names, require_topic
 from .policy import BatchError, BreakerState
 from .work import PartitionWork
 
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
     from fastlog.clients.fetching import Assigned
     from fastlog.store.directory import Directory
 
-    from .subscriber import Subscriber
+    from .subscriber import Handler, Subscriber
 
 __all__ = ["Runner", "SubscriberStats"]
 
@@ -58,7 +60,8 @@ COMMIT_INTERVAL_MS: Final = 1000
 COMMIT_RECORDS: Final = 1000  # not many more finished ones come again after a crash
 MOST_MOVES: Final = 500  # in one transaction
 MOST_INLINE: Final = 500  # calls of one round, so that the group and due records have their turn
-INLINE_MS: Final = 5
+INLINE_MS: Final = 10
+FETCH_MS: Final = 5  # while all calls are begun, the group and the topics are looked at so often
 SHORT_WAIT_MS: Final = 20
 LONG_WAIT_MS: Final = 1000
 FIRST_PAUSE_MS: Final = 100
@@ -219,6 +222,9 @@ class Runner:
         )
         self._fresh_ids: list[bytes] = []
         self._dispatched_at = self._clock.wall()
+        self._fetched_at = 0
+        self._is_full = False
+        self._plain = self._plain_handler(middleware, inline=inline)
         self._is_inline = inline
         self._topics = subscriber.topics
         self._movers = Movers(directory)
@@ -308,6 +314,11 @@ class Runner:
         happened |= self._begin_places()
         happened |= self._dispatch()
         self._flush_ids()
+        happened = happened or self._has_moves()
+        waits_for_calls = self._is_full and max_wait_ms > 0 and self._clock.steady() - self._fetched_at < FETCH_MS
+        # the next to happen is most likely that a call ends: nothing is cheaper to wait for
+        if waits_for_calls and self._collect(min(max_wait_ms, FETCH_MS)):
+            return True
         happened |= self._fetch(0 if happened else self._patience(max_wait_ms))
         if self.error is not None:
             raise self.error
@@ -338,6 +349,22 @@ class Runner:
         found = [place.work.next_due(now) for place in self._places.values() if place.work is not None]
         return min((due for due in found if due is not None), default=None)
 
+    def next_change(self) -> int | None:
+        """In how many ms something goes on that only waits for time to pass; None when nothing does.
+
+        That is a record that waits for its next attempt, the end of a breaker's pause, or the next try to write what
+        could not be written.
+        """
+        waits = []
+        due, wall, steady = self.next_due(), self._clock.wall(), self._clock.steady()
+        if due is not None and due > wall:
+            waits.append(due - wall)
+        works = [place.work for place in self._places.values() if place.work is not None]
+        if self._breaker is not None and (change := self._breaker.next_change()) is not None:
+            waits += [change - steady] if any(work.waiting for work in works) else []
+        waits += [place.resume_at - steady for place in self._places.values() if place.resume_at > steady]
+        return max(min(waits), 0) if waits else None
+
     # --- reading -----------------------------------------------------------------------------------------------------
 
     def _patience(self, most: int) -> int:
@@ -354,7 +381,7 @@ class Runner:
             waits.append(self._committed_at + COMMIT_INTERVAL_MS - now)
         if self._timed:
             waits.append(self._timed[0].deadline - now)
-        if self._opening:
+        if self._opening or self._consumer.awaited():
             waits.append(SHORT_WAIT_MS)
         waits += [place.resume_at - now for place in self._places.values() if place.resume_at > now]
         return max(min(waits), 0)
@@ -363,7 +390,7 @@ class Runner:
         """Read the next records of any partition; the group has its say meanwhile."""
         for place in self._places.values():
             work = place.work
-            is_halted = work is None or place.is_leaving or place.doubtful is not None
+            is_halted = work is None or place.is_over or place.is_leaving or place.doubtful is not None
             place.reading.is_paused = is_halted or work is None or not work.wants_source
             if place.retry_reading is not None:
                 place.retry_reading.is_paused = is_halted
@@ -374,6 +401,7 @@ class Runner:
             batch = next(self._consumer.batches(timeout=wait_ms / 1000), None)
         finally:
             self._sleeps = False
+        self._fetched_at = self._clock.steady()
         has_changed, self._has_changed = self._has_changed, False
         if batch is None:
             self._fence_awaited()
@@ -446,8 +474,56 @@ class Runner:
         happened = False
         until = self._clock.steady() + INLINE_MS
         for place in places[self._turn :] + places[: self._turn]:
-            happened |= self._dispatch_place(place, until)
+            if self._plain is not None:
+                happened |= self._call_here(place, self._plain, until)
+            else:
+                happened |= self._dispatch_place(place, until)
+        self._is_full = self._calls >= self.subscriber.concurrency
         return happened
+
+    def _plain_handler(self, middleware: Sequence[Middleware], *, inline: bool) -> Handler | None:
+        """The handler, when all there is to do with a record is to call it with it, in this thread."""
+        subscriber = self.subscriber
+        is_plain = (
+            not subscriber.is_async
+            and (inline or subscriber.concurrency == 1)
+            and not middleware
+            and subscriber.batch is subscriber.timeout_ms is subscriber.breaker is subscriber.deduplicate is None
+        )
+        return subscriber.handler if is_plain else None
+
+    def _call_here(self, place: Place, handler: Handler, until: int) -> bool:
+        """The short way: record after record, with nothing around the calls."""
+        work = place.work
+        if work is None or not self._may_go_on(place):
+            return False
+        take, succeed, clock, stops = work.take, work.succeed, self._clock, self._stopping.is_set
+        calls = succeeded = 0
+        while calls < MOST_INLINE and not stops():
+            items = take(clock.wall(), 1)
+            if not items:
+                if work.wanted_mark(clock.wall()) and self._commit([place]):
+                    continue
+                break
+            calls += 1
+            place.in_hand = 1
+            try:
+                handler(items[0].record)
+            except BaseException as error:
+                place.in_hand = 0
+                self._fail(place, items[0], error)
+                if self.error is not None:
+                    break
+            else:
+                place.in_hand = 0
+                succeed(items[0])
+                succeeded += 1
+            if clock.steady() > until:
+                break
+        place.changed += succeeded
+        self._counts["calls"] += calls
+        self._counts["succeeded"] += succeeded
+        return calls > 0
 
     def _dispatch_place(self, place: Place, until: int) -> bool:
         happened = False
@@ -476,14 +552,17 @@ class Runner:
 
     def _may_call(self, place: Place) -> bool:
         """Whether a partition may go on now; a mark that it wants before is written."""
-        work = place.work
-        if work is None or place.is_over or place.is_leaving or place.doubtful is not None or self.error is not None:
+        if place.work is None or not self._may_go_on(place):
             return False
-        if place.resume_at > self._clock.steady():
-            return False
-        if work.wanted_mark(self._clock.wall()):
+        if place.work.wanted_mark(self._clock.wall()):
             return self._commit([place])
         return True
+
+    def _may_go_on(self, place: Place) -> bool:
+        """Whether nothing keeps a partition from going on: its end, or something that could not be written."""
+        if place.is_over or place.is_leaving or place.doubtful is not None or self.error is not None:
+            return False
+        return place.resume_at <= self._clock.steady()
 
     def _begin(self, place: Place, items: Sequence[Item]) -> None:
         """Begin a call with these; none: there is nothing to begin."""
@@ -547,6 +626,7 @@ class Runner:
         """From any thread: a call is over."""
         self._done.put(call)
         if self._sleeps:
+            self._sleeps = False
             self._consumer.wakeup()
 
     def _collect(self, timeout_ms: float = 0) -> bool:
@@ -597,8 +677,6 @@ class Runner:
         place.changed += len(items)
 
     def _end_failed(self, place: Place, call: Call, error: BaseException) -> None:
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
-            self.error = self.error or error
         if self._breaker is not None:
             if isinstance(error, Exception) and self.subscriber.retry.gives_up(error):
                 self._breaker.dropped(call)
@@ -622,6 +700,8 @@ class Runner:
     def _fail(self, place: Place, item: Item, error: BaseException) -> None:
         if place.work is None:
             return
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            self.error = self.error or error
         now = self._clock.wall()
         self._counts["failed"] += 1
         place.changed += 1
@@ -662,6 +742,16 @@ class Runner:
             if place.work is not None and place.resume_at <= self._clock.steady():
                 happened |= self._settle(place) and self._move(place)
         return happened
+
+    def _has_moves(self) -> bool:
+        """Whether records that were about to be called have to be moved instead: nobody can decode them, or they have
+        ended the process too often."""
+        now = self._clock.steady()
+        return any(
+            place.work.moves(1)
+            for place in self._places.values()
+            if place.work is not None and place.doubtful is None and place.resume_at <= now
+        )
 
     def _move(self, place: Place) -> bool:
         """Move what has to be moved, one transaction. Whether something was."""
@@ -713,9 +803,8 @@ class Runner:
 
     def _note_failed_move(self, place: Place, moves: list[Move], error: Error, *, in_doubt: bool) -> None:
         self._counts["failed_moves"] += 1
-        if isinstance(error, CommitFailedError):
-            logger.warning("subscriber %r: %s", self.subscriber.name, error)
-            self._drop(place)
+        if isinstance(error, (CommitFailedError, UnknownTopicError)):
+            self._refuse(place, error)
             return
         if in_doubt:
             place.doubtful = moves
@@ -740,6 +829,14 @@ class Runner:
         if is_committed:
             self._note_moved(place, moves)
         return not is_committed or place.work is not None
+
+    def _refuse(self, place: Place, error: Error) -> None:
+        """The partition is somebody else's, or its topic is gone, which the consumer will hear of. If it does not, one
+        of the topics beside it was deleted: it is begun anew after a while.
+        """
+        logger.warning("subscriber %r: %s", self.subscriber.name, error)
+        self._drop(place)
+        place.resume_at = self._clock.steady() + LONG_WAIT_MS
 
     def _back_off(self, place: Place, what: str, error: Error) -> None:
         """Something could not be written: wait a while with this partition, longer each time."""
@@ -805,8 +902,7 @@ class Runner:
         """One of several partitions is lost: the others are still to be committed."""
         self._counts["failed_commits"] += 1
         if len(places) == 1:
-            logger.warning("subscriber %r: %s", self.subscriber.name, error)
-            self._drop(places[0])
+            self._refuse(places[0], error)
             return False
         outcomes = [self._commit([place], clean=clean) for place in places]
         return all(outcomes)
@@ -820,53 +916,58 @@ class Runner:
 
     # --- partitions come ---------------------------------------------------------------------------------------------
 
-    def _require_topics(self, topic: str) -> tuple[str, str | None]:
-        """The retry and the dead-letter topic of a topic, made when they are not there."""
+    def _require_topics(self, topic: str) -> None:
+        """The retry and the dead-letter topic of a topic are there, with as many partitions."""
         subscriber = self.subscriber
-        retry = require_topic(self._directory, topic, subscriber.group, RETRY, subscriber.retry_topic).name
-        if not subscriber.dead_letter:
-            return retry, None
-        dead = require_topic(self._directory, topic, subscriber.group, DEAD_LETTER, subscriber.dead_letter_topic)
-        return retry, dead.name
+        require_topic(self._directory, topic, subscriber.group, RETRY, subscriber.retry_topic)
+        if subscriber.dead_letter:
+            require_topic(self._directory, topic, subscriber.group, DEAD_LETTER, subscriber.dead_letter_topic)
 
     def _take_over(self, names: list[TopicPartition]) -> None:
         """The consumer has got partitions: they begin in the next rounds."""
         self._has_changed = True
+        self._consumer.wakeup()  # it may be about to sleep, with partitions that wait to be begun
         for name in names:
             reading = self._consumer.reading(name)
             if reading is None:
                 continue
             reading.is_paused = True
-            retry, dead = self._require_topics(name.topic)
-            route = Route(
-                self.subscriber.group,
-                name,
-                TopicPartition(retry, name.partition),
-                None if dead is None else TopicPartition(dead, name.partition),
-            )
-            place = self._places[name] = Place(route, reading)
+            place = self._places[name] = Place(self._route_of(name), reading)
             self._opening.append(place)
+
+    def _route_of(self, source: TopicPartition) -> Route:
+        """Where records of a partition go. The topics need not be there yet."""
+        subscriber = self.subscriber
+        retry, dead = check_names(source.topic, subscriber.group, subscriber.retry_topic, subscriber.dead_letter_topic)
+        return Route(
+            subscriber.group,
+            source,
+            TopicPartition(retry, source.partition),
+            TopicPartition(dead, source.partition) if subscriber.dead_letter else None,
+        )
 
     def _fence_awaited(self) -> None:
         """A transaction of an earlier owner, who may be stopped, holds up partitions of ours: end it."""
         for name in self._consumer.awaited():
-            topics = self._require_topics(name.topic)
-            route = Route(self.subscriber.group, name, TopicPartition(topics[0], name.partition), None)
-            mover = self._movers.of(route)
+            mover = self._movers.of(self._route_of(name))
             if not mover.is_open:
                 mover.fence()
 
     def _begin_places(self) -> bool:
         """Begin the partitions that can be; then say durably that they are not clean any more."""
+        now = self._clock.steady()
+        for place in list(self._places.values()):
+            if place.is_over and not place.in_hand and place.resume_at <= now:
+                self._begin_anew(place)
         if not self._opening:
             return False
         begun = []
         for place in list(self._opening):
-            if place.resume_at > self._clock.steady():
+            if place.resume_at > now:
                 continue
             try:
                 is_begun = self._begin_place(place)
-            except (StorageError, LockedError) as error:
+            except (StorageError, LockedError, UnknownTopicError) as error:
                 self._end_reading(place)
                 self._back_off(place, f"{place.title} could not be begun", error)
                 continue
@@ -884,6 +985,7 @@ class Runner:
 
     def _begin_place(self, place: Place) -> bool:
         """Find out how a partition was left; False when that cannot be told yet."""
+        self._require_topics(place.source.topic)
         names = [place.source, place.retry]
         mover = self._movers.of(place.route)
         if not resolve_pending(self._directory, self.subscriber.group, names, timeout_ms=0):
@@ -914,8 +1016,17 @@ class Runner:
         if not self._read_retry(place, work, reading):
             self._end_reading(place)
             return False
+        if subscriber.block_on_dead_letter and place.dead_letter is not None:
+            work.block(self._blocked_keys(place.dead_letter))
         work.begin()
         return True
+
+    def _blocked_keys(self, dead_letter: TopicPartition) -> set[bytes]:
+        """Keys that have dead letters which nobody has redriven or discarded."""
+        topic, number = dead_letter
+        owner = self._directory.topic(topic).owner
+        letters = DeadLetters(self._directory, topic, "" if owner is None else owner.topic, self.subscriber.group, "")
+        return {letter.key for letter in letters.list(partition=number) if letter.key is not None}
 
     def _read_retry(self, place: Place, work: PartitionWork, reading: Assigned) -> bool:
         """Read the retry partition to its end; False while transactions hide some of it."""
@@ -941,6 +1052,7 @@ class Runner:
     def _begin_anew(self, place: Place) -> None:
         """Forget what is known of a partition, and begin it again with what is committed."""
         fresh = Place(place.route, place.reading)
+        place.reading.is_paused = True
         self._drop(place)
         self._end_reading(place)
         self._places[place.source] = fresh

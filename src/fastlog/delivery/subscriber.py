@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 from collections.abc import Callable, Sequence
@@ -92,9 +93,10 @@ class Subscriber:
             if given is not None and not callable(given):
                 raise ConfigError(f"{option} is a {type(given).__name__}: expected a callable that takes bytes")
         self.key_deserializer, self.value_deserializer = key_deserializer, value_deserializer
-        self.drain_ms = positive(drain_timeout, "drain_timeout", least=0)
         self.max_poll_interval = max_poll_interval
-        positive(max_poll_interval, "max_poll_interval")
+        # who waits longer is put out meanwhile, and could not commit
+        longest = positive(max_poll_interval, "max_poll_interval") * 4 // 5
+        self.drain_ms = min(positive(drain_timeout, "drain_timeout", least=0), longest)
         self.is_async = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(
             getattr(handler, "__call__", None)  # noqa: B004  # not whether it can be called, but how
         )
@@ -109,6 +111,13 @@ class Subscriber:
         if not isinstance(self.topics, re.Pattern):
             for topic in self.topics:
                 check_names(topic, self.group, self.retry_topic, self.dead_letter_topic)
+
+    def changed(self, **attributes: Any) -> Subscriber:
+        """The same with other attributes; they are not checked again."""
+        found = copy.copy(self)
+        for name, value in attributes.items():
+            setattr(found, name, value)
+        return found
 
     @property
     def decodes(self) -> bool:
