@@ -17,7 +17,7 @@ import pytest
 import fastlog
 from fastlog._native import oscalls
 from fastlog.delivery.app import App
-from tests.delivery.apps import HandClock, committed, driven, records_of, send, values_of
+from tests.delivery.apps import Driven, HandClock, committed, driven, records_of, send, values_of
 
 SECOND = 1000
 
@@ -442,6 +442,33 @@ def test_a_batch_that_fails_as_a_whole_is_called_record_by_record(store: fastlog
     assert values_of(store, "orders.mail.dlq") == [b"1"]
 
 
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("order_by", ["partition", "key"])
+def test_a_batch_that_fails_keeps_its_order(store: fastlog.Store, clock: HandClock, order_by: Any, whole: bool) -> None:
+    store.create_topic("orders")
+    send(store, "orders", [b"%d" % number for number in range(6)], [b"k"] * 6)
+    app = App(store, clock=clock)
+    handled: list[bytes | None] = []
+    is_broken = [True]
+
+    @app.subscriber("orders", group="mail", order_by=order_by, batch=6, retry=plain_retry(3))
+    def mail(records: list[fastlog.Record]) -> None:
+        values = [record.value for record in records]
+        if is_broken[0] and b"2" in values:
+            if whole:
+                raise ValueError
+            handled.extend(values[: values.index(b"2")])
+            raise fastlog.BatchError(values.index(b"2"), ValueError("two"))
+        handled.extend(values)
+
+    with driven(app, clock) as running:
+        assert handled == [b"0", b"1"]
+        is_broken[0] = False
+        running.advance(SECOND)
+        assert handled == [b"%d" % number for number in range(6)]
+    assert not values_of(store, "orders.mail.dlq")
+
+
 # --- deserializers ---------------------------------------------------------------------------------------------------
 
 
@@ -637,6 +664,28 @@ def test_a_stop_does_not_wait_for_ever(store: fastlog.Store, caplog: pytest.LogC
     assert known.offset == 1
     assert not Finished.decode(known.offset, known.metadata).clean
     assert "did not end within" in caplog.text
+
+
+def test_a_handler_that_exits_ends_the_app(store: fastlog.Store) -> None:
+    store.create_topic("orders")
+    send(store, "orders", [b"a", b"b"])
+    app = App(store)
+    calls: list[bytes | None] = []
+
+    @app.subscriber("orders", group="mail", order_by="partition", retry=plain_retry(2, "20ms"))
+    def mail(record: fastlog.Record) -> None:
+        calls.append(record.value)
+        raise SystemExit(7)
+
+    for number in (1, 2):
+        with pytest.raises(SystemExit) as caught:
+            app.run()
+        assert caught.value.code == 7
+        assert calls == [b"a"] * number
+        time.sleep(0.1)
+    with pytest.raises(SystemExit):
+        app.run()
+    assert calls == [b"a", b"a", b"b"]
 
 
 def test_a_stop_before_the_run_ends_it_at_once(store: fastlog.Store) -> None:
@@ -886,6 +935,44 @@ def test_a_retry_topic_that_somebody_deletes_is_made_again(store: fastlog.Store,
             running.advance(SECOND)
         assert set(calls) == {b"1"}
         assert running.stats()["mail"].succeeded == 1
+
+
+def test_who_has_lost_a_partition_commits_nothing(store: fastlog.Store, clock: HandClock) -> None:
+    store.create_topic("orders")
+    send(store, "orders", [b"1", b"2", b"3"])
+    calls: list[tuple[str, bytes | None]] = []
+    others: list[Driven] = []
+
+    def app(name: str, own: HandClock) -> App:
+        made = App(store, clock=own)
+
+        @made.subscriber(
+            "orders", group="mail", order_by="partition", retry=plain_retry(3, 0), max_poll_interval="200ms"
+        )
+        def mail(record: fastlog.Record) -> None:
+            calls.append((name, record.value))
+            if name == "slow":
+                time.sleep(0.3)
+                taking = time.monotonic()
+                while others[0].stats()["mail"].succeeded < 3 and time.monotonic() < taking + 10:
+                    others[0].advance(SECOND)
+                others[0].advance(SECOND)
+                raise ValueError
+
+        return made
+
+    standing = HandClock()
+    slow = Driven(app("slow", standing), standing)
+    others.append(Driven(app("quick", clock), clock))
+    place = fastlog.TopicPartition("orders", 0)
+    try:
+        slow.settle(20)
+        assert calls == [("slow", b"1"), ("quick", b"1"), ("quick", b"2"), ("quick", b"3")]
+        assert committed(store, "mail")[place].offset == 3
+        assert slow.stats()["mail"].failed_commits == 1
+    finally:
+        slow.app.close()
+        others[0].app.close()
 
 
 # --- mistakes --------------------------------------------------------------------------------------------------------

@@ -110,6 +110,25 @@ def test_a_record_that_kills_its_process_is_a_dead_letter_in_the_end(
     assert set(fleet.calls("end")) == {value.decode() for value in values if value != b"poison-1"}
 
 
+def test_a_record_whose_call_does_not_end_is_a_dead_letter_in_the_end(store: fastlog.Store, fleet: Fleet) -> None:
+    store.create_topic("orders")
+    send(store, "orders", [b"good-1", b"hang-2", b"good-3"], [b"a", b"b", b"c"])
+    options: dict[str, Any] = {"timeout": "300ms", "retry": {"attempts": 2, "backoff": "10ms"}, "concurrency": 2}
+    codes = []
+    while not is_read(store) and len(codes) < 5:
+        worker = fleet.start(**options)
+        until(lambda: worker.code is not None or is_read(store), "an end")  # noqa: B023  # it is called here only
+        if worker.code is None:
+            worker.end(PATIENCE)
+        else:
+            codes.append(worker.code)
+    assert codes == [1] * len(codes) and 2 <= len(codes) <= 3
+    (letter,) = [letter_of(record) for record in records_of(store, "orders.mail.dlq")]
+    assert (letter.value, letter.exception) == (b"hang-2", "WorkerDied")
+    assert fleet.calls().count("hang-2") == len(codes)
+    assert {"good-1", "good-3"} == set(fleet.calls("end"))
+
+
 def test_what_waits_for_its_next_attempt_survives_kill(store: fastlog.Store, fleet: Fleet) -> None:
     store.create_topic("orders")
     send(store, "orders", [b"once-1", b"good-2", b"good-3"], [b"a", b"a", b"a"])

@@ -38,8 +38,8 @@ def read_diary(path: Path) -> list[tuple[int, str, str]]:
 
 
 def handle(value: str, diary: Diary, options: dict[str, Any], attempts: dict[str, int]) -> None:
-    """``poison`` kills the process, ``stop`` stops it; ``bad`` fails always, ``once`` at its first call here, ``sick``
-    until there is a cure.
+    """``poison`` kills the process, ``stop`` stops it, ``hang`` does not come back; ``bad`` fails always, ``once`` at
+    its first call here, ``sick`` until there is a cure.
     """
     diary.write("begin", value)
     if options.get("sleep"):
@@ -52,6 +52,8 @@ def handle(value: str, diary: Diary, options: dict[str, Any], attempts: dict[str
         Path(options["stopped"]).touch()
         os.kill(os.getpid(), signal.SIGSTOP)
         time.sleep(0.01)
+    if kind == "hang":
+        time.sleep(600)
     is_sick = kind == "sick" and not Path(options["cure"]).exists()
     if kind == "bad" or is_sick or (kind == "once" and attempts[value] == 1):
         diary.write("fail", value)

@@ -117,7 +117,10 @@ class Executor(Protocol):
     """Where handlers run."""
 
     def start(self, call: Call) -> None:
-        """Begin a call; it is reported when it is over."""
+        """Begin a call, by the next ``flush`` at the latest; it is reported when it is over."""
+
+    def flush(self) -> None:
+        """Begin what was started."""
 
     def close(self) -> None:
         """Nothing is called any more. Calls that do not end are left alone."""
@@ -149,6 +152,9 @@ class Inline:
         except BaseException as error:
             call.error = error
         self._report(call)
+
+    def flush(self) -> None:
+        """Nothing waits here."""
 
     def _complete(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         if self._loop is None:
@@ -188,6 +194,9 @@ class Threads:
             threading.Thread(target=self._run, name=f"fastlog-{self._name}", daemon=True).start()
         self._queue.put(call)
 
+    def flush(self) -> None:
+        """Nothing waits here."""
+
     def _run(self) -> None:
         step, report, queue = self._step, self._report, self._queue
         while (call := queue.get()) is not None:
@@ -217,7 +226,6 @@ class Tasks:
         self._timeout_ms = timeout_ms
         self._tasks: set[asyncio.Task[None]] = set()
         self._begun: list[Call] = []
-        self._lock = threading.Lock()
         self._closed = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name=f"fastlog-{name}", daemon=True)
@@ -238,15 +246,15 @@ class Tasks:
 
     def start(self, call: Call) -> None:
         """Begin a call."""
-        with self._lock:
-            self._begun.append(call)
-            is_first = len(self._begun) == 1
-        if is_first:
-            self._loop.call_soon_threadsafe(self._begin)
+        self._begun.append(call)
 
-    def _begin(self) -> None:
-        with self._lock:
+    def flush(self) -> None:
+        """Begin what was started. Many at once, as the loop is woken up each time."""
+        if self._begun:
             begun, self._begun = self._begun, []
+            self._loop.call_soon_threadsafe(self._begin, begun)
+
+    def _begin(self, begun: list[Call]) -> None:
         for call in begun:
             task = self._loop.create_task(self._call(call))
             self._tasks.add(task)

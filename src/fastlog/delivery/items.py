@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import linecache
 import traceback
 from dataclasses import dataclass, field
@@ -62,12 +63,17 @@ def told_of(error: BaseException, name: str, message: str) -> str:
         if not step.tb_frame.f_code.co_filename.startswith(OWN_FOLDER):
             places.append((step.tb_frame.f_code, step.tb_lineno))
         step = step.tb_next
-    for code, number in places[-MOST_FRAMES:]:
-        line = linecache.getline(code.co_filename, number).strip()
-        shown = f"    {line}\n" if line else ""
-        lines.append(f'  File "{code.co_filename}", line {number}, in {code.co_name}\n{shown}')
+    lines += [place_of(code.co_filename, number, code.co_name) for code, number in places[-MOST_FRAMES:]]
     lines.append(f"{name}: {message}\n" if message else f"{name}\n")
     return "".join(lines)
+
+
+@functools.lru_cache(1024)
+def place_of(file_name: str, number: int, function: str) -> str:
+    """A place in a traceback, with its line where the file can be read."""
+    line = linecache.getline(file_name, number).strip()
+    shown = f"    {line}\n" if line else ""
+    return f'  File "{file_name}", line {number}, in {function}\n{shown}'
 
 
 class Stage(IntEnum):
@@ -101,6 +107,7 @@ class Item:
         first_failure: wall clock in milliseconds, None when it never failed.
         is_follower: whether it lies in the retry topic only because one before it does.
         is_suspect: whether it may have ended the process that had it before.
+        is_alone: whether it was given back to be handled in a call of its own.
         failure: how it failed last, as far as is known; also why it cannot be decoded.
         stage: where it stands.
         lane: what it has to wait in line with.
@@ -120,6 +127,7 @@ class Item:
     is_follower: bool = False
     is_suspect: bool = False
     failure: Failure | None = None
+    is_alone: bool = False
     stage: Stage = Stage.NEW
     lane: Any = field(default=None, repr=False)
 

@@ -129,6 +129,7 @@ class Place:
         is_over: whatever comes for it counts no more.
         is_leaving: nothing is taken of it any more.
         in_hand: records that are with the handler.
+        alone: how many of the next records are called one by one, as a batch with them failed.
         stuck: calls that took too long, and do not end.
         changed: records finished since the last commit.
         doubtful: moves of which nobody knows whether they are committed.
@@ -137,7 +138,7 @@ class Place:
     """
 
     __slots__ = (
-        *("changed", "dead_letter", "doubtful", "in_hand", "is_leaving", "is_over", "pause", "reading"),
+        *("alone", "changed", "dead_letter", "doubtful", "in_hand", "is_leaving", "is_over", "pause", "reading"),
         *("resume_at", "retry", "retry_reading", "route", "source", "stuck", "work", "written"),
     )
 
@@ -150,6 +151,7 @@ class Place:
         self.is_over = False
         self.is_leaving = False
         self.in_hand = 0
+        self.alone = 0
         self.stuck = 0
         self.changed = 0
         self.doubtful: list[Move] | None = None
@@ -220,6 +222,7 @@ class Runner:
             if subscriber.deduplicate is None
             else subscriber.deduplicate.open(directory.root, subscriber.group, directory.durability)
         )
+        self._ids: dict[Item, bytes | None] = {}  # of what is in hand
         self._fresh_ids: list[bytes] = []
         self._dispatched_at = self._clock.wall()
         self._fetched_at = 0
@@ -534,9 +537,12 @@ class Runner:
                 free = self._breaker.allowed(self._clock.steady(), free)
             if free <= 0 or not self._may_call(place) or place.work is None:
                 break
-            items = place.work.take(self._clock.wall(), free if batch is None else batch)
+            most = free if batch is None else 1 if place.alone else batch
+            items = place.work.take(self._clock.wall(), most)
             if not items:
                 break
+            if place.alone:
+                place.alone -= 1
             happened = True
             if self._memory is not None:
                 items = self._unknown(place, items)
@@ -545,6 +551,7 @@ class Runner:
             else:
                 for item in items:
                     self._begin(place, [item])
+            self._executor.flush()
             self._collect()
             if self._clock.steady() > until:
                 break
@@ -600,13 +607,8 @@ class Runner:
                 work.succeed(item)
             else:
                 called.append(item)
+                self._ids[item] = one
         return called
-
-    def _remember(self, items: Sequence[Item]) -> None:
-        deduplicator = self.subscriber.deduplicate
-        if deduplicator is not None:
-            ids = [deduplicator.id_of(item.record) for item in items if item.record is not None]
-            self._fresh_ids += [one for one in ids if one is not None]
 
     def _flush_ids(self) -> None:
         """Before anything says that they are finished: write down the ids of what is."""
@@ -664,19 +666,23 @@ class Runner:
             self._succeed(place, call.items)
         else:
             self._end_failed(place, call, call.error)
+        for item in call.items if self._ids else ():
+            self._ids.pop(item, None)
 
     def _succeed(self, place: Place, items: Sequence[Item]) -> None:
         work = place.work
         if work is None:
             return
-        if self._memory is not None:
-            self._remember(items)
         for item in items:
             work.succeed(item)
+            if self._memory is not None and (known := self._ids.get(item)) is not None:
+                self._fresh_ids.append(known)
         self._counts["succeeded"] += len(items)
         place.changed += len(items)
 
     def _end_failed(self, place: Place, call: Call, error: BaseException) -> None:
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            self.error = self.error or error
         if self._breaker is not None:
             if isinstance(error, Exception) and self.subscriber.retry.gives_up(error):
                 self._breaker.dropped(call)
@@ -686,16 +692,21 @@ class Runner:
         if self.subscriber.batch is None:
             self._fail(place, items[0], error)
         elif isinstance(error, BatchError) and error.index < len(items):
+            self._give_back(place, items[error.index + 1 :])
             self._succeed(place, items[: error.index])
             self._fail(place, items[error.index], error.cause)
-            if items[error.index + 1 :]:
-                self._begin(place, items[error.index + 1 :])
         elif len(items) == 1:
             self._fail(place, items[0], error)
         else:
-            # whose fault it was nobody knows: each on its own
-            for item in items:
-                self._begin(place, [item])
+            # whose fault it was nobody knows: the next ones are called one by one
+            place.alone += len(items)
+            self._give_back(place, items)
+
+    def _give_back(self, place: Place, items: Sequence[Item]) -> None:
+        """These were not handled: they come again, in their order, and it counts as no attempt."""
+        for item in items:
+            if place.work is not None:
+                place.work.give_back(item)
 
     def _fail(self, place: Place, item: Item, error: BaseException) -> None:
         if place.work is None:
