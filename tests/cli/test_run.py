@@ -12,15 +12,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import fastlog
 from fastlog.delivery.worker import load_app
-
-PACKAGE = str(Path(fastlog.__file__).resolve().parents[1])
-PATIENCE = 30.0
+from tests.cli.running import PACKAGE, PATIENCE, Running, is_alive, runners, until
 
 STAND_IN = '''
 import os, signal, sys, threading, time
@@ -67,6 +64,16 @@ class Dying(StandIn):
         self.ended.wait(0.05)
         sys.exit(7)
 
+class Mixed(StandIn):
+    """The first one takes a second to end, the others die."""
+    def work(self):
+        try:
+            open("first.txt", "x").close()
+        except FileExistsError:
+            sys.exit(7)
+        self.ended.wait(60)
+        time.sleep(1)
+
 class Brief(StandIn):
     def work(self):
         self.ended.wait(0.05)
@@ -83,6 +90,7 @@ class Broken(StandIn):
         raise fastlog.UnknownTopicError("there is no topic 'orders'")
 
 app, stubborn, dying, brief, hanging, broken = StandIn(), Stubborn(), Dying(), Brief(), Hanging(), Broken()
+mixed = Mixed()
 
 class Bare:
     def run(self): pass
@@ -96,82 +104,12 @@ number = 5
 '''
 
 
-class Running:
-    """``fastlog run`` in a process of its own, in a folder with the modules of the test."""
-
-    def __init__(self, folder: Path, *arguments: str, **options: Any) -> None:
-        self.folder = folder
-        environment = {**os.environ, "PYTHONPATH": PACKAGE, "PYTHONUNBUFFERED": "1"}
-        environment.update(options.pop("variables", {}))
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "fastlog", "run", *arguments],
-            cwd=folder, env=environment, stdout=options.pop("stdout", subprocess.PIPE), stderr=subprocess.PIPE,
-            text=True, **options,
-        )  # fmt: skip
-
-    def happened(self, word: str) -> list[int]:
-        """Process ids of those whom ``word`` happened to, in order."""
-        path = self.folder / "happened.txt"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [int(pid) for found, _, pid in (line.partition(" ") for line in lines) if found == word]
-
-    def wait_for(self, word: str, count: int) -> list[int]:
-        until(lambda: len(self.happened(word)) >= count or self.process.poll() is not None)
-        found = self.happened(word)
-        assert len(found) >= count, self.end()
-        return found
-
-    def signal(self, number: int) -> None:
-        self.process.send_signal(number)
-
-    def end(self, timeout: float = PATIENCE) -> tuple[int, str]:
-        """Exit code and stderr, when it has ended by itself."""
-        try:
-            errors = self.process.communicate(timeout=timeout)[1]
-        except subprocess.TimeoutExpired:
-            self.process.terminate()
-            errors = self.process.communicate(timeout=timeout)[1]
-            raise AssertionError(f"it did not end; stderr: {errors}") from None
-        return self.process.returncode, errors
-
-
-def until(condition: Callable[[], object], patience: float = PATIENCE) -> None:
-    stop = time.monotonic() + patience
-    while not condition():
-        assert time.monotonic() < stop, "it does not happen"
-        time.sleep(0.01)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return Path("/proc").is_dir() is False
-    return state != "Z"
-
-
 @pytest.fixture
 def start(folder: Path) -> Iterator[Callable[..., Running]]:
-    """Starts ``fastlog run``; whoever still lives at the end is killed."""
+    """Starts ``fastlog run`` where the stand-ins are."""
     (folder / "shop.py").write_text(STAND_IN)
-    running: list[Running] = []
-
-    def start(*arguments: str, **options: Any) -> Running:
-        running.append(Running(folder, *arguments, **options))
-        return running[-1]
-
-    yield start
-    for each in running:
-        if each.process.poll() is None:
-            each.process.kill()
-            each.process.communicate()
-        for pid in {*each.happened("runs")}:
-            if is_alive(pid):
-                os.kill(pid, signal.SIGKILL)
+    with runners(folder) as start:
+        yield start
 
 
 # --- stopping --------------------------------------------------------------------------------------------------------
@@ -189,7 +127,7 @@ def test_a_signal_stops_every_worker_once(start: Callable[..., Running], number:
     assert sorted(running.happened("ends")) == sorted(pids)
     assert not running.happened("SIGINT")
     assert f"fastlog run: {signal.Signals(number).name}: 3 workers are stopped, for at most 40 s" in errors
-    assert errors.count("ended with exit code 0") == 3
+    assert errors.count("ended as a signal told it to") == 3
 
 
 def test_ctrl_c_on_a_terminal_reaches_workers_once(start: Callable[..., Running], folder: Path) -> None:
@@ -279,9 +217,34 @@ def test_a_killed_worker_is_started_again_and_the_others_go_on(start: Callable[.
     assert sorted(running.happened("ends")) == sorted((second, third))
 
 
+def test_a_worker_that_somebody_stops_is_started_again(start: Callable[..., Running]) -> None:
+    running = start("shop:app", "-w", "2")
+    first, _ = running.wait_for("runs", 2)
+    os.kill(first, signal.SIGTERM)
+    running.wait_for("runs", 3)
+    running.signal(signal.SIGTERM)
+    code, errors = running.end()
+    assert code == 0
+    assert re.search(rf"worker \d \(pid {first}\) ended as a signal told it to after .* it starts again", errors)
+    assert len(running.happened("ends")) == 3
+
+
+def test_it_goes_on_when_nobody_reads_what_it_tells(start: Callable[..., Running]) -> None:
+    running = start("shop:app")
+    (first,) = running.wait_for("runs", 1)
+    assert running.process.stderr is not None
+    running.process.stderr.close()
+    running.process.stderr = None
+    os.kill(first, signal.SIGKILL)
+    running.wait_for("runs", 2)
+    running.signal(signal.SIGTERM)
+    assert running.process.wait(PATIENCE) == 0
+    assert len(running.happened("ends")) == 1
+
+
 def test_who_dies_again_and_again_is_started_later_and_later(start: Callable[..., Running]) -> None:
     running = start("shop:dying", "--json")
-    running.wait_for("runs", 5)
+    running.wait_for("runs", 4)
     running.signal(signal.SIGTERM)
     code, errors = running.end()
     events = [json.loads(line) for line in errors.splitlines() if line.startswith("{")]
@@ -294,16 +257,14 @@ def test_who_dies_again_and_again_is_started_later_and_later(start: Callable[...
 
 
 def test_a_stop_while_a_worker_waits_for_its_next_start(start: Callable[..., Running]) -> None:
-    running = start("shop:dying")
-    assert running.process.stderr is not None
-    deaths = 0
-    while deaths < 4:
-        deaths += "it starts again" in running.process.stderr.readline()
+    running = start("shop:mixed", "-w", "2")
+    for _ in range(3):
+        running.read_until("it starts again")
     count = len(running.happened("runs"))
     running.signal(signal.SIGTERM)
     code, errors = running.end()
     assert code == 0
-    assert "SIGTERM: 0 workers are stopped" in errors
+    assert "SIGTERM: 1 worker is stopped" in errors
     assert ") starts" not in errors
     assert len(running.happened("runs")) == count
 
@@ -350,7 +311,7 @@ def test_a_module_that_breaks_later_is_a_death_like_others(start: Callable[..., 
     (first,) = running.wait_for("runs", 1)
     (folder / "shop.py").write_text("from somewhere import something\n")
     os.kill(first, signal.SIGKILL)
-    time.sleep(0.6)
+    told = running.read_until("ended with exit code 3 after")
     (folder / "shop.py").write_text(STAND_IN)
     second = running.wait_for("runs", 2)[1]
     os.kill(second, signal.SIGKILL)
@@ -358,8 +319,7 @@ def test_a_module_that_breaks_later_is_a_death_like_others(start: Callable[..., 
     running.signal(signal.SIGTERM)
     code, errors = running.end()
     assert code == 0
-    assert "ended with exit code 3 after" in errors
-    assert "ModuleNotFoundError: No module named 'somewhere'; it starts again" in errors
+    assert "ModuleNotFoundError: No module named 'somewhere'; it starts again" in told
     last = [line for line in errors.splitlines() if "it starts again" in line][-1]
     assert "SIGKILL" in last and "Error" not in last
 
@@ -449,6 +409,8 @@ def test_a_dotted_attribute_and_a_package(start: Callable[..., Running], folder:
     (folder / "package").mkdir()
     (folder / "package" / "__init__.py").write_text("import shop\nclass config:\n    app = shop.brief\n")
     assert start("package:config.app").end()[0] == 0
+    # which keeps the current folder out of where modules are looked for
+    assert start("package:config.app", variables={"PYTHONSAFEPATH": "1"}).end()[0] == 0
 
 
 def test_ctrl_c_while_the_app_is_loaded(start: Callable[..., Running], folder: Path) -> None:

@@ -99,6 +99,12 @@ class _Teller:
         self._last = ""
 
     def __call__(self, event: Event) -> None:
+        try:
+            self._write(event)
+        except OSError:
+            pass  # nobody reads it any more, which is no reason to end
+
+    def _write(self, event: Event) -> None:
         if self._quiet and event.kind not in LOUD:
             return
         if self._as_json:

@@ -68,6 +68,7 @@ class Deduplicator:
     inside of a handler, or between its end and the mark, repeats it: what a handler does outside has to bear that. Two
     records of one id that are in hand at the same moment both run; with the id as the key, or ``order_by="partition"``,
     they never are. Where two topics of a group use the same ids for different events, put the topic into the id.
+    A backup of the store does not have the ids; without them events that come again run again.
 
     Args:
         ttl: how long an id is remembered; by the wall clock, from 1 ms.

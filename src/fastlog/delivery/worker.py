@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import pkgutil
+import signal
 import sys
 import sysconfig
 import threading
@@ -22,11 +23,12 @@ from typing import Any, Final, Protocol
 from fastlog._native import oscalls
 from fastlog.errors import ConfigError, Error, HandlerTimeoutError
 
-__all__ = ["EXIT_ERROR", "EXIT_REFUSED", "EXIT_STUCK", "Runnable", "load_app", "main"]
+__all__ = ["EXIT_ERROR", "EXIT_REFUSED", "EXIT_SIGNALLED", "EXIT_STUCK", "Runnable", "load_app", "main"]
 
 EXIT_REFUSED: Final = 2
 EXIT_ERROR: Final = 3
 EXIT_STUCK: Final = 75  # EX_TEMPFAIL: start me again
+EXIT_SIGNALLED: Final = 128 + signal.SIGTERM
 
 AGAIN_S: Final = 1.0
 NEAR: Final = 0.6
@@ -194,6 +196,7 @@ def use_store(app: Runnable, target: str, path: str) -> None:
 
 def run(app: Runnable) -> int:
     """Run the app: the exit code. What it ended with is logged."""
+    signals = Signals()
     try:
         app.run()
     except HandlerTimeoutError as error:
@@ -202,7 +205,26 @@ def run(app: Runnable) -> int:
     except Error as error:
         logger.error("the app ended: %s: %s", type(error).__name__, error)
         return EXIT_ERROR
-    return 0
+    return EXIT_SIGNALLED if signals.came() else 0
+
+
+class Signals:
+    """Whether SIGTERM or SIGINT came, whoever handles them: tells an app that was stopped from one that ended."""
+
+    def __init__(self) -> None:
+        self._received, self._written = os.pipe()
+        os.set_blocking(self._received, False)
+        os.set_blocking(self._written, False)
+        signal.set_wakeup_fd(self._written, warn_on_full_buffer=False)
+
+    def came(self) -> bool:
+        """From when this was made until now. May be asked once."""
+        signal.set_wakeup_fd(-1)
+        try:
+            numbers = os.read(self._received, 1 << 16)
+        except BlockingIOError:
+            return False
+        return signal.SIGTERM in numbers or signal.SIGINT in numbers
 
 
 def answer(ready: int, **problem: object) -> None:

@@ -24,7 +24,7 @@ from fastlog._native import oscalls
 from fastlog.errors import ConfigError, Error
 
 from .policy import Retry
-from .worker import EXIT_STUCK
+from .worker import EXIT_SIGNALLED, EXIT_STUCK
 
 __all__ = ["Event", "Workers"]
 
@@ -42,6 +42,7 @@ class Event:
 
     Attributes:
         kind: "started", "loaded", "died", "ended" (by itself, with code 0, or after a stop), "stopping" or "killed".
+            One that somebody else stopped by a signal has died.
         text: a sentence for people.
         worker: its number, from 1; None when it is about all.
         pid: its process id.
@@ -254,7 +255,7 @@ class Workers:
         how = f"worker {worker.number} (pid {pid}) {described(code)}"
         # one that has not begun has no handler for the signal, and nothing in hand
         if self._is_stopping:
-            self._failures += code not in (0, -signal.SIGTERM)
+            self._failures += code not in (0, EXIT_SIGNALLED, -signal.SIGTERM)
             self._say("ended", how, worker, pid=pid, code=code)
         elif not self._has_loaded:
             self._refuse(how)
@@ -318,6 +319,8 @@ def described(code: int) -> str:
     """How a process ended, in words."""
     if code == EXIT_STUCK:
         return f"ended because a handler did not (exit code {code})"
+    if code == EXIT_SIGNALLED:
+        return "ended as a signal told it to"
     if code >= 0:
         return f"ended with exit code {code}"
     try:

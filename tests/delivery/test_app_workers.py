@@ -1,0 +1,65 @@
+"""A real App under ``fastlog run``: what kills its worker does not keep the others from their records."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+import fastlog
+from tests.cli.running import runners, until
+
+APP = """
+import os, signal, time
+import fastlog
+
+app = fastlog.App("unused")
+
+@app.subscriber("orders", group="mail", order_by="key", concurrency=2, timeout="1s", drain_timeout="1s",
+                retry=fastlog.Retry(2, backoff="10ms"))
+def mail(record: fastlog.Record) -> None:
+    if record.value == b"poison":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if record.value == b"tar":
+        time.sleep(60)
+    with open("handled.txt", "a") as file:
+        file.write(record.value.decode() + "\\n")
+"""
+
+
+@pytest.mark.parametrize(
+    ("bad", "told", "cause"),
+    [
+        (b"poison", "was killed by SIGKILL", b"WorkerDied"),
+        (b"tar", "ended because a handler did not (exit code 75)", b"WorkerDied"),
+    ],
+)
+def test_what_kills_its_worker_ends_as_a_dead_letter(folder: Path, bad: bytes, told: str, cause: bytes) -> None:
+    """Everything else is handled, by workers that are started again; the app's own store is never made."""
+    (folder / "real.py").write_text(APP)
+    values = [b"order-%d" % number for number in range(30)]
+    with runners(folder) as workers, fastlog.open(folder / "data", durability="os") as store:
+        store.create_topic("orders", partitions=2)
+        with store.producer() as producer:
+            for number, value in enumerate([*values[:10], bad, *values[10:]]):
+                producer.send("orders", value, key=b"key-%d" % (number % 5))
+        running = workers("real:app", "-w", "2", "--store", "data")
+        dead: list[fastlog.Record] = []
+        handled = folder / "handled.txt"
+
+        def is_over() -> bool:
+            if not dead and "orders.mail.dlq" in store.topics():
+                with store.consumer("orders.mail.dlq", start="earliest") as consumer:
+                    dead.extend(consumer.records(until="end"))
+            lines = handled.read_text().splitlines() if handled.exists() else []
+            return bool(dead) and set(lines) == {value.decode() for value in values}
+
+        until(is_over)
+        running.signal(signal.SIGTERM)
+        code, errors = running.end()
+    assert code == 0, errors
+    assert told in errors
+    assert [record.value for record in dead] == [bad]
+    assert cause in (dead[0].headers["fastlog.dlq.exception"] or b"")
+    assert not (folder / "unused").exists()
