@@ -261,16 +261,17 @@ def test_a_record_that_ended_its_process_too_often() -> None:
     assert move.failure is not None and move.failure.exception == "WorkerDied" and move.failure.at == NOW
 
 
-def test_careful_steps_after_the_suspects() -> None:
+@pytest.mark.parametrize("free", [1, 10])
+def test_careful_steps_after_the_suspects(free: int) -> None:
     """Whatever is begun between two commits would be a suspect, had the process ended in it."""
     dead = (Finished(0, clean=False), Finished(0, clean=False))
     made = work(concurrency=2, committed=dead)
-    made.add_source(source(offset, b"%d" % (offset % 3)) for offset in range(12))
+    made.add_source(source(offset, b"%d" % (offset // 3 % 3)) for offset in range(12))
     finished = 0
     while finished < 12:
         if made.wanted_mark(NOW):
             heads, keys = commit(made), set()
-        taken = made.take(NOW, 10)
+        taken = made.take(NOW, free)
         assert taken
         assert not keys & {item.key for item in taken}
         keys |= {item.key for item in taken}
@@ -362,6 +363,20 @@ def test_the_partition_pauses_before_the_gaps_do_not_fit() -> None:
     assert len(said.encode()) <= 4000 and Finished.decode(said.prefix, said.encode()) == said
 
 
+def test_no_more_is_begun_than_the_commit_can_tell_of() -> None:
+    made = work("none", concurrency=5000)
+    made.add_source(source(offset, None) for offset in range(9000))
+    handled = 0
+    for _ in range(50):
+        for item in made.take(NOW, 5000):
+            if item.offset % 2:
+                made.succeed(item)
+                handled += 1
+    said = made.finished()[0]
+    assert handled > 200 and len(said.encode()) <= 4000
+    assert sum(stop - start for start, stop in Finished.decode(said.prefix, said.encode()).runs) == handled
+
+
 def test_what_lies_before_the_reader_and_is_no_record() -> None:
     made = work()
     made.add_source([source(3), source(5, b"b")])
@@ -369,3 +384,108 @@ def test_what_lies_before_the_reader_and_is_no_record() -> None:
         made.succeed(item)
     made.reached(source=9, retry=4)
     assert made.finished() == (Finished(9, clean=False), Finished(4, clean=False))
+
+
+@pytest.mark.parametrize(("order_by", "concurrency"), [("key", 4), ("none", 16), ("partition", 1)])
+@pytest.mark.parametrize("poison", [3, 700, 2600])
+def test_a_record_that_ends_its_process_is_found_soon(order_by: str, concurrency: int, poison: int) -> None:
+    """Though nothing is committed unless it has to be: the careful steps lead to it, and only it is blamed."""
+    committed = (Finished(0), Finished(0))
+    dead: list[Move] = []
+    deaths = 0
+    while not dead:
+        made = PartitionWork(
+            order_by=order_by, concurrency=concurrency, retry=Retry(3), dead_letter=True, random=random.Random(0)
+        )
+        made.restore(*committed)
+        made.begin()
+        items = (source(offset, b"%d" % (offset % 10)) for offset in range(committed[0].prefix, 3000))
+        made.add_source(items)
+        while True:
+            if made.wanted_mark(NOW):
+                committed = commit(made)
+            taken = made.take(NOW, 1000)
+            if any(item.offset == poison for item in taken):
+                deaths += 1
+                break
+            for item in taken:
+                made.succeed(item)
+            dead += made.moves()
+            if dead or not taken:
+                break
+    assert [(move.item.offset, move.to, move.failure and move.failure.exception) for move in dead] == [
+        (poison, "dead_letter", "WorkerDied")
+    ]
+    # once unseen, once or twice on the way to it, then as often as it may be tried
+    assert deaths <= 3 + {3: 2, 700: 2, 2600: 4}[poison]
+
+
+def test_many_that_wait_with_any_due_times(seed: int) -> None:
+    """They start when they are due, the commit stays short, and each is carried to the end about once."""
+    rng = random.Random(seed)
+    dues = {offset: NOW + rng.randrange(100_000) for offset in range(4000)}
+    made = work(in_retry=(retried(offset, offset, b"%d" % offset, 1, dues[offset]) for offset in dues))
+    now, carried, end, started = NOW, 0, len(dues), 0
+    for _ in range(10 * len(dues)):
+        if not made.waiting:
+            break
+        due = made.next_due(now)
+        now = now if due is None else max(now, due)
+        for item in made.take(now, 10):
+            assert dues[item.origin_offset] == item.due == now
+            made.succeed(item)
+            started += 1
+        moves = made.moves()
+        if moves:
+            assert all((move.to, move.state, move.attempts) == ("retry", "head", 1) for move in moves)
+            made.after_moves(moves)
+            made.moved(moves, now)
+            made.add_retry(
+                retried(end + at, move.item.origin_offset, move.item.key, 1, move.due) for at, move in enumerate(moves)
+            )
+            carried, end = carried + len(moves), end + len(moves)
+        assert started == len(dues) or made.next_due(now) is not None or not made.is_idle, "stuck"
+        if not started % 50:
+            assert len(made.finished()[1].encode()) < 3000
+    assert started == len(dues) and 0 < carried <= 2 * len(dues)
+
+
+def test_several_of_a_lane_in_one_call() -> None:
+    made = work("partition", batch=4, several_of_lane=True)
+    made.add_source(source(offset) for offset in range(7))
+    taken = made.take(NOW, 4)
+    assert offsets(taken) == [0, 1, 2, 3] and made.take(NOW, 4) == []
+    made.succeed(taken[0])
+    for item in taken[2:]:
+        made.give_back(item)
+    made.fail(taken[1], failure(), OSError(), NOW)
+    assert made.in_hand == 0 and made.take(NOW, 4) == []
+    assert made.wanted_mark(NOW + 1000)
+    commit(made)
+    assert made.take(NOW + 1000, 4) == [taken[1]]
+    made.succeed(taken[1])
+    commit(made)
+    assert offsets(made.take(NOW + 1000, 4)) == [2, 3, 4, 5]
+
+
+def test_a_batch_taken_apart() -> None:
+    """Nobody knows which one has failed: each comes in a call of its own, in order."""
+    made = work(batch=5, several_of_lane=True)
+    made.add_source(source(offset, key) for offset, key in enumerate([b"a", b"a", b"b", None, b"a", b"b"]))
+    taken = made.take(NOW, 5)
+    assert offsets(taken) == [0, 1, 2, 3, 4]
+    for item in taken:
+        made.give_back(item, alone=True)
+    seen = []
+    for _ in range(5):
+        (item,) = made.take(NOW, 5)
+        seen.append(item.offset)
+        if item.offset == 0:
+            made.fail(item, failure(), OSError(), NOW)
+            assert [move.item.offset for move in move_all(made)] == [0, 1, 4]
+        else:
+            made.succeed(item)
+        if len(seen) == 3:
+            break
+    assert seen == [0, 2, 3]
+    assert offsets(made.take(NOW, 5)) == [5]

@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from fastlog import Record
 from fastlog.delivery import work as work_module
 from fastlog.delivery.finished import Finished, Mark
-from fastlog.delivery.items import Failure, Item, Move
+from fastlog.delivery.items import Failure, Item, Move, Stage
 from fastlog.delivery.policy import Retry, RetryLater
 from fastlog.delivery.work import PartitionWork
 
@@ -42,7 +42,16 @@ class Retried(NamedTuple):
 class World:
     """What is durable, the owner of the moment, and what happened so far."""
 
-    def __init__(self, order_by: str, concurrency: int, attempts: int, dead_letter: bool = True, blocks: bool = False):
+    def __init__(
+        self,
+        order_by: str,
+        concurrency: int,
+        attempts: int,
+        dead_letter: bool = True,
+        blocks: bool = False,
+        batch: int = 1,
+    ) -> None:
+        self.batch = batch
         self.order_by, self.attempts, self.dead_letter, self.blocks = order_by, attempts, dead_letter, blocks
         self.concurrency = 1 if order_by == "partition" else concurrency
         self.now = 1_000_000
@@ -71,6 +80,8 @@ class World:
             dead_letter=self.dead_letter,
             random=self.random,
             max_waiting=20,
+            batch=self.batch,
+            several_of_lane=True,
             block_on_dead_letter=self.blocks,
         )
         source, retry = (Finished.decode(*said) for said in self.committed)
@@ -79,6 +90,7 @@ class World:
         self.positions = [source.prefix, retry.prefix]
         self.done: tuple[set[int], set[int]] = (set(), set())
         self.in_hand: list[Item] = []
+        self.under_way: list[list[Item]] = []  # call by call
         self.unsettled: set[Item] = set()  # called, and what came of it is not durable
         self.durable_marks: tuple[Mark | None, Mark | None] = (source.mark, retry.mark)
         self.open_moves: list[Move] = []
@@ -97,14 +109,14 @@ class World:
         seen: set[object] = set()
         for offset in sorted(self.source_open()):
             lane = self.lane(offset)
-            if lane not in seen and len(seen) < self.concurrency:
+            if lane not in seen and len(seen) < self.concurrency * self.batch:
                 found.add(offset)
             seen.add(lane)
         fronts: dict[object, tuple[int, int]] = {}
         for place in sorted(self.retry_open(), key=lambda place: (self.retry_at(place).origin, place)):
             fronts.setdefault(self.lane(self.retry_at(place).origin), (self.retry_at(place).due, place))
         due = sorted(front for front in fronts.values() if front[0] <= self.now)
-        found |= {self.retry_at(place).origin for _, place in due[: self.concurrency]}
+        found |= {self.retry_at(place).origin for _, place in due[: self.concurrency * self.batch]}
         return found
 
     def die(self) -> None:
@@ -244,10 +256,11 @@ class World:
         }
         self.check_sum()
 
-    def is_counted(self, item: Item, mark: Mark | None) -> bool:
+    @staticmethod
+    def is_counted(item: Item, mark: Mark | None) -> bool:
         """Whether it is durable how often a record was tried that is tried in its place."""
         return (
-            item not in self.in_hand
+            item.stage is Stage.CLAIMED
             and mark is not None
             and mark.offset == item.offset
             and mark.attempts >= item.attempts
@@ -266,22 +279,25 @@ class World:
 
     def take(self, free: int) -> list[Item]:
         wanted = self.work.wanted_mark(self.now)
+        free = free if self.batch == 1 else min(free, self.batch)
         taken = self.work.take(self.now, free)
         assert not (wanted and taken)
         assert len(taken) <= free
-        for item in taken:
-            self.check_turn(item)
+        assert len(taken) <= 1 or not any(item.is_alone for item in taken)
+        for at, item in enumerate(taken):
+            self.check_turn(item, taken[:at] if self.batch > 1 else [])
             self.in_hand.append(item)
             self.calls[item.origin_offset] += 1
             limit = self.attempts + self.hits[item.origin_offset]
-            assert self.calls[item.origin_offset] <= limit, "called too often"
-        assert len(self.in_hand) <= self.concurrency
+            assert self.calls[item.origin_offset] <= limit, f"{item.origin_offset} is called too often"
+        self.under_way += [list(taken)] if self.batch > 1 and taken else [[item] for item in taken]
+        assert len(self.in_hand) <= self.concurrency * self.batch
         assert self.work.in_hand == len(self.in_hand)
         if taken:
             self.check_alone(taken)
         return taken
 
-    def check_turn(self, item: Item) -> None:
+    def check_turn(self, item: Item, same_call: list[Item]) -> None:
         origin = item.origin_offset
         assert item.record is not None, "handled though it cannot be decoded"
         if item.is_retry:
@@ -290,8 +306,10 @@ class World:
         else:
             assert item.offset in self.source_open() - self.done[0], "finished before"
         assert item.due <= self.now, "too early"
-        assert not any(self.lane(other.origin_offset) == self.lane(origin) for other in self.in_hand), "beside another"
-        early = [other for other in range(origin) if self.is_before(other, item)]
+        others = [other for other in self.in_hand if other not in same_call]
+        assert not any(self.lane(other.origin_offset) == self.lane(origin) for other in others), "beside another"
+        before = {other.origin_offset for other in same_call}
+        early = [other for other in range(origin) if other not in before and self.is_before(other, item)]
         assert not early, f"{origin} begins before {early}"
         key = self.source[origin]
         assert not (self.blocks and key in self.blocked), "its predecessor is a dead letter"
@@ -303,7 +321,7 @@ class World:
             is_repeated = self.order_by == "partition" and item.attempts > 0
             if item.origin_offset in self.suspects or is_repeated:
                 mark = self.durable_marks[item.is_retry]
-                assert mark is not None and mark.offset == item.offset, "not marked"
+                assert mark is not None and mark.offset == item.offset, f"{item.origin_offset} is not marked"
                 assert mark.attempts == item.attempts + 1
                 assert len(self.in_hand) == 1, "not alone"
                 self.suspects.discard(item.origin_offset)
@@ -315,17 +333,30 @@ class World:
         self.succeeded.add(item.origin_offset)
 
     def fail(self, item: Item, error: BaseException) -> None:
+        behind = next(call for call in self.under_way if item in call)
+        if item is not behind[-1]:
+            self.give_back(behind[behind.index(item) + 1], alone=self.random.random() < 0.5)
         self.end(item)
         self.work.fail(item, Failure.of(error, self.now), error, self.now)
 
     def end(self, item: Item) -> None:
-        self.in_hand.remove(item)
+        self.put_down(item)
         self.unsettled.add(item)
 
-    def give_back(self, item: Item) -> None:
+    def put_down(self, item: Item) -> None:
         self.in_hand.remove(item)
-        self.calls[item.origin_offset] -= 1
-        self.work.give_back(item)
+        for call in self.under_way:
+            if item in call:
+                call.remove(item)
+        self.under_way = [call for call in self.under_way if call]
+
+    def give_back(self, item: Item, alone: bool = False) -> None:
+        """It, and what is behind it in its call, was not handled after all."""
+        call = next(call for call in self.under_way if item in call)
+        for other in call[call.index(item) :]:
+            self.put_down(other)
+            self.calls[other.origin_offset] -= 1
+            self.work.give_back(other, alone=alone)
 
     def move(self, most: int, how: str = "commit") -> bool:
         """A transaction: committed, aborted, or committed by a process that dies before it hears of it."""
@@ -334,6 +365,12 @@ class World:
         assert self.work.moves(most) == moves
         if not moves:
             return False
+        if all(move.to == "nowhere" for move in moves) and self.random.random() < 0.7:
+            # nothing to write: the next commit tells of it
+            for move in moves:
+                self.carry_out(move)
+            self.work.moved(moves, self.now)
+            return True
         source, retry = self.work.after_moves(moves)
         if how == "abort":
             return True
@@ -350,11 +387,10 @@ class World:
         item, origin = move.item, move.item.origin_offset
         assert item not in self.in_hand
         self.done[item.is_retry].add(item.offset)
-        self.unsettled.discard(item)
         self.suspects.discard(origin)
         if move.to == "retry":
             assert self.order_by != "partition" or item.is_retry, "what is retried in place is not moved"
-            assert move.attempts < self.attempts
+            assert move.attempts < self.attempts or move.state == "follower"
             if item.is_retry and move.failure is None:
                 assert (move.attempts, move.due) == (item.attempts, item.due)
             self.retry.append(Retried(origin, move.attempts, move.due, move.state, False))
@@ -417,15 +453,23 @@ class Delivery(RuleBasedStateMachine):
         attempts=st.integers(1, 4),
         dead_letter=st.sampled_from([True, True, True, False]),
         blocks=st.booleans(),
+        batch=st.sampled_from([1, 1, 3]),
         is_tight=st.booleans(),
     )
     def begin(
-        self, order_by: str, concurrency: int, attempts: int, dead_letter: bool, blocks: bool, is_tight: bool
+        self,
+        order_by: str,
+        concurrency: int,
+        attempts: int,
+        dead_letter: bool,
+        blocks: bool,
+        batch: int,
+        is_tight: bool,
     ) -> None:
         self.patch = mock.patch.multiple(work_module, **TIGHT) if is_tight else None
         if self.patch is not None:
             self.patch.start()
-        self.world = World(order_by, concurrency, attempts, dead_letter, blocks)
+        self.world = World(order_by, concurrency, attempts, dead_letter, blocks, batch)
 
     def teardown(self) -> None:
         if not hasattr(self, "world"):
@@ -462,17 +506,17 @@ class Delivery(RuleBasedStateMachine):
     @precondition(lambda self: self.world.in_hand)
     @rule(at=st.integers(0, 5))
     def succeed(self, at: int) -> None:
-        self.world.succeed(self.world.in_hand[at % len(self.world.in_hand)])
+        self.world.succeed(self.world.under_way[at % len(self.world.under_way)][0])
 
     @precondition(lambda self: self.world.in_hand)
     @rule(at=st.integers(0, 5), error=st.sampled_from([OSError(), OSError(), KeyError(), RetryLater(0), RetryLater(9)]))
     def fail(self, at: int, error: BaseException) -> None:
-        self.world.fail(self.world.in_hand[at % len(self.world.in_hand)], error)
+        self.world.fail(self.world.under_way[at % len(self.world.under_way)][0], error)
 
     @precondition(lambda self: self.world.in_hand)
     @rule(at=st.integers(0, 5))
     def give_back(self, at: int) -> None:
-        self.world.give_back(self.world.in_hand[at % len(self.world.in_hand)])
+        self.world.give_back(self.world.under_way[at % len(self.world.under_way)][0])
 
     @rule()
     def mark(self) -> None:
@@ -519,7 +563,7 @@ def test_long_random_lives(seed: int, order_by: str, is_tight: bool) -> None:
     rng = random.Random(f"{seed} {order_by} {is_tight}")
     with mock.patch.multiple(work_module, **(TIGHT if is_tight else {"WINDOW": 50})):
         for _ in range(3):
-            world = World(order_by, rng.randint(1, 5), rng.randint(1, 4), True, rng.random() < 0.3)
+            world = World(order_by, rng.randint(1, 5), rng.randint(1, 4), True, rng.random() < 0.3, rng.choice([1, 4]))
             world.random = rng
             for _ in range(400):
                 live(world, rng)
@@ -539,7 +583,7 @@ def live(world: World, rng: random.Random) -> None:
         world.mark()
         world.take(rng.randint(1, 6))
     elif action < 0.75 and world.in_hand:
-        item = rng.choice(world.in_hand)
+        item = rng.choice(world.under_way)[0]
         if rng.random() < 0.4:
             world.fail(item, rng.choice([OSError(), OSError(), KeyError(), RetryLater(0), RetryLater(3)]))
         else:

@@ -107,6 +107,7 @@ class Item:
         first_failure: wall clock in milliseconds, None when it never failed.
         is_follower: whether it lies in the retry topic only because one before it does.
         is_suspect: whether it may have ended the process that had it before.
+        is_alone: whether it was given back to be handled in a call of its own.
         failure: how it failed last, as far as is known; also why it cannot be decoded.
         stage: where it stands.
         lane: what it has to wait in line with.
@@ -126,6 +127,7 @@ class Item:
     is_follower: bool = False
     is_suspect: bool = False
     failure: Failure | None = None
+    is_alone: bool = False
     stage: Stage = Stage.NEW
     lane: Any = field(default=None, repr=False)
 

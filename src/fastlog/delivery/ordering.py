@@ -29,7 +29,7 @@ class Lane:
 
     Attributes:
         key: its name among the lanes.
-        ahead: heap by origin offset: what lies in the retry topic or is on its way, and what was given back.
+        ahead: heap by origin offset: what lies in the retry topic or is on its way to another place.
         source: what lies in the source, in order.
         in_hand: how many are taken: the others wait for them.
         parked: how many of ``ahead`` lie in the retry topic, or will.
@@ -66,6 +66,15 @@ class Lane:
             self.parked -= item.is_retry
         self.in_hand += 1
 
+    def put_back(self, item: Item) -> None:
+        """Put one of the source where it was: before all but those that were taken with it, and put back already."""
+        source = self.source
+        before = []
+        while source and source[0].offset < item.offset:
+            before.append(source.popleft())
+        source.appendleft(item)
+        source.extendleft(reversed(before))
+
 
 class Lanes:
     """All lanes of a partition. Used by one thread; every call costs O(log n), what it hands over to others apart."""
@@ -80,6 +89,7 @@ class Lanes:
         self._delayed: list[tuple[int, int, Item]] = []
         self._listed: list[tuple[int, int, Lane]] = []
         self._expected: dict[int, deque[Item]] = {}
+        self._together: set[Lane] | None = None  # of whom the call that is put together may have several
         self._number = count()
 
     # --- who comes ---------------------------------------------------------------------------------------------------
@@ -101,8 +111,7 @@ class Lanes:
             return
         item.stage = QUEUED
         lane.source.append(item)
-        if not lane.in_hand:
-            self._offer_front(lane)
+        self._offer_front(lane)
         self._list_followers(lane)
 
     def admit_retry(self, item: Item) -> bool:
@@ -154,6 +163,14 @@ class Lanes:
         item.lane = found
         return found
 
+    def begin_call(self) -> None:
+        """What is taken from here on goes into one call, one after the other: several of a lane may."""
+        self._together = set()
+
+    def end_call(self) -> None:
+        """The call is put together."""
+        self._together = None
+
     # --- who may be taken --------------------------------------------------------------------------------------------
 
     def wake(self, now: int) -> None:
@@ -199,7 +216,7 @@ class Lanes:
             item = arrived.popleft()
             key = self.line(item)
             if key is not None:
-                if key in lanes:
+                if key in lanes or self._together is not None:
                     self._admit(item)
                     if item.stage is READY:
                         return self.next_source()
@@ -216,16 +233,10 @@ class Lanes:
         self._take(item)
         return True
 
-    def first_of_retry(self, most: int, before: int) -> list[Item]:
-        """Those of the retry topic who would be taken first, of those at offsets ``before`` this one; they stay."""
-        found: list[Item] = []
-        passed: list[Item] = []
-        while len(found) < most and (item := self.first_retry()) is not None:
-            heappop(self._ready_retry)
-            (found if item.offset < before else passed).append(item)
-        for item in (*found, *passed):
-            self._make_ready(item)
-        return found
+    def fronts_of_retry(self) -> list[Item]:
+        """Those of the retry topic before whom nobody stands."""
+        waiting = [*(entry[-1] for entry in self._ready_retry), *(entry[-1] for entry in self._delayed)]
+        return [item for item in waiting if item.is_retry and item.stage in (READY, DELAYED) and self._is_front(item)]
 
     def first_retry(self) -> Item | None:
         """Who waits longest of the retry topic, and may be taken."""
@@ -257,12 +268,20 @@ class Lanes:
 
     def _is_front(self, item: Item) -> bool:
         lane: Lane | None = item.lane
-        return lane is None or (not lane.in_hand and lane.front() is item)
+        return lane is None or (not self._is_busy(lane) and lane.front() is item)
+
+    def _is_busy(self, lane: Lane) -> bool:
+        """Whether those in a lane wait for one that is taken."""
+        return lane.in_hand > 0 and (self._together is None or lane not in self._together)
 
     def _take(self, item: Item) -> None:
         item.stage = IN_HAND
-        if item.lane is not None:
-            item.lane.pop(item)
+        lane: Lane | None = item.lane
+        if lane is not None:
+            lane.pop(item)
+            if self._together is not None:
+                self._together.add(lane)
+                self._offer_front(lane)
 
     # --- what becomes of them ----------------------------------------------------------------------------------------
 
@@ -284,10 +303,12 @@ class Lanes:
         if lane is None:
             self._offer(item)
             return
-        self._push_ahead(lane, item)
         if item.is_retry:
+            self._push_ahead(lane, item)
             lane.parked += 1
-            self._list_followers(lane)
+        else:
+            lane.put_back(item)
+        self._list_followers(lane)
         self._let_go(lane)
 
     def set_aside(self, item: Item, to_retry: bool, holds_lane: bool) -> None:
@@ -331,11 +352,12 @@ class Lanes:
 
     def _offer_front(self, lane: Lane) -> None:
         """Whoever is in front may be taken, at once or at its time; an empty lane is given up."""
-        if lane.in_hand:
+        if self._is_busy(lane):
             return
         front = lane.front()
         if front is None:
-            del self._lanes[lane.key]
+            if not lane.in_hand:
+                del self._lanes[lane.key]
         else:
             if front.stage is QUEUED:
                 self._offer(front)

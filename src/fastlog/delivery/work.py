@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from heapq import nsmallest
 from itertools import islice
 from random import Random
 from typing import Final, Literal
@@ -46,7 +47,7 @@ STOP_BYTES: Final = (METADATA_CHARACTERS - 200) // 4 * 3  # nothing is begun tha
 CAREFUL_RECORDS: Final = 1000  # begun in steps of ``concurrency`` after an unclean end
 STEPPED_RECORDS: Final = 100_000  # then in steps that grow, until so many were begun
 WINDOW: Final = 1000  # records of the source that wait, at least
-CARRIED: Final = 250  # at most so many are carried at a time
+CARRIED: Final = 500  # at most so many are carried at a time
 
 WAITING: Final = frozenset({Stage.QUEUED, Stage.DELAYED, Stage.READY})
 GONE: Final = frozenset({Stage.EXPECTED, Stage.DONE})
@@ -57,6 +58,16 @@ UNMARKED: Final[Marks] = (None, None)
 
 def mark_of(item: Item, attempts: int) -> Mark:
     return Mark(item.offset, attempts, item.due, item.first_failure or 0)
+
+
+def due_and_place(item: Item) -> tuple[int, int]:
+    return item.due, item.offset
+
+
+def expected_turn(item: Item) -> tuple[int, int]:
+    """By which items that wait are to be sorted, so that they finish in about this order."""
+    front = item.lane.front() if item.lane is not None else None
+    return max(item.due, front.due if front is not None else 0), item.origin_offset
 
 
 class Side:
@@ -113,8 +124,9 @@ class PartitionWork:
         dead_letter: whether what is given up becomes a dead letter, or goes nowhere.
         random: spreads the waits.
         max_waiting: when so many wait in the retry topic, no more of the source is wanted.
-        batch: how many records one call is given. With more than one, everything of one ``take`` belongs to one call,
-            and there may be several of a lane in it, in order.
+        batch: how many records one call is given. With more than one, everything of one ``take`` belongs to one call.
+        several_of_lane: whether there may be several of a lane in a call, in order. Whoever calls then gives back those
+            behind one that failed, before anything else is taken.
         block_on_dead_letter: whether records behind a dead letter of their key are dead letters too.
 
     Raises:
@@ -131,6 +143,7 @@ class PartitionWork:
         random: Random,
         max_waiting: int = 100_000,
         batch: int = 1,
+        several_of_lane: bool = False,
         block_on_dead_letter: bool = False,
     ) -> None:
         if order_by not in ORDERS:
@@ -138,7 +151,7 @@ class PartitionWork:
         self._in_place = order_by == "partition"
         self._calls = 1 if self._in_place else concurrency
         self._most_in_hand = self._calls * batch
-        self._batch_size = batch
+        self._joins = several_of_lane and batch > 1
         self._retry, self._dead_letter, self._random = retry, dead_letter, random
         self._max_waiting = max_waiting
         self._window = max(WINDOW, 4 * self._most_in_hand)
@@ -154,12 +167,15 @@ class PartitionWork:
         # what runs alone, and what is durable of it
         self._claim: Item | None = None
         self._claim_begins = False
-        self._durable = self._offered = self._offered_by_moves = UNMARKED
+        self._durable = self._offered = UNMARKED
+        self._offered_by_moves: Marks | None = None
         self._is_announced = False
+        self._is_plain = False  # nothing has to be looked at before the next is taken
+        self._may_repeat = False  # by ``order_by="partition"``: something was begun by an earlier owner
         self._now = 0
         # after an unclean end
         self._is_careful = self._is_looking = False
-        self._read_at_begin = 0
+        self._retry_fronts: list[Item] = []  # as they were at the beginning
         self._lines_seen: set[bytes] = set()
         self._suspects: list[Item] = []
         self._killers: set[Item] = set()
@@ -172,7 +188,7 @@ class PartitionWork:
         """What is committed of the two partitions, before any record is added."""
         self._source.restore(source, self._most_in_hand)
         self._retry_side.restore(retry, self._most_in_hand)
-        self._durable = self._offered = self._offered_by_moves = (source.mark, retry.mark)
+        self._durable = self._offered = (source.mark, retry.mark)
         self._is_careful = not (source.clean and retry.clean)
         self._is_looking = self._is_careful
         self._is_announced = not (source.clean or retry.clean)
@@ -203,6 +219,7 @@ class PartitionWork:
             if not side.progress.reach(item.offset):
                 continue
             self._apply_mark(side, item)
+            self._note_repeated(item)
             self._retry_order.append(item)
             if not self._lanes.admit_retry(item):
                 side.known += 1
@@ -218,10 +235,12 @@ class PartitionWork:
     def begin(self) -> None:
         """The retry partition was read to its end: records may be taken."""
         self._has_begun = True
-        self._read_at_begin = self._retry_side.progress.position
+        if self._retry_side.suspects_left:
+            self._retry_fronts = self._lanes.fronts_of_retry()
 
     def _add_carefully(self, item: Item) -> None:
         self._apply_mark(self._source, item)
+        self._note_repeated(item)
         if self._source.suspects_left and self._is_first_of_lane(item):
             self._source.suspects_left -= 1
             if not item.is_suspect:
@@ -247,6 +266,10 @@ class PartitionWork:
             self._suspect(item)
             self._killers.add(item)
 
+    def _note_repeated(self, item: Item) -> None:
+        if self._in_place and item.attempts:
+            self._may_repeat, self._is_plain = True, False
+
     def _suspect(self, item: Item) -> None:
         item.is_suspect = True
         self._suspects.append(item)
@@ -267,9 +290,12 @@ class PartitionWork:
             return []
         if self._is_careful:
             free = min(free, self._allowance)
-        taken = self._take_from(self._retry_side, now, free)
-        if len(taken) < free and self._claim is None:
-            taken += self._take_from(self._source, now, free - len(taken))
+        if self._joins and not self._is_careful:
+            self._lanes.begin_call()
+        taken = self._take_from(self._retry_side, now, free, [])
+        if self._claim is None:
+            taken = self._take_from(self._source, now, free, taken)
+        self._lanes.end_call()
         if self._is_careful:
             self._allowance -= len(taken)
             self._count_careful(len(taken))
@@ -295,13 +321,12 @@ class PartitionWork:
         self._count_careful(1)
         return [claim]
 
-    def _take_from(self, side: Side, now: int, most: int) -> list[Item]:
+    def _take_from(self, side: Side, now: int, most: int, taken: list[Item]) -> list[Item]:
         """Take what is ready, as long as its gaps fit into the commit."""
         is_retry = side is self._retry_side
         following = self._lanes.next_retry if is_retry else self._lanes.next_source
         room = side.room()
-        taken: list[Item] = []
-        while len(taken) < most:
+        while len(taken) < most and not (taken and taken[0].is_alone):
             if room <= 0 and not self._is_next_at_prefix(side):
                 break
             item = following()
@@ -313,6 +338,10 @@ class PartitionWork:
                 continue
             if self._in_place and (item.attempts or item.is_suspect):
                 self._claim_item(item)
+                break
+            if item.is_alone and taken:
+                side.under_way -= 1
+                self._lanes.give_back(item)
                 break
             taken.append(item)
             self._in_hand += 1
@@ -348,8 +377,10 @@ class PartitionWork:
             return False
         self._now = now
         self._lanes.wake(now)
+        if self._is_plain:
+            return False
         if self._is_looking:
-            self._look_for_suspects()
+            self._look_for_suspects(now)
         if self._suspects and self._claim is None:
             self._choose_suspect(now)
         if self._in_place and self._claim is None:
@@ -362,20 +393,25 @@ class PartitionWork:
             return self._durable != self._marks(True)
         if self._suspects or not self._lanes.has_ready():
             return False
-        if not self._is_announced or self._durable != self._marks(True):
+        marks = self._marks(True)
+        self._is_plain = (
+            self._is_announced and not self._is_careful and not self._may_repeat and self._durable == UNMARKED == marks
+        )
+        if not self._is_announced or self._durable != marks:
             return True
         return self._is_careful and self._allowance <= 0 and self._is_step_over()
 
     def _is_step_over(self) -> bool:
         return self._begun_since > CAREFUL_RECORDS or not (self._in_hand or self._failed or self._moving)
 
-    def _look_for_suspects(self) -> None:
-        """The fronts of the retry topic that are due: one of them may have been in hand."""
+    def _look_for_suspects(self, now: int) -> None:
+        """The fronts of the retry topic that are due first: one of them may have been in hand."""
         self._is_looking = False
-        if self._retry_side.suspects_left:
-            for item in self._lanes.first_of_retry(self._retry_side.suspects_left, self._read_at_begin):
-                if not item.is_suspect:
-                    self._suspect(item)
+        due = (item for item in self._retry_fronts if item.due <= now and item.stage in WAITING)
+        for item in nsmallest(self._retry_side.suspects_left, due, key=due_and_place):
+            if not item.is_suspect:
+                self._suspect(item)
+        self._retry_fronts.clear()
 
     def _choose_suspect(self, now: int) -> None:
         """The next that runs alone: a suspect, or whoever stands before one."""
@@ -393,6 +429,14 @@ class PartitionWork:
         if other is not None:
             self._claim_suspect(other, now)
 
+    def _drop_claim(self) -> None:
+        """One before it failed: it was behind it in a call, and waits."""
+        claim, self._claim = self._claim, None
+        if claim is not None:
+            self._side(claim).under_way -= 1
+            self._lanes.give_back(claim)
+            self._may_repeat = True
+
     def _claim_repeated(self) -> None:
         """Who comes next was begun before, by an earlier owner: it needs a mark."""
         item = self._lanes.first_retry() or self._lanes.first_source()
@@ -408,6 +452,7 @@ class PartitionWork:
     def _claim_item(self, item: Item) -> None:
         item.stage = Stage.CLAIMED
         self._claim, self._claim_begins = item, False
+        self._is_plain = False
 
     def _count_careful(self, count: int) -> None:
         self._begun_since += count
@@ -462,18 +507,23 @@ class PartitionWork:
         item.failure = failure
         if self._in_place:
             item.attempts, item.due = attempts, now + wait
+            self._drop_claim()
             self._claim_item(item)
         else:
             self._set_aside(Move(item, "retry", attempts, now + wait, "head", failure))
 
-    def give_back(self, item: Item) -> None:
-        """An item in hand was not handled: it comes again, uncounted, before those behind it."""
+    def give_back(self, item: Item, *, alone: bool = False) -> None:
+        """An item in hand was not handled: it comes again, uncounted, before those behind it.
+
+        ``alone``: in a call of its own, as nobody knows which one of a batch has failed.
+        """
         if item.stage is not Stage.IN_HAND or self._is_released:
             return
         side = self._side(item)
         if item is self._claim:
             side.kept_mark = mark_of(item, item.attempts) if item.attempts else None
         self._put_down(item)
+        item.is_alone = alone
         side.under_way -= 1
         self._lanes.give_back(item)
 
@@ -538,12 +588,14 @@ class PartitionWork:
     def moved(self, moves: list[Move], now: int) -> None:
         """The transaction of these moves is committed: their places are finished, those behind them go on.
 
+        Moves to nowhere alone need no transaction: without ``after_moves`` the next commit tells of them.
         Who went to the retry topic counts as waiting there; its lane goes on when ``add_retry`` has shown it.
         """
         if self._is_released:
             return
-        self._durable = self._offered_by_moves
-        self._is_announced = True
+        if self._offered_by_moves is not None:
+            self._durable, self._offered_by_moves = self._offered_by_moves, None
+            self._is_announced = True
         for move in moves:
             item = move.item
             self._side(item).finish(item)
@@ -579,22 +631,22 @@ class PartitionWork:
             self._moving.append(Move(item, "retry", item.attempts, item.due, "follower", item.failure))
 
     def _add_carried(self, most: int) -> None:
-        """What waits at the low end of the retry topic, when there are many gaps behind it."""
+        """What waits at the low end of the retry topic, when there are many gaps behind it.
+
+        It is appended in the order of its due times: what is carried once finishes in order, and makes no gaps again.
+        """
         side, order = self._retry_side, self._retry_order
         while order and order[0].stage in GONE:
             order.popleft()
         if side.progress.size <= CARRY_BYTES or self._suspects:
             return
-        count = min(CARRIED, most - len(self._moving))
-        for item in list(islice(order, 4 * CARRIED)):
-            if count <= 0:
-                return
-            if item.stage in WAITING:
-                count -= 1
-                side.under_way += 1
-                self._lanes.carry(item)
-                state: Literal["head", "follower"] = "follower" if item.is_follower else "head"
-                self._moving.append(Move(item, "retry", item.attempts, item.due, state, item.failure))
+        waiting = (item for item in islice(order, 4 * CARRIED) if item.stage in WAITING)
+        chosen = list(islice(waiting, min(CARRIED, max(most - len(self._moving), 0))))
+        side.under_way += len(chosen)
+        for item in sorted(chosen, key=expected_turn):
+            self._lanes.carry(item)
+            state: Literal["head", "follower"] = "follower" if item.is_follower else "head"
+            self._moving.append(Move(item, "retry", item.attempts, item.due, state, item.failure))
 
     # --- how it stands -----------------------------------------------------------------------------------------------
 
