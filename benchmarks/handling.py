@@ -183,7 +183,7 @@ def _park(store: fastlog.Store, first: int, due: list[int]) -> None:
     names = [b"%08d" % number for number in range(first, first + len(due))]
     headers = []
     for number, (moment, key, value) in enumerate(zip(due, names, values, strict=True), first):
-        record = fastlog.Record(TOPIC, 0, number, moment, key, value)
+        record: fastlog.Record = fastlog.Record(TOPIC, 0, number, moment, key, value)
         move = Move(Item.of_source(record, record), "retry", 1, moment, "head", None)
         headers.append(retry_headers(move.item, move))
     store.topic(RETRY_TOPIC).partition(0).append(values, keys=names, headers=headers)
