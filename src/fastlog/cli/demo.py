@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import click
 
@@ -20,9 +21,11 @@ from fastlog.cli.dlq import print_table
 from fastlog.cli.output import EXIT_PROBLEMS, Output, output_options
 from fastlog.demo import DemoReport, Step, find_flights, load_flights, prepare_folder, require_duckdb, run
 from fastlog.demo.dataset import Dataset
-from fastlog.demo.fleet import HandlersDemo, HandlersReport
 from fastlog.demo.job import Progress
 from fastlog.demo.supervisor import PipelineReport, run_pipeline
+
+if TYPE_CHECKING:
+    from fastlog.demo.fleet import HandlersReport
 
 __all__ = ["demo"]
 
@@ -124,6 +127,8 @@ def handlers(output: Output, data: Path | None, keep: Path, seed: int | None, ki
     killed while they move failing records, in a handler, and at random. At the end each flight has to be accounted for,
     compared with the source; the exit code is 0 only if all of it agrees.
     """
+    from fastlog.demo.fleet import HandlersDemo  # with what runs handlers, which other commands do without
+
     dataset, seed, root = _prepare(output, data, keep, seed, most)
     with HandlersDemo(dataset, root, seed=seed, kills=kills) as demonstration:
         with watching_handlers(output) as show:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from fastlog.cli import output as text
 from fastlog.cli.output import Output, live_table
-from fastlog.demo.fleet import HandlersSnapshot
-from fastlog.demo.handlers import EVENTS
+from fastlog.demo.pipeline import EVENTS
 from fastlog.demo.supervisor import Snapshot
+
+if TYPE_CHECKING:
+    from fastlog.demo.fleet import HandlersSnapshot
 
 __all__ = ["watching", "watching_handlers"]
 
