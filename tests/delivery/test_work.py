@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import pytest
 
 from fastlog import ConfigError, Record
+from fastlog.delivery import work as work_module
 from fastlog.delivery.finished import Finished, Mark
 from fastlog.delivery.items import Failure, Item, Move
 from fastlog.delivery.policy import Retry, RetryLater
@@ -489,3 +490,25 @@ def test_a_batch_taken_apart() -> None:
             break
     assert seen == [0, 2, 3]
     assert offsets(made.take(NOW, 5)) == [5]
+
+
+def test_who_waits_long_is_carried_past_what_is_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the next owner would read, and this one keep, all that went by meanwhile."""
+    monkeypatch.setattr(work_module, "SPARSE_OFFSETS", 3000)
+    made = work(in_retry=[retried(0, 0, b"slow", 1, NOW + 10**6)])
+    carried: list[Move] = []
+    for offset in range(1, 5000):
+        made.add_retry([retried(offset, offset, b"quick")])
+        for item in made.take(NOW, 10):
+            made.succeed(item)
+        carried += made.moves()
+        if carried:
+            break
+    (move,) = carried
+    assert 3000 < offset < 3200 and (move.item.offset, move.due, move.attempts) == (0, NOW + 10**6, 1)
+    assert len(made._retry_order) < 1100
+    made.after_moves(carried)
+    made.moved(carried, NOW)
+    assert made.finished()[1].prefix == offset + 1
+    made.add_retry([retried(offset + 1, 0, b"slow", 1, NOW + 10**6)])
+    assert made.next_due(NOW) == NOW + 10**6 and made.moves() == []
