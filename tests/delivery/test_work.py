@@ -394,7 +394,7 @@ def test_a_record_that_ends_its_process_is_found_soon(order_by: str, concurrency
     committed = (Finished(0), Finished(0))
     dead: list[Move] = []
     deaths = 0
-    while not dead:
+    while not dead and deaths < 20:
         made = PartitionWork(
             order_by=order_by, concurrency=concurrency, retry=Retry(3), dead_letter=True, random=random.Random(0)
         )
