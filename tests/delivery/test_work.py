@@ -246,6 +246,7 @@ def test_suspects_run_alone_and_counted() -> None:
         assert made.take(NOW, 10) == [] and not made.wanted_mark(NOW)
         seen.append(item.offset)
         made.succeed(item)
+        assert not made.finished(clean=True)[0].clean  # the next owner has to be as careful
     assert sorted(seen) == [10, 11, 50, 52]
     assert made.wanted_mark(NOW)
     assert commit(made)[0].mark is None
@@ -512,3 +513,21 @@ def test_who_waits_long_is_carried_past_what_is_finished(monkeypatch: pytest.Mon
     assert made.finished()[1].prefix == offset + 1
     made.add_retry([retried(offset + 1, 0, b"slow", 1, NOW + 10**6)])
     assert made.next_due(NOW) == NOW + 10**6 and made.moves() == []
+
+
+def test_one_fails_before_one_that_was_begun_by_an_earlier_owner() -> None:
+    waiting = [retried(50, 2, attempts=0), retried(51, 3, attempts=1)]
+    made = work("partition", batch=4, several_of_lane=True, in_retry=waiting)
+    for _ in range(2):
+        if made.wanted_mark(NOW):
+            commit(made)
+    (item,) = made.take(NOW, 4)
+    assert item is waiting[0]
+    made.fail(item, failure(), OSError(), NOW)
+    assert made.next_due(NOW) == NOW + 1000 and made.wanted_mark(NOW + 1000)
+    assert commit(made)[1].mark == Mark(50, 2, NOW + 1000, NOW)
+    assert made.take(NOW + 1000, 4) == [item]
+    made.succeed(item)
+    assert made.take(NOW + 1000, 4) == [] and made.wanted_mark(NOW + 1000)
+    assert commit(made)[1].mark == Mark(51, 2, 0, 0)
+    assert made.take(NOW + 1000, 4) == [waiting[1]]
