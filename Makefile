@@ -66,9 +66,9 @@ wheel: $(DONE)/extra-wheel  ## sdist, wheel from it, the suite against the wheel
 
 nightly: $(DONE)/built $(DONE)/extra-test $(DONE)/flights sanitize  ## the long runs: more kills and disks, slow tests, more examples, ASan and UBSan
 	$(SAY) "running the long tests"
-	@FASTLOG_KILLS=$${FASTLOG_KILLS:-3000} FASTLOG_CUTS=$${FASTLOG_CUTS:-200} FASTLOG_DISKS=$${FASTLOG_DISKS:-200000} \
+	@FASTLOG_KILLS=$${FASTLOG_KILLS:-1000} FASTLOG_CUTS=$${FASTLOG_CUTS:-60} FASTLOG_DISKS=$${FASTLOG_DISKS:-30000} \
 		FASTLOG_DEMO_SEEDS=$${FASTLOG_DEMO_SEEDS:-20} \
-		FASTLOG_HISTORIES=$${FASTLOG_HISTORIES:-50} HYPOTHESIS_PROFILE=$${HYPOTHESIS_PROFILE:-nightly} \
+		FASTLOG_HISTORIES=$${FASTLOG_HISTORIES:-20} HYPOTHESIS_PROFILE=$${HYPOTHESIS_PROFILE:-nightly} \
 		$(RUN) -m pytest -n $(WORKERS) --dist loadgroup --timeout 3600 $(PYTEST_ARGS) $(TESTS)
 
 sanitize: $(DONE)/extra-test $(DONE)/flights  ## the suite under AddressSanitizer and UndefinedBehaviorSanitizer

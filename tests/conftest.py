@@ -24,7 +24,7 @@ settings.register_profile("dev", max_examples=50, deadline=None, print_blob=True
 settings.register_profile(
     "ci", max_examples=150, deadline=None, print_blob=True, derandomize=False, suppress_health_check=slow_to_draw
 )
-settings.register_profile("nightly", settings.get_profile("ci"), max_examples=1500)
+settings.register_profile("nightly", settings.get_profile("ci"), max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if UNDER_CI else "dev"))
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import fastlog.clients.consumer
 from fastlog.clients.consumer import Consumer
 from fastlog.clients.producer import Producer
-from fastlog.clients.transaction import Transaction, as_offsets
+from fastlog.clients.transaction import Transaction
+from fastlog.groups.formats import checked_offsets
 from fastlog.groups.membership import Membership
 from fastlog.store.directory import Directory
 from fastlog.transactions import coordinator
@@ -76,7 +77,7 @@ def offsets_outside_of_transactions() -> None:
 
     def outside(self: Any, offsets: Any = None) -> None:
         self._require_open()
-        wanted = self._consumer.offsets_in_hand() if offsets is None else as_offsets(offsets)
+        wanted = self._consumer.offsets_in_hand() if offsets is None else checked_offsets(offsets)
         self._consumer.membership.commit(wanted)
 
     Transaction.commit_offsets = outside  # type: ignore[method-assign]

@@ -30,7 +30,11 @@ INTERNAL = {
         *("wait_until_sent",),
     },
     fastlog.Store: {"directory"},
-    fastlog.Consumer: {"beat", "interrupt", "is_busy", "directory", "epochs", "note_committed"},
+    fastlog.Consumer: {
+        *("beat", "interrupt", "is_busy", "directory", "epochs", "epochs_of", "note_committed", "awaited", "reading"),
+        *("add_beside", "read_beside", "remove_beside", "commit_beside"),
+        "wakeup",  # a task that waits is cancelled instead
+    },
 }
 # methods that are called without await: they wait for nothing, or return something to be awaited or iterated over
 PLAIN = {
