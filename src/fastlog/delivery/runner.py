@@ -309,7 +309,6 @@ class Runner:
         """Leave things as a process does that dies: nothing is committed or moved any more. For tests. Idempotent."""
         if not self._closed:
             self._lose(list(self._places))
-            self._fresh_ids = []
             self.close()
 
     def step(self, max_wait_ms: int = 0) -> bool:
