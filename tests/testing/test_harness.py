@@ -166,6 +166,34 @@ def test_nothing_is_called_before_it_is_run(app: fastlog.App, run: Callable[...,
         running.close()
 
 
+def test_two_harnesses_are_two_members(app: fastlog.App, run: Callable[..., Harness]) -> None:
+    seen = []
+
+    @app.subscriber("orders", group="mail", retry=retry(3, "1m"))
+    def mail(record: fastlog.Record) -> None:
+        seen.append(record.value)
+        if record.value == b"0" and seen.count(b"0") < 3:
+            raise ValueError
+
+    first = run(app, partitions=4)
+    for number in range(8):
+        first.send("orders", b"%d" % number, partition=number % 4)
+    assert (first.run_until_idle(), first.stats().partitions) == (8, 4)
+    with Harness(app, store=first.store, clock=first.clock) as second:
+        for harness in (first, second):
+            harness.run_until_idle()
+        assert (first.stats().partitions, second.stats().partitions) == (2, 2)
+        for number in range(8, 16):
+            first.send("orders", b"%d" % number, partition=number % 4)
+        assert (first.run_until_idle(), second.run_until_idle()) == (4, 4)
+        first.clock.advance("1m")
+        assert first.run_until_idle() + second.run_until_idle() == 1  # whoever has the partition has its retries, too
+    first.run_until_idle()
+    assert first.advance("1m") == 1
+    assert (first.stats().partitions, seen.count(b"0"), len(seen)) == (4, 3, 18)
+    first.assert_no_dead_letters()
+
+
 def test_a_handler_that_feeds_itself_is_found_out(
     app: fastlog.App, run: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch
 ) -> None:
