@@ -141,6 +141,33 @@ def test_a_failing_record_is_tried_again_when_it_is_due_and_then_a_dead_letter(
     assert not any(lag.records for lag in store.group_lag("mail").values())
 
 
+def test_due_times_follow_the_wall_clock_when_it_jumps(store: fastlog.Store, clock: HandClock) -> None:
+    store.create_topic("orders")
+    send(store, "orders", [b"1"])
+    app = App(store, clock=clock)
+    calls: list[int] = []
+
+    @app.subscriber("orders", group="mail", retry=plain_retry(4, "10s"))
+    def mail(record: fastlog.Record) -> None:
+        calls.append(clock.wall())
+        raise ValueError
+
+    with driven(app, clock) as running:
+        clock.jump(-3600 * SECOND)
+        running.advance(20 * SECOND)
+        assert len(calls) == 1
+        clock.jump(3600 * SECOND)
+        running.settle()
+        assert len(calls) == 2
+        clock.jump(3600 * SECOND)
+        running.settle()
+        assert len(calls) == 3
+        clock.jump(-3600 * SECOND)
+        running.advance(3610 * SECOND)
+        assert len(calls) == 4
+    assert len(records_of(store, "orders.mail.dlq")) == 1
+
+
 def test_without_retry_there_is_one_attempt(store: fastlog.Store, clock: HandClock) -> None:
     store.create_topic("orders")
     send(store, "orders", [b"bad"] * 600)
@@ -388,13 +415,14 @@ def test_on_a_full_disk_moves_wait_and_nothing_is_lost(
 # --- batches ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_batch_handler_gets_lists(store: fastlog.Store, clock: HandClock) -> None:
+@pytest.mark.parametrize("order_by", ["none", "key", "partition"])
+def test_a_batch_handler_gets_lists(store: fastlog.Store, clock: HandClock, order_by: Any) -> None:
     store.create_topic("orders")
-    send(store, "orders", [b"%d" % number for number in range(25)])
+    send(store, "orders", [b"%d" % number for number in range(25)], [b"k"] * 25)
     app = App(store, clock=clock)
     lists: list[list[bytes | None]] = []
 
-    @app.subscriber("orders", group="mail", order_by="none", batch=10)
+    @app.subscriber("orders", group="mail", order_by=order_by, batch=10)
     def mail(records: list[fastlog.Record]) -> None:
         lists.append([record.value for record in records])
 
@@ -779,6 +807,21 @@ def test_a_breaker_pauses_and_probes(store: fastlog.Store, clock: HandClock) -> 
         assert running.stats()["mail"].breaker == "closed"
         running.advance(SECOND)
         assert running.stats()["mail"].succeeded == 10
+
+
+def test_a_breaker_with_nothing_to_probe_keeps_nobody_awake(store: fastlog.Store, clock: HandClock) -> None:
+    store.create_topic("orders")
+    send(store, "orders", [b"bad"])
+    app = App(store, clock=clock)
+
+    @app.subscriber("orders", group="mail", breaker=fastlog.Breaker(1, pause="1s"))
+    def mail(record: fastlog.Record) -> None:
+        raise ValueError
+
+    with driven(app, clock) as running:
+        assert running.stats()["mail"].breaker == "open"
+        running.advance(5 * SECOND)
+        assert running.runners[0]._patience(500) == 500
 
 
 def test_known_events_are_not_handled_again(store: fastlog.Store, clock: HandClock) -> None:

@@ -139,6 +139,15 @@ def test_orders_are_paid_and_confirmed_once_and_in_order(example: Callable[[str]
     assert Counter(confirmed) == Counter(set(names) - dead())
     assert dead() >= {name for name, customer in names.items() if customer == "frank"}
     assert_in_order(mailed(shop))
+    for payment in shop.records("payments"):
+        assert payment.headers["id"] == json.loads(payment.value or b"")["id"].encode()
+    attempts = defaultdict(list)
+    for letter in shop.records("orders.payment.dlq"):
+        attempts[letter.headers["fastlog.dlq.exception"]].append(letter.headers["fastlog.dlq.attempts"])
+    blocked = attempts.pop(b"bank.CardBlocked", [])
+    assert bool(blocked) == ("frank" in names.values())
+    assert not blocked or min(blocked) < b"4"  # the first answer of the bank was the last
+    assert set(attempts) <= {b"bank.BankDown"} and all(set(found) == {b"4"} for found in attempts.values())
 
     count = len(dead())
     shop.run("-m", "fastlog", "dlq", "redrive", "orders.payment.dlq", "--yes")

@@ -355,7 +355,7 @@ class Runner:
     def next_due(self) -> int | None:
         """Wall ms of the earliest record that only waits for its time, None when there is none."""
         now = self._clock.wall()
-        found = [place.work.next_due(now) for place in self._places.values() if place.work is not None]
+        found = [place.work.next_due(now) for place in self._busy() if place.work is not None]
         return min((due for due in found if due is not None), default=None)
 
     def next_change(self) -> int | None:
@@ -374,6 +374,10 @@ class Runner:
         waits += [place.resume_at - steady for place in self._places.values() if place.resume_at > steady]
         return max(min(waits), 0) if waits else None
 
+    def _busy(self) -> list[Place]:
+        """Partitions at work that have records which are not finished. Of many most have none."""
+        return [place for place in self._places.values() if place.work is not None and place.work.waiting]
+
     # --- reading -----------------------------------------------------------------------------------------------------
 
     def _patience(self, most: int) -> int:
@@ -384,7 +388,8 @@ class Runner:
         if due is not None and due > self._dispatched_at and self._calls < self.subscriber.concurrency:
             waits.append(due - self._clock.wall())
         now = self._clock.steady()
-        if self._breaker is not None and (change := self._breaker.next_change()) is not None:
+        change = None if self._breaker is None else self._breaker.next_change()
+        if change is not None and change > now:
             waits.append(change - now)
         if any(place.changed for place in self._places.values()):
             waits.append(self._committed_at + COMMIT_INTERVAL_MS - now)
@@ -476,7 +481,8 @@ class Runner:
     def _dispatch(self) -> bool:
         """Have called what may be called now, in turn over the partitions."""
         self._dispatched_at = self._clock.wall()
-        places = [one for one in self._places.values() if one.work is not None and not one.is_leaving]
+        places = [place for place in self._busy() if not place.is_leaving]
+        self._is_full = self._calls >= self.subscriber.concurrency
         if not places or self._stopping.is_set():
             return False
         self._turn = (self._turn + 1) % len(places)
@@ -755,8 +761,8 @@ class Runner:
 
     def _move_all(self) -> bool:
         happened = False
-        for place in list(self._places.values()):
-            if place.work is not None and place.resume_at <= self._clock.steady():
+        for place in self._busy():
+            if place.resume_at <= self._clock.steady():
                 happened |= self._settle(place) and self._move(place)
         return happened
 
@@ -940,6 +946,14 @@ class Runner:
         if subscriber.dead_letter:
             require_topic(self._directory, topic, subscriber.group, DEAD_LETTER, subscriber.dead_letter_topic)
 
+    def _has_topics(self, place: Place) -> bool:
+        """Whether they are there, as far as can be told without a lock."""
+        there = set(self._directory.topics())
+        wanted = [place.retry] if place.dead_letter is None else [place.retry, place.dead_letter]
+        return all(
+            name.topic in there and self._directory.topic(name.topic).partitions > name.partition for name in wanted
+        )
+
     def _take_over(self, names: list[TopicPartition]) -> None:
         """The consumer has got partitions: they begin in the next rounds."""
         self._has_changed = True
@@ -1002,7 +1016,8 @@ class Runner:
 
     def _begin_place(self, place: Place) -> bool:
         """Find out how a partition was left; False when that cannot be told yet."""
-        self._require_topics(place.source.topic)
+        if not self._has_topics(place):
+            self._require_topics(place.source.topic)
         names = [place.source, place.retry]
         mover = self._movers.of(place.route)
         if not resolve_pending(self._directory, self.subscriber.group, names, timeout_ms=0):
@@ -1022,6 +1037,7 @@ class Runner:
             dead_letter=subscriber.dead_letter,
             random=self._chance,
             batch=subscriber.batch or 1,
+            several_of_lane=True,
             block_on_dead_letter=subscriber.block_on_dead_letter,
         )
         work.restore(source, retry)
