@@ -1031,6 +1031,7 @@ class Runner:
             dead_letter=subscriber.dead_letter,
             random=self._chance,
             batch=subscriber.batch or 1,
+            several_of_lane=subscriber.batch is not None,  # those behind one that failed are given back
             block_on_dead_letter=subscriber.block_on_dead_letter,
         )
         work.restore(source, retry)
