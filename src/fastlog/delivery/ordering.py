@@ -32,7 +32,7 @@ class Lane:
         ahead: heap by origin offset: what lies in the retry topic or is on its way to another place.
         source: what lies in the source, in order.
         in_hand: how many are taken: the others wait for them.
-        source_in_hand: how many of these lie in the source: who is behind them stays there, as the next owner, which reads
+        source_in_hand: how many of these lie in the source. Who is behind them stays there: the next owner, which reads
             the retry topic first, would take it for the first one.
         parked: how many of ``ahead`` lie in the retry topic, or will.
         is_listed: whether it is among those whose followers may be moved.
