@@ -542,3 +542,12 @@ def test_followers_stay_behind_one_in_hand_that_lies_in_the_source() -> None:
     assert made.moves() == []
     made.fail(item, failure(), OSError(), NOW)
     assert [move.item.offset for move in made.moves()] == [5, 6]
+
+
+def test_the_source_pauses_while_too_many_wait_in_the_retry_topic() -> None:
+    waiting = [retried(offset, offset, b"%d" % offset, 1, NOW + 1000) for offset in range(3)]
+    made = work(max_waiting=3, in_retry=waiting)
+    assert not made.wants_source and made.waiting == 3
+    for item in made.take(NOW + 1000, 1):
+        made.succeed(item)
+    assert made.wants_source
