@@ -52,6 +52,8 @@ GROUPS = (DELAYS, AIRPORTS)
 ATTEMPTS = 3
 # so short that the demo takes seconds
 RETRY = fastlog.Retry(ATTEMPTS, backoff=("50ms", "200ms"))
+# this group fails never, but its processes are killed: that uses up an attempt of what they may have had in hand
+PATIENT = fastlog.Retry(10, backoff="50ms")
 CANCELLED = "cancelled"
 EFFECTS_VARIABLE = "FASTLOG_DEMO_EFFECTS"
 GOOD_END = b"end\n"
@@ -130,7 +132,7 @@ def app_of(handler: Callable[[fastlog.Record], None], store: str | fastlog.Store
     """Both groups, with this handler of delays."""
     app = fastlog.App(store, durability="os")
     app.subscriber(EVENTS, group=DELAYS, order_by="key", retry=RETRY)(handler)
-    app.subscriber(EVENTS, group=AIRPORTS, order_by="none", concurrency=16)(add_airport)
+    app.subscriber(EVENTS, group=AIRPORTS, order_by="none", concurrency=16, retry=PATIENT)(add_airport)
     return app
 
 
