@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 from pathlib import Path
 
@@ -63,3 +65,36 @@ def test_what_kills_its_worker_ends_as_a_dead_letter(folder: Path, bad: bytes, t
     assert [record.value for record in dead] == [bad]
     assert cause in (dead[0].headers["fastlog.dlq.exception"] or b"")
     assert not (folder / "unused").exists()
+
+
+SLOW_APP = """
+import time
+import fastlog
+
+app = fastlog.App("data", durability="os")
+
+@app.subscriber("orders", group="mail")
+def mail(record: fastlog.Record) -> None:
+    open("begun.txt", "w").close()
+    time.sleep(1)
+    open("ended.txt", "w").close()
+"""
+
+
+def test_a_signal_that_reaches_worker_and_parent_is_one(folder: Path) -> None:
+    """As from a service manager that tells every process of a service: what is in hand ends, and is committed."""
+    (folder / "slow.py").write_text(SLOW_APP)
+    with runners(folder) as workers, fastlog.open(folder / "data", durability="os") as store:
+        store.create_topic("orders")
+        with store.producer() as producer:
+            producer.send("orders", b"order")
+        running = workers("slow:app", "--json")
+        until((folder / "begun.txt").exists)
+        events = [json.loads(line) for line in running.read_until("loaded").splitlines()]
+        for _ in range(2):
+            for pid in (events[0]["pid"], running.process.pid):
+                os.kill(pid, signal.SIGTERM)
+        code, errors = running.end()
+        assert code == 0, errors
+        assert (folder / "ended.txt").exists()
+        assert sum(lag.records for lag in store.group_lag("mail").values()) == 0
