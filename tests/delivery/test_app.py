@@ -415,13 +415,14 @@ def test_on_a_full_disk_moves_wait_and_nothing_is_lost(
 # --- batches ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_batch_handler_gets_lists(store: fastlog.Store, clock: HandClock) -> None:
+@pytest.mark.parametrize("order_by", ["none", "key", "partition"])
+def test_a_batch_handler_gets_lists(store: fastlog.Store, clock: HandClock, order_by: Any) -> None:
     store.create_topic("orders")
-    send(store, "orders", [b"%d" % number for number in range(25)])
+    send(store, "orders", [b"%d" % number for number in range(25)], [b"k"] * 25)
     app = App(store, clock=clock)
     lists: list[list[bytes | None]] = []
 
-    @app.subscriber("orders", group="mail", order_by="none", batch=10)
+    @app.subscriber("orders", group="mail", order_by=order_by, batch=10)
     def mail(records: list[fastlog.Record]) -> None:
         lists.append([record.value for record in records])
 

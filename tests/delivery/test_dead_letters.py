@@ -440,6 +440,25 @@ def test_open_moves_are_waited_for_and_aborted_ones_not_seen(store: fastlog.Stor
     assert max(Counter(item_of_retry(one).raw.value for one in content(store, AGAIN)).values()) == 1
 
 
+def test_letters_behind_an_open_transaction_are_not_passed_over(store: fastlog.Store) -> None:
+    """Nothing can be seen yet, but something is there."""
+    letters = prepare(store)
+    mover = store.producer(transactional_id="fastlog-move")
+    transaction = mover.transaction()
+    transaction.__enter__()
+    transaction.send(DLQ, b"open", partition=0).result(10)
+    fill(store, 3)
+    assert letters.count() == 0
+    done: list[int] = []
+    behind = threading.Thread(target=lambda: done.append(letters.redrive().letters))
+    behind.start()
+    behind.join(0.3)
+    assert behind.is_alive()
+    transaction.abort()
+    behind.join(30)
+    assert done == [3] and len(content(store, AGAIN)) == 3
+
+
 # --- two operators ----------------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import pytest
 
 from fastlog import ConfigError, Record
+from fastlog.delivery import work as work_module
 from fastlog.delivery.finished import Finished, Mark
 from fastlog.delivery.items import Failure, Item, Move
 from fastlog.delivery.policy import Retry, RetryLater
@@ -245,6 +246,7 @@ def test_suspects_run_alone_and_counted() -> None:
         assert made.take(NOW, 10) == [] and not made.wanted_mark(NOW)
         seen.append(item.offset)
         made.succeed(item)
+        assert not made.finished(clean=True)[0].clean  # the next owner has to be as careful
     assert sorted(seen) == [10, 11, 50, 52]
     assert made.wanted_mark(NOW)
     assert commit(made)[0].mark is None
@@ -393,7 +395,7 @@ def test_a_record_that_ends_its_process_is_found_soon(order_by: str, concurrency
     committed = (Finished(0), Finished(0))
     dead: list[Move] = []
     deaths = 0
-    while not dead:
+    while not dead and deaths < 20:
         made = PartitionWork(
             order_by=order_by, concurrency=concurrency, retry=Retry(3), dead_letter=True, random=random.Random(0)
         )
@@ -489,3 +491,43 @@ def test_a_batch_taken_apart() -> None:
             break
     assert seen == [0, 2, 3]
     assert offsets(made.take(NOW, 5)) == [5]
+
+
+def test_who_waits_long_is_carried_past_what_is_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the next owner would read, and this one keep, all that went by meanwhile."""
+    monkeypatch.setattr(work_module, "SPARSE_OFFSETS", 3000)
+    made = work(in_retry=[retried(0, 0, b"slow", 1, NOW + 10**6)])
+    carried: list[Move] = []
+    for offset in range(1, 5000):
+        made.add_retry([retried(offset, offset, b"quick")])
+        for item in made.take(NOW, 10):
+            made.succeed(item)
+        carried += made.moves()
+        if carried:
+            break
+    (move,) = carried
+    assert 3000 < offset < 3200 and (move.item.offset, move.due, move.attempts) == (0, NOW + 10**6, 1)
+    assert len(made._retry_order) < 1100
+    made.after_moves(carried)
+    made.moved(carried, NOW)
+    assert made.finished()[1].prefix == offset + 1
+    made.add_retry([retried(offset + 1, 0, b"slow", 1, NOW + 10**6)])
+    assert made.next_due(NOW) == NOW + 10**6 and made.moves() == []
+
+
+def test_one_fails_before_one_that_was_begun_by_an_earlier_owner() -> None:
+    waiting = [retried(50, 2, attempts=0), retried(51, 3, attempts=1)]
+    made = work("partition", batch=4, several_of_lane=True, in_retry=waiting)
+    for _ in range(2):
+        if made.wanted_mark(NOW):
+            commit(made)
+    (item,) = made.take(NOW, 4)
+    assert item is waiting[0]
+    made.fail(item, failure(), OSError(), NOW)
+    assert made.next_due(NOW) == NOW + 1000 and made.wanted_mark(NOW + 1000)
+    assert commit(made)[1].mark == Mark(50, 2, NOW + 1000, NOW)
+    assert made.take(NOW + 1000, 4) == [item]
+    made.succeed(item)
+    assert made.take(NOW + 1000, 4) == [] and made.wanted_mark(NOW + 1000)
+    assert commit(made)[1].mark == Mark(51, 2, 0, 0)
+    assert made.take(NOW + 1000, 4) == [waiting[1]]

@@ -166,6 +166,78 @@ def test_nothing_is_called_before_it_is_run(app: fastlog.App, run: Callable[...,
         running.close()
 
 
+def test_a_crash_repeats_what_was_not_committed(app: fastlog.App, run: Callable[..., Harness]) -> None:
+    seen: dict[str, list[Any]] = {"plain": [], "careful": []}
+    app.subscriber("orders", group="plain")(lambda record: seen["plain"].append(record.value))
+    app.subscriber("orders", group="careful", deduplicate=fastlog.Deduplicator())(
+        lambda record: seen["careful"].append(record.value)
+    )
+    running = run(app)
+    running.send("orders", b"one")
+    running.run_until_idle()
+    running.advance("1s")
+    running.send("orders", b"two")
+    running.run_until_idle()
+    running.crash()
+    running.run_until_idle()
+    assert seen == {"plain": [b"one", b"two", b"two"], "careful": [b"one", b"two"]}
+    running.restart()
+    assert running.run_until_idle() == 0
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def test_a_record_that_ends_its_process_is_found_out(app: fastlog.App, run: Callable[..., Harness]) -> None:
+    seen = []
+
+    @app.subscriber("orders", group="mail", order_by="none", concurrency=3, retry=retry(2))
+    def mail(record: fastlog.Record) -> None:
+        if record.value == b"poison":
+            raise Killed
+        seen.append(record.value)
+
+    running = run(app)
+    for value in (b"a", b"poison", b"b", b"c"):
+        running.send("orders", value)
+    for _ in range(3):
+        with pytest.raises(Killed):
+            running.run_until_idle()
+        running.crash()
+    running.run_until_idle()
+    (letter,) = running.assert_dead_lettered(1, exception="WorkerDied", attempts=2)
+    assert letter.value == b"poison"
+    assert set(seen) == {b"a", b"b", b"c"}
+    assert (seen.count(b"b"), seen.count(b"c")) == (1, 1)
+
+
+def test_what_is_parked_survives_a_crash(app: fastlog.App, run: Callable[..., Harness]) -> None:
+    seen = []
+
+    @app.subscriber("orders", group="mail", retry=retry(4, "10s"))
+    def mail(record: fastlog.Record) -> None:
+        if record.value == b"first" and len(running.failures) < 2:
+            raise ValueError
+        seen.append(record.value)
+
+    running = run(app)
+    for value in (b"first", b"second"):
+        running.send("orders", value, key=b"k")
+    running.run_until_idle()
+    running.crash()
+    running.send("orders", b"third", key=b"k")
+    running.run_until_idle()
+    assert (seen, running.stats().waiting) == ([], 3)
+    running.advance("10s")
+    running.crash()
+    running.run_until_idle()
+    assert seen == []
+    running.advance("10s")
+    assert seen == [b"first", b"second", b"third"]
+    running.assert_no_dead_letters()
+
+
 def test_two_harnesses_are_two_members(app: fastlog.App, run: Callable[..., Harness]) -> None:
     seen = []
 

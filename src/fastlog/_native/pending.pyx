@@ -48,10 +48,11 @@ cdef class PendingAppend(ValidatedBatches):
 
     cdef void close_batch(self) noexcept:
         """Finish the batch that records were added to: all of its header but what the append stamps."""
-        cdef uint8_t* batch = self.data + self.batch_start
+        cdef uint8_t* batch
         cdef int64_t size = self.size - self.batch_start
         if self.batch_start < 0:
             return
+        batch = self.data + self.batch_start
         store_int64(batch + BASE_OFFSET_AT, 0)
         store_int32(batch + BATCH_LENGTH_AT, <int32_t>(size - LOG_OVERHEAD))
         store_int32(batch + LEADER_EPOCH_AT, -1)

@@ -305,6 +305,12 @@ class Runner:
             if self._memory is not None:
                 self._memory.close()
 
+    def abandon(self) -> None:
+        """Leave things as a process does that dies: nothing is committed or moved any more. For tests. Idempotent."""
+        if not self._closed:
+            self._lose(list(self._places))
+            self.close()
+
     def step(self, max_wait_ms: int = 0) -> bool:
         """One round: take in what came back, move, commit, call, read. Whether anything happened.
 
@@ -1031,6 +1037,7 @@ class Runner:
             dead_letter=subscriber.dead_letter,
             random=self._chance,
             batch=subscriber.batch or 1,
+            several_of_lane=True,
             block_on_dead_letter=subscriber.block_on_dead_letter,
         )
         work.restore(source, retry)

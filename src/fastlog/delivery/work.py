@@ -42,6 +42,7 @@ ORDERS: Final = ("partition", "key", "none")
 # of the metadata, in bytes before base64
 PAUSE_BYTES: Final = 3000 // 4 * 3  # no more records are asked for
 CARRY_BYTES: Final = 2000 // 4 * 3  # what waits at the low end of the retry topic is moved to its high end
+SPARSE_OFFSETS: Final = 100_000  # so much finished behind what waits, and it is moved too: the next owner reads it all
 STOP_BYTES: Final = (METADATA_CHARACTERS - 200) // 4 * 3  # nothing is begun that could go beyond, flags and mark apart
 
 CAREFUL_RECORDS: Final = 1000  # begun in steps of ``concurrency`` after an unclean end
@@ -225,6 +226,9 @@ class PartitionWork:
                 side.known += 1
                 if item.attempts == 0 and not item.is_follower and item.key is not None:
                     self._blocked.discard(item.key)  # redriven
+        if len(self._retry_order) > 2 * side.known + 1000:
+            # who waits for long at the low end keeps nobody in memory who is through
+            self._retry_order = deque(item for item in self._retry_order if item.stage not in GONE)
 
     def reached(self, source: int | None = None, retry: int | None = None) -> None:
         """The reader is here: whatever lies before it and was not added is no record (a marker, a compacted one)."""
@@ -638,7 +642,8 @@ class PartitionWork:
         side, order = self._retry_side, self._retry_order
         while order and order[0].stage in GONE:
             order.popleft()
-        if side.progress.size <= CARRY_BYTES or self._suspects:
+        is_sparse = side.progress.span > SPARSE_OFFSETS + 100 * side.known
+        if self._suspects or not (is_sparse or side.progress.size > CARRY_BYTES):
             return
         waiting = (item for item in islice(order, 4 * CARRIED) if item.stage in WAITING)
         chosen = list(islice(waiting, min(CARRIED, max(most - len(self._moving), 0))))

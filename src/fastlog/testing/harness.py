@@ -129,6 +129,8 @@ class Harness:
             raise
 
     def _begin(self, call: Call) -> None:
+        if self._ending is not None:
+            raise self._ending  # nothing is called after the end
         self._calls += 1
 
     def _note(self, call: Call, error: BaseException) -> None:
@@ -216,6 +218,17 @@ class Harness:
         """End the App in good order, and begin it again: as a new process that goes on with what is committed."""
         self.app.close()
         self._open()
+
+    def crash(self) -> None:
+        """End the App as ``kill -9`` does, and begin it again.
+
+        What was finished since the last commit comes again: that was when the clock had last gone on by a second, or a
+        record was moved. What was in hand is a suspect, as always after a process has died. To die inside of a handler,
+        let it raise something that is no ``Exception``; ``run_until_idle`` raises that, then comes the crash.
+        """
+        for runner in self._runners:
+            runner.abandon()
+        self.restart()
 
     def close(self) -> None:
         """End the App, and a store of its own. Idempotent."""
