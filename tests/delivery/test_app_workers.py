@@ -51,19 +51,21 @@ def test_what_kills_its_worker_ends_as_a_dead_letter(folder: Path, bad: bytes, t
         handled = folder / "handled.txt"
 
         def is_over() -> bool:
-            if not dead and "orders.mail.dlq" in store.topics():
+            if "orders.mail.dlq" in store.topics():
                 with store.consumer("orders.mail.dlq", start="earliest") as consumer:
-                    dead.extend(consumer.records(until="end"))
+                    dead[:] = consumer.records(until="end")
             lines = handled.read_text().splitlines() if handled.exists() else []
-            return bool(dead) and set(lines) == {value.decode() for value in values}
+            accounted = {line.encode() for line in lines} | {record.value for record in dead}
+            return accounted == {*values, bad}
 
         until(is_over)
         running.signal(signal.SIGTERM)
         code, errors = running.end()
     assert code == 0, errors
     assert told in errors
-    assert [record.value for record in dead] == [bad]
-    assert cause in (dead[0].headers["fastlog.dlq.exception"] or b"")
+    # what the same process had in hand of another partition, time and again, looks like the culprit too
+    assert [record.value for record in dead].count(bad) == 1
+    assert all(cause in (record.headers["fastlog.dlq.exception"] or b"") for record in dead)
     assert not (folder / "unused").exists()
 
 
