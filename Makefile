@@ -32,6 +32,7 @@ help:  ## show this list
 
 demo: $(DONE)/built $(DONE)/extra-demo $(DONE)/flights  ## run the main job on real input: 336,776 flights as events
 	@$(RUN) -m fastlog demo pipeline $(DEMO_ARGS)
+	@$(RUN) -m fastlog demo handlers $(DEMO_ARGS)
 	@$(RUN) -m fastlog demo log
 
 test: $(DONE)/built $(DONE)/extra-test $(DONE)/flights  ## run the tests, Kafka's own tools as oracle where Java 17 and Maven are there

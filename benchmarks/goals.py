@@ -126,6 +126,17 @@ def _group_goals() -> Iterator[Goal]:
     yield Goal("watcher", work, "watcher", "a member", (), 0.2, Kind.PERCENT_OF_A_CORE)
 
 
+def _delivery_goals() -> Iterator[Goal]:
+    for ours, bound in (("def", 5), ("def, 16 threads", 30), ("async def, 16 tasks", 15)):
+        yield Goal(f"app {ours}", f"App per record, {ours}", "app", ours, (), bound, Kind.MICROSECONDS_EACH)
+    one, work = ("one at a time",), "handler that sleeps for 1 ms, 16 threads"
+    yield Goal("app-concurrency", work, "app-concurrency", "16 threads", one, 12)
+    for ours in ("handler that raises", "value that cannot be decoded"):
+        rate = Kind.MILLIONS_PER_SECOND
+        yield Goal(f"dead-letters {ours}", f"dead letters, {ours}", "dead-letters", ours, (), 0.05, rate)
+    yield Goal("due", "begin a record that is due", "due", "fastlog", (), 10_000, Kind.P99_MICROSECONDS)
+
+
 def _store_goals() -> Iterator[Goal]:
     contest = "many-partitions"
     yield Goal(
@@ -148,6 +159,7 @@ def goals() -> tuple[Goal, ...]:
         *_codec_goals(),
         *_messaging_goals(),
         *_group_goals(),
+        *_delivery_goals(),
         *_store_goals(),
         Goal("compaction", "compact", "compaction", "fastlog", ("copy", "copy and sync"), 0.3),
         Goal("large-open", "open a large log", "large-open", "large log", (), 50, Kind.MILLISECONDS),

@@ -23,6 +23,7 @@ _PICTURES = {
     "consumer": ("consume", "consume-batches", "deliver"),
     "transactions": ("transactions",),
     "groups": ("commit", "group-takeover", "rebalance"),
+    "delivery": ("app", "app-concurrency", "dead-letters", "due"),
     "store": ("many-partitions",),
 }
 _OURS, _PEERS, _TEXT = "#0b7a75", "#b9c4c9", "#24292f"

@@ -60,6 +60,11 @@ class Sizes:
     members: int
     group_partitions: int
     rebalances: int
+    handled_records: int
+    slept_records: int
+    dead_letters: int
+    waiting_records: int
+    due_records: int
     idle_partitions: int
     used_partitions: int
 
@@ -94,6 +99,11 @@ class Sizes:
             members=50,
             group_partitions=200,
             rebalances=25,
+            handled_records=200_000,
+            slept_records=2000,
+            dead_letters=100_000,
+            waiting_records=100_000,
+            due_records=1000,
             idle_partitions=10_000,
             used_partitions=2000,
         )
@@ -129,6 +139,11 @@ class Sizes:
             members=6,
             group_partitions=24,
             rebalances=3,
+            handled_records=20_000,
+            slept_records=300,
+            dead_letters=10_000,
+            waiting_records=10_000,
+            due_records=100,
             idle_partitions=10_000,
             used_partitions=50,
         )

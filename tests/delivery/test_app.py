@@ -470,6 +470,23 @@ def test_a_batch_that_fails_as_a_whole_is_called_record_by_record(store: fastlog
     assert values_of(store, "orders.mail.dlq") == [b"1"]
 
 
+@pytest.mark.parametrize("order_by", ["partition", "key"])
+def test_records_of_a_key_come_together_in_a_batch(store: fastlog.Store, clock: HandClock, order_by: Any) -> None:
+    store.create_topic("orders")
+    values = [b"%d" % number for number in range(25)]
+    send(store, "orders", values, [b"k"] * 25)
+    app = App(store, clock=clock)
+    lists: list[list[bytes | None]] = []
+
+    @app.subscriber("orders", group="mail", order_by=order_by, batch=10, concurrency=3)
+    def mail(records: list[fastlog.Record]) -> None:
+        lists.append([record.value for record in records])
+
+    with driven(app, clock):
+        pass
+    assert lists == [values[:10], values[10:20], values[20:]]
+
+
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("order_by", ["partition", "key"])
 def test_a_batch_that_fails_keeps_its_order(store: fastlog.Store, clock: HandClock, order_by: Any, whole: bool) -> None:

@@ -531,3 +531,23 @@ def test_one_fails_before_one_that_was_begun_by_an_earlier_owner() -> None:
     assert made.take(NOW + 1000, 4) == [] and made.wanted_mark(NOW + 1000)
     assert commit(made)[1].mark == Mark(51, 2, 0, 0)
     assert made.take(NOW + 1000, 4) == [waiting[1]]
+
+
+def test_followers_stay_behind_one_in_hand_that_lies_in_the_source() -> None:
+    """The next owner reads the retry topic first: there it would find them, and the one before them nowhere."""
+    made = work()
+    made.add_source([source(5), source(6)])
+    (item,) = made.take(NOW, 10)
+    made.add_retry([retried(0, 2, attempts=0)])  # redriven
+    assert made.moves() == []
+    made.fail(item, failure(), OSError(), NOW)
+    assert [move.item.offset for move in made.moves()] == [5, 6]
+
+
+def test_the_source_pauses_while_too_many_wait_in_the_retry_topic() -> None:
+    waiting = [retried(offset, offset, b"%d" % offset, 1, NOW + 1000) for offset in range(3)]
+    made = work(max_waiting=3, in_retry=waiting)
+    assert not made.wants_source and made.waiting == 3
+    for item in made.take(NOW + 1000, 1):
+        made.succeed(item)
+    assert made.wants_source

@@ -1,4 +1,4 @@
-"""``fastlog demo pipeline | log``: a year of flights through topics, or through one log, with every answer checked."""
+"""``fastlog demo pipeline | handlers | log``: a year of flights through fastlog, with every answer checked."""
 
 from __future__ import annotations
 
@@ -10,20 +10,27 @@ from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import click
 
+import fastlog
 from fastlog.cli import output as text
-from fastlog.cli.demo_view import watching
+from fastlog.cli.demo_view import watching, watching_handlers
+from fastlog.cli.dlq import print_table
 from fastlog.cli.output import EXIT_PROBLEMS, Output, output_options
 from fastlog.demo import DemoReport, Step, find_flights, load_flights, prepare_folder, require_duckdb, run
+from fastlog.demo.dataset import Dataset
 from fastlog.demo.job import Progress
 from fastlog.demo.supervisor import PipelineReport, run_pipeline
+
+if TYPE_CHECKING:
+    from fastlog.demo.fleet import HandlersReport
 
 __all__ = ["demo"]
 
 KAFKA_JARS = Path(".cache/kafka")
-
+LETTERS_SHOWN = 5
 
 data_option = click.option(
     "--data", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="PATH",
@@ -33,6 +40,11 @@ keep_option = click.option(
     "--keep", type=click.Path(path_type=Path), metavar="PATH", default=Path("demo-log"), show_default=True,
     help="Folder to leave it in; what an earlier demo left there is replaced.",
 )  # fmt: skip
+
+seed_option = click.option("--seed", type=int, help="Seed of the kills. Default: another one each time; it is printed.")
+events_option = click.option(
+    "--events", "most", type=click.IntRange(min=1), metavar="N", help="Take the first N flights only."
+)
 
 
 @click.group(short_help="A year of flights through fastlog and back, every answer checked.")
@@ -46,9 +58,9 @@ def demo() -> None:
 @demo.command()
 @data_option
 @keep_option
-@click.option("--seed", type=int, help="Seed of the kills. Default: another one each time; it is printed.")
+@seed_option
 @click.option("--kills", type=click.IntRange(min=0), default=10, show_default=True, help="Processes to kill.")
-@click.option("--events", "most", type=click.IntRange(min=1), metavar="N", help="Take the first N flights only.")
+@events_option
 @output_options
 def pipeline(output: Output, data: Path | None, keep: Path, seed: int | None, kills: int, most: int | None) -> None:
     """Three producers, two consumer groups in transactions, and death on the way.
@@ -57,13 +69,7 @@ def pipeline(output: Output, data: Path | None, keep: Path, seed: int | None, ki
     between an aircraft's departures. Processes are killed at random, also inside of a commit. Both results are compared
     with the source, nothing de-duplicated; the exit code is 0 only if all of it agrees.
     """
-    dataset = load_flights(data or find_flights())
-    if most is not None:
-        dataset = dataset.first(most)
-    seed = secrets.randbelow(1 << 32) if seed is None else seed
-    root = prepare_folder(keep, "store")
-    if not output.as_json:
-        output.line(f"{len(dataset):,} {dataset.name}; seed {seed}", bold=True)
+    dataset, seed, root = _prepare(output, data, keep, seed, most)
     with watching(output) as show:
         report = run_pipeline(dataset, root, seed=seed, kills=kills, report=show)
     if output.as_json:
@@ -85,6 +91,88 @@ def _print_pipeline(output: Output, report: PipelineReport, root: Path) -> None:
     output.heading(f"The store stays in {root}")
     for command in (f"topics list --store {quote(str(root))}", f"groups list --store {quote(str(root))}",
                     f"consume turnarounds --store {quote(str(root))} --show key,value --max 5"):  # fmt: skip
+        output.line(f"    fastlog {command}")
+
+
+def _prepare(
+    output: Output, data: Path | None, keep: Path, seed: int | None, most: int | None
+) -> tuple[Dataset, int, Path]:
+    """The flights, the seed, and the folder of the store."""
+    dataset = load_flights(data or find_flights())
+    if most is not None:
+        dataset = dataset.first(most)
+    seed = secrets.randbelow(1 << 32) if seed is None else seed
+    root = prepare_folder(keep, "store")
+    if not output.as_json:
+        output.line(f"{len(dataset):,} {dataset.name}; seed {seed}", bold=True)
+    return dataset, seed, root
+
+
+# --- handlers ----------------------------------------------------------------------------------------
+
+
+@demo.command()
+@data_option
+@keep_option
+@seed_option
+@click.option("--kills", type=click.IntRange(min=0), default=4, show_default=True,
+              help="Workers to kill at random, besides those that die at chosen places; 0: nobody dies.")  # fmt: skip
+@events_option
+@output_options
+def handlers(output: Output, data: Path | None, keep: Path, seed: int | None, kills: int, most: int | None) -> None:
+    """Handlers that fail, are tried again, leave dead letters, are mended; and death on the way.
+
+    One group works out the delay of each departure, and fails on flights that never departed: these are tried again,
+    become dead letters, and are redriven when the handler is mended. The other group takes every flight. Workers are
+    killed while they move failing records, in a handler, and at random. At the end each flight has to be accounted for,
+    compared with the source; the exit code is 0 only if all of it agrees.
+    """
+    from fastlog.demo.fleet import HandlersDemo  # with what runs handlers, which other commands do without
+
+    dataset, seed, root = _prepare(output, data, keep, seed, most)
+    with HandlersDemo(dataset, root, seed=seed, kills=kills) as demonstration:
+        with watching_handlers(output) as show:
+            letters = demonstration.fail(show)
+        if not output.as_json:
+            _print_letters(output, letters, demonstration.report)
+        with watching_handlers(output) as show:
+            demonstration.redrive(show)
+        report = demonstration.check()
+    if output.as_json:
+        output.object({"ok": report.ok, **asdict(report), "store": str(root)})
+    else:
+        _print_handlers(output, report, root)
+    if not report.ok:
+        click.get_current_context().exit(EXIT_PROBLEMS)
+
+
+def _print_letters(output: Output, letters: fastlog.DeadLetters, report: HandlersReport) -> None:
+    """What ``fastlog dlq list`` shows of them, and how many there are of each kind."""
+    output.heading(f"fastlog dlq list {letters.source} --group {letters.group} --max {LETTERS_SHOWN}")
+    print_table(output, letters, letters.list(), LETTERS_SHOWN, "open")
+    for column, counts in (("exception", report.exceptions), ("carrier", report.carriers)):
+        output.line()
+        output.table((column, "dead letters"), [(name, text.count(number)) for name, number in counts.items()])
+    output.line()
+    output.line("The handler is mended, the dead letters are redriven.", bold=True)
+
+
+def _print_handlers(output: Output, report: HandlersReport, root: Path) -> None:
+    output.line()
+    output.line(
+        f"{report.events:,} flights through two groups of handlers in {text.duration(report.seconds)}; "
+        f"{text.plural(report.letters, 'dead letter')}, redriven"
+    )
+    output.line(
+        "Records are moved exactly once. Handlers are called at least once, so an effect belongs to its flight: it has "
+        "to be there for each, and repeats have to be those of processes that were killed."
+    )
+    output.heading("Checks")
+    for check in report.checks:
+        output.verdict(check.ok, f"{check.name}: {check.detail}")
+    output.heading(f"The store stays in {root}")
+    for command in (f"dlq list flights --group delays --state handled --max 5 --store {quote(str(root))}",
+                    f"groups list --store {quote(str(root))}"):  # fmt: skip
         output.line(f"    fastlog {command}")
 
 

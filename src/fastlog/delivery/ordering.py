@@ -32,17 +32,20 @@ class Lane:
         ahead: heap by origin offset: what lies in the retry topic or is on its way to another place.
         source: what lies in the source, in order.
         in_hand: how many are taken: the others wait for them.
+        source_in_hand: how many of these lie in the source. Who is behind them stays there: the next owner, which reads
+            the retry topic first, would take it for the first one.
         parked: how many of ``ahead`` lie in the retry topic, or will.
         is_listed: whether it is among those whose followers may be moved.
     """
 
-    __slots__ = ("ahead", "in_hand", "is_listed", "key", "parked", "source")
+    __slots__ = ("ahead", "in_hand", "is_listed", "key", "parked", "source", "source_in_hand")
 
     def __init__(self, key: bytes) -> None:
         self.key = key
         self.ahead: list[tuple[int, int, Item]] = []
         self.source: deque[Item] = deque()
         self.in_hand = 0
+        self.source_in_hand = 0
         self.parked = 0
         self.is_listed = False
 
@@ -61,6 +64,7 @@ class Lane:
         """Take the front out."""
         if self.source and self.source[0] is item:
             self.source.popleft()
+            self.source_in_hand += 1
         else:
             heappop(self.ahead)
             self.parked -= item.is_retry
@@ -158,7 +162,7 @@ class Lanes:
         if not isinstance(found, Lane):
             lane = self._lanes[key] = Lane(key)
             if found is not None:
-                found.lane, lane.in_hand = lane, 1
+                found.lane, lane.in_hand, lane.source_in_hand = lane, 1, 1
             found = lane
         item.lane = found
         return found
@@ -290,7 +294,7 @@ class Lanes:
         item.stage = DONE
         lane = item.lane
         if lane is not None:
-            self._let_go(lane)
+            self._let_go(lane, item)
         else:
             key = self.line(item)
             if key is not None:
@@ -309,7 +313,7 @@ class Lanes:
         else:
             lane.put_back(item)
         self._list_followers(lane)
-        self._let_go(lane)
+        self._let_go(lane, item)
 
     def set_aside(self, item: Item, to_retry: bool, holds_lane: bool) -> None:
         """An item in hand has to be moved. Those behind it wait until it is, if it holds the lane."""
@@ -324,7 +328,7 @@ class Lanes:
         if to_retry:
             lane.parked += 1
             self._list_followers(lane)
-        self._let_go(lane)
+        self._let_go(lane, item)
 
     def moved(self, item: Item, to_retry: bool) -> None:
         """An item was moved: it is expected from the retry topic, or gone."""
@@ -340,8 +344,9 @@ class Lanes:
         """An item that waits in the retry topic is moved to its end."""
         item.stage = MOVING
 
-    def _let_go(self, lane: Lane) -> None:
+    def _let_go(self, lane: Lane, item: Item) -> None:
         lane.in_hand -= 1
+        lane.source_in_hand -= not item.is_retry
         if not lane.in_hand:
             self._offer_front(lane)
 
@@ -390,7 +395,7 @@ class Lanes:
         while listed:
             offset, _, lane = listed[0]
             source = lane.source
-            if lane.parked and source and lane.front() is not source[0]:
+            if lane.parked and source and not lane.source_in_hand and lane.front() is not source[0]:
                 if source[0].offset == offset:
                     return source[0]
                 heappop(listed)

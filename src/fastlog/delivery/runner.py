@@ -61,6 +61,7 @@ COMMIT_RECORDS: Final = 1000  # not many more finished ones come again after a c
 MOST_MOVES: Final = 500  # in one transaction
 MOST_INLINE: Final = 500  # calls of one round, so that the group and due records have their turn
 INLINE_MS: Final = 10
+MOST_REST_MS: Final = 50
 FETCH_MS: Final = 5  # while all calls are begun, the group and the topics are looked at so often
 SHORT_WAIT_MS: Final = 20
 LONG_WAIT_MS: Final = 1000
@@ -226,6 +227,7 @@ class Runner:
         self._fresh_ids: list[bytes] = []
         self._dispatched_at = self._clock.wall()
         self._fetched_at = 0
+        self._move_again_at = 0
         self._is_full = False
         self._plain = self._plain_handler(middleware, inline=inline)
         self._is_inline = inline
@@ -393,6 +395,8 @@ class Runner:
             waits.append(change - now)
         if any(place.changed for place in self._places.values()):
             waits.append(self._committed_at + COMMIT_INTERVAL_MS - now)
+        if self._move_again_at > now:
+            waits.append(self._move_again_at - now)
         if self._timed:
             waits.append(self._timed[0].deadline - now)
         if self._opening or self._consumer.awaited():
@@ -760,17 +764,26 @@ class Runner:
     # --- moving ------------------------------------------------------------------------------------------------------
 
     def _move_all(self) -> bool:
+        """Move what there is to move. Then nothing for as long as it took: meanwhile more comes together, so that half
+        of the time is left for calls, however slow the disk is.
+        """
+        begun = self._clock.steady()
+        if begun < self._move_again_at:
+            return False
         happened = False
         for place in self._busy():
-            if place.resume_at <= self._clock.steady():
+            if place.resume_at <= begun:
                 happened |= self._settle(place) and self._move(place)
+        if happened:
+            now = self._clock.steady()
+            self._move_again_at = now + min(now - begun, MOST_REST_MS)
         return happened
 
     def _has_moves(self) -> bool:
         """Whether records that were about to be called have to be moved instead: nobody can decode them, or they have
         ended the process too often."""
         now = self._clock.steady()
-        return any(
+        return now >= self._move_again_at and any(
             place.work.moves(1)
             for place in self._places.values()
             if place.work is not None and place.doubtful is None and place.resume_at <= now
