@@ -40,16 +40,18 @@ def test_each_flight_is_accounted_for_whoever_dies(table: Path, folder: Path, se
     found = json.loads(result.stdout)
     assert found["ok"]
     assert [check["name"] for check in found["checks"] if not check["ok"]] == []
-    assert len(found["checks"]) == 11
+    assert len(found["checks"]) == 12
     cancelled = flights.load_flights(table).facts["never departed"]
-    assert (found["events"], found["letters"], sum(found["exceptions"].values())) == (ROWS, cancelled, cancelled)
-    assert set(found["exceptions"]) in ({"TypeError"}, {"TypeError", "WorkerDied"})
-    assert sum(found["carriers"].values()) == cancelled
+    exceptions = found["exceptions"]
+    assert set(exceptions) in ({"TypeError"}, {"TypeError", "WorkerDied"})
+    assert cancelled <= found["letters"] <= cancelled + exceptions.get("WorkerDied", 0)
+    assert found["letters"] == sum(exceptions.values()) == sum(found["carriers"].values())
+    assert found["events"] == ROWS
     assert (found["died_in_move"], found["died_in_call"], found["killed"] >= 1) == (1, 1, True)
     listed = run("dlq", "list", "flights", "--group", "delays", "--state", "all", "--store", found["store"], "--json")
     letters = [json.loads(line) for line in listed.stdout.splitlines()]
     assert {letter["state"] for letter in letters} == {"redriven"}
-    assert len(letters) == cancelled
+    assert len(letters) == found["letters"]
 
 
 @pytest.mark.timeout(300)
@@ -233,7 +235,7 @@ def test_flights_that_overtake_are_noticed(stage: Stage) -> None:
     early, late = next(numbers for numbers in by_aircraft.values() if len(numbers) > 1)[:2]
     order = list(range(len(data)))
     effects = [accounts.Effect(when, number, "", 1, False) for when, number in enumerate(order)]
-    assert accounts.check_order(effects, data, events).ok
+    assert accounts.check_order(effects, data, ()).ok
     order[early], order[late] = late, early
     effects = [accounts.Effect(when, number, "", 1, False) for when, number in enumerate(order)]
-    assert not accounts.check_order(effects, data, events).ok
+    assert not accounts.check_order(effects, data, ()).ok

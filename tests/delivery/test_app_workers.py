@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 from pathlib import Path
 
@@ -49,17 +51,52 @@ def test_what_kills_its_worker_ends_as_a_dead_letter(folder: Path, bad: bytes, t
         handled = folder / "handled.txt"
 
         def is_over() -> bool:
-            if not dead and "orders.mail.dlq" in store.topics():
+            if "orders.mail.dlq" in store.topics():
                 with store.consumer("orders.mail.dlq", start="earliest") as consumer:
-                    dead.extend(consumer.records(until="end"))
+                    dead[:] = consumer.records(until="end")
             lines = handled.read_text().splitlines() if handled.exists() else []
-            return bool(dead) and set(lines) == {value.decode() for value in values}
+            accounted = {line.encode() for line in lines} | {record.value for record in dead}
+            return accounted == {*values, bad}
 
         until(is_over)
         running.signal(signal.SIGTERM)
         code, errors = running.end()
     assert code == 0, errors
     assert told in errors
-    assert [record.value for record in dead] == [bad]
-    assert cause in (dead[0].headers["fastlog.dlq.exception"] or b"")
+    # what the same process had in hand of another partition, time and again, looks like the culprit too
+    assert [record.value for record in dead].count(bad) == 1
+    assert all(cause in (record.headers["fastlog.dlq.exception"] or b"") for record in dead)
     assert not (folder / "unused").exists()
+
+
+SLOW_APP = """
+import time
+import fastlog
+
+app = fastlog.App("data", durability="os")
+
+@app.subscriber("orders", group="mail")
+def mail(record: fastlog.Record) -> None:
+    open("begun.txt", "w").close()
+    time.sleep(1)
+    open("ended.txt", "w").close()
+"""
+
+
+def test_a_signal_that_reaches_worker_and_parent_is_one(folder: Path) -> None:
+    """As from a service manager that tells every process of a service: what is in hand ends, and is committed."""
+    (folder / "slow.py").write_text(SLOW_APP)
+    with runners(folder) as workers, fastlog.open(folder / "data", durability="os") as store:
+        store.create_topic("orders")
+        with store.producer() as producer:
+            producer.send("orders", b"order")
+        running = workers("slow:app", "--json")
+        until((folder / "begun.txt").exists)
+        events = [json.loads(line) for line in running.read_until("loaded").splitlines()]
+        for _ in range(2):
+            for pid in (events[0]["pid"], running.process.pid):
+                os.kill(pid, signal.SIGTERM)
+        code, errors = running.end()
+        assert code == 0, errors
+        assert (folder / "ended.txt").exists()
+        assert sum(lag.records for lag in store.group_lag("mail").values()) == 0

@@ -425,7 +425,7 @@ def test_a_record_that_ends_its_process_is_found_soon(order_by: str, concurrency
 def test_many_that_wait_with_any_due_times(seed: int) -> None:
     """They start when they are due, the commit stays short, and each is carried to the end about once."""
     rng = random.Random(seed)
-    dues = {offset: NOW + rng.randrange(100_000) for offset in range(4000)}
+    dues = {offset: NOW + wait for offset, wait in enumerate(rng.sample(range(1, 100_000), 4000))}
     made = work(in_retry=(retried(offset, offset, b"%d" % offset, 1, dues[offset]) for offset in dues))
     now, carried, end, started = NOW, 0, len(dues), 0
     for _ in range(10 * len(dues)):
@@ -542,3 +542,12 @@ def test_followers_stay_behind_one_in_hand_that_lies_in_the_source() -> None:
     assert made.moves() == []
     made.fail(item, failure(), OSError(), NOW)
     assert [move.item.offset for move in made.moves()] == [5, 6]
+
+
+def test_the_source_pauses_while_too_many_wait_in_the_retry_topic() -> None:
+    waiting = [retried(offset, offset, b"%d" % offset, 1, NOW + 1000) for offset in range(3)]
+    made = work(max_waiting=3, in_retry=waiting)
+    assert not made.wants_source and made.waiting == 3
+    for item in made.take(NOW + 1000, 1):
+        made.succeed(item)
+    assert made.wants_source

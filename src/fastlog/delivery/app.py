@@ -33,6 +33,8 @@ M = TypeVar("M", bound=Middleware)
 
 GRACE_MS: Final = 5000  # for commits and the leaving of groups, when handlers have ended
 GLANCE_S: Final = 1.0
+# timeout(1), systemd and others tell each process of a group, and so does its parent: that is one signal, not two
+SAME_SIGNAL_MS: Final = 500
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -68,6 +70,7 @@ class App:
         self._threads: list[threading.Thread] = []
         self._last: dict[str, SubscriberStats] = {}
         self._is_stopping = False
+        self._signalled_at: int | None = None
         self._ended = threading.Event()
 
     # --- declaring ---------------------------------------------------------------------------------------------------
@@ -224,8 +227,12 @@ class App:
         return {number: signal.signal(number, self._on_signal) for number in SIGNALS}
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        now = oscalls.steady_clock()
         if not self._is_stopping:
+            self._signalled_at = now
             self.stop()
+        elif self._signalled_at is not None and now - self._signalled_at < SAME_SIGNAL_MS:
+            pass
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
         else:

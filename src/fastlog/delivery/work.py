@@ -366,9 +366,8 @@ class PartitionWork:
             self._give_up(item, item.attempts, Failure("WorkerDied", message, "", now))
         elif self._blocked and item.key is not None and item.key in self._blocked:
             message = "a record of the same key before it is a dead letter: redrive them together"
-            # those behind it in a lane of its key come to the same end, and do not have to wait for it
-            failure = Failure("PredecessorDeadLettered", message, "", now)
-            self._give_up(item, item.attempts, failure, holds_lane=self._in_place)
+            # those behind it wait until that is durable: a redrive may let them in meanwhile
+            self._give_up(item, item.attempts, Failure("PredecessorDeadLettered", message, "", now))
         else:
             return False
         return True

@@ -34,6 +34,8 @@ HEALTHY_MS: Final = 10_000
 RESTARTS: Final = Retry(backoff=("100ms", "30s"), factor=2, jitter=True)
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 PIPE_BYTES: Final = 1 << 16
+# timeout(1) signals a process, and then its group: that is one signal, not two
+SAME_SIGNAL_MS: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,7 @@ class Workers:
         self._has_loaded = False
         self._problem: dict[str, Any] = {}
         self._is_stopping = False
+        self._stopped_at = 0
         self._kill_at: int | None = None
         self._failures = 0
 
@@ -288,12 +291,16 @@ class Workers:
         """The first signal stops, the second kills."""
         name = signal.Signals(number).name
         alive = [worker for worker in self._workers if worker.process is not None]
+        now = oscalls.steady_clock()
         if self._is_stopping:
+            if now - self._stopped_at < SAME_SIGNAL_MS:
+                return
             self._say("killed", f"{name} again: {plural(len(alive))} killed")
             self._kill()
             return
         self._is_stopping = True
-        self._kill_at = oscalls.steady_clock() + self._grace_ms
+        self._stopped_at = now
+        self._kill_at = now + self._grace_ms
         for worker in self._workers:
             worker.due = None
             if worker.process is not None:

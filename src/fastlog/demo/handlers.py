@@ -2,7 +2,7 @@
 
 ```text
   topic flights ──► group delays     the delay of each departure; fails on the flights that never departed
-                └─► group airports   the airport and the hour of each flight; async, takes all of them
+                └─► group airports   the airport and the hour of each flight; async, in batches, takes all of them
 ```
 
 ``first`` and ``second`` are apps as users write them: ``fastlog run fastlog.demo.handlers:first --store PATH``. A
@@ -35,7 +35,7 @@ __all__ = [
     "EVENTS",
     "GROUPS",
     "Effects",
-    "add_airport",
+    "add_airports",
     "add_delay",
     "add_delay_or_cancellation",
     "app_of",
@@ -52,6 +52,8 @@ GROUPS = (DELAYS, AIRPORTS)
 ATTEMPTS = 3
 # so short that the demo takes seconds
 RETRY = fastlog.Retry(ATTEMPTS, backoff=("50ms", "200ms"))
+# this group fails never, but its processes are killed: that uses up an attempt of what they may have had in hand
+PATIENT = fastlog.Retry(10, backoff="50ms")
 CANCELLED = "cancelled"
 EFFECTS_VARIABLE = "FASTLOG_DEMO_EFFECTS"
 GOOD_END = b"end\n"
@@ -120,17 +122,18 @@ def add_delay_or_cancellation(record: fastlog.Record) -> None:
     effects.write(DELAYS, record, event["carrier"], CANCELLED if delay is None else int(delay))
 
 
-async def add_airport(record: fastlog.Record) -> None:
-    """Where and in which hour of the day a flight was to leave, departed or not."""
-    event = json.loads(record.value or b"")
-    effects.write(AIRPORTS, record, event["origin"], event["hour"])
+async def add_airports(records: list[fastlog.Record]) -> None:
+    """Where and in which hour of the day flights were to leave, departed or not."""
+    for record in records:
+        event = json.loads(record.value or b"")
+        effects.write(AIRPORTS, record, event["origin"], event["hour"])
 
 
 def app_of(handler: Callable[[fastlog.Record], None], store: str | fastlog.Store = "data") -> fastlog.App:
     """Both groups, with this handler of delays."""
     app = fastlog.App(store, durability="os")
     app.subscriber(EVENTS, group=DELAYS, order_by="key", retry=RETRY)(handler)
-    app.subscriber(EVENTS, group=AIRPORTS, order_by="none", concurrency=16)(add_airport)
+    app.subscriber(EVENTS, group=AIRPORTS, order_by="none", concurrency=4, batch=100, retry=PATIENT)(add_airports)
     return app
 
 
