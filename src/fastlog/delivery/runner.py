@@ -131,6 +131,7 @@ class Place:
         is_leaving: nothing is taken of it any more.
         in_hand: records that are with the handler.
         alone: how many of the next records are called one by one, as a batch with them failed.
+        is_suspicious: the owner before died, and what comes next may be why.
         stuck: calls that took too long, and do not end.
         changed: records finished since the last commit.
         doubtful: moves of which nobody knows whether they are committed.
@@ -139,7 +140,18 @@ class Place:
     """
 
     __slots__ = (
-        *("alone", "changed", "dead_letter", "doubtful", "in_hand", "is_leaving", "is_over", "pause", "reading"),
+        *(
+            "alone",
+            "is_suspicious",
+            "changed",
+            "dead_letter",
+            "doubtful",
+            "in_hand",
+            "is_leaving",
+            "is_over",
+            "pause",
+            "reading",
+        ),
         *("resume_at", "retry", "retry_reading", "route", "source", "stuck", "work", "written"),
     )
 
@@ -153,6 +165,7 @@ class Place:
         self.is_leaving = False
         self.in_hand = 0
         self.alone = 0
+        self.is_suspicious = False
         self.stuck = 0
         self.changed = 0
         self.doubtful: list[Move] | None = None
@@ -206,6 +219,7 @@ class Runner:
         self._places: dict[TopicPartition, Place] = {}
         self._by_retry: dict[TopicPartition, Place] = {}
         self._opening: list[Place] = []
+        self._suspect_place: Place | None = None  # whose suspect is called, or was and is to be written down
         self._has_changed = False
         self._turn = 0
         self._done: SimpleQueue[Call] = SimpleQueue()
@@ -489,6 +503,9 @@ class Runner:
         self._is_full = self._calls >= self.subscriber.concurrency
         if not places or self._stopping.is_set():
             return False
+        places = self._those_beside_suspects(places)
+        if not places:
+            return False
         self._turn = (self._turn + 1) % len(places)
         happened = False
         until = self._clock.steady() + INLINE_MS
@@ -497,8 +514,36 @@ class Runner:
                 happened |= self._call_here(place, self._plain, until)
             else:
                 happened |= self._dispatch_place(place, until)
+            if self._suspect_place is not None:
+                break
         self._is_full = self._calls >= self.subscriber.concurrency
         return happened
+
+    def _those_beside_suspects(self, places: list[Place]) -> list[Place]:
+        """Who may be called now: a suspect runs alone in all of the process. Else it would be blamed for what another
+        partition's record does to the process.
+        """
+        held = self._suspect_place
+        if held is not None:
+            if held.in_hand and not held.is_over:
+                return []
+            self._suspect_place = None
+            self._write_down(held)
+        now = self._clock.wall()
+        wanting = [
+            place
+            for place in places
+            if place.is_suspicious and self._may_go_on(place) and place.work is not None and place.work.wanted_mark(now)
+        ]
+        if not wanting:
+            return places
+        return [] if self._calls else wanting[:1]
+
+    def _write_down(self, place: Place) -> None:
+        """What became of a suspect is durable, before anything else runs that may end the process."""
+        while place.work is not None and self._move(place):
+            pass
+        self._commit([place])
 
     def _plain_handler(self, middleware: Sequence[Middleware], *, inline: bool) -> Handler | None:
         """The handler, when all there is to do with a record is to call it with it, in this thread."""
@@ -526,6 +571,7 @@ class Runner:
                 break
             calls += 1
             place.in_hand = 1
+            place.is_suspicious = is_suspect = items[0].is_suspect
             try:
                 handler(items[0].record)
             except BaseException as error:
@@ -537,6 +583,8 @@ class Runner:
                 place.in_hand = 0
                 succeed(items[0])
                 succeeded += 1
+            if is_suspect:
+                self._write_down(place)
             if clock.steady() > until:
                 break
         place.changed += succeeded
@@ -557,6 +605,9 @@ class Runner:
             items = place.work.take(self._clock.wall(), most)
             if not items:
                 break
+            place.is_suspicious = items[0].is_suspect
+            if place.is_suspicious:
+                self._suspect_place = place
             if place.alone:
                 place.alone -= 1
             happened = True
@@ -569,13 +620,15 @@ class Runner:
                     self._begin(place, [item])
             self._executor.flush()
             self._collect()
+            if self._suspect_place is not None:
+                break
             if self._clock.steady() > until:
                 break
         return happened
 
     def _may_call(self, place: Place) -> bool:
         """Whether a partition may go on now; a mark that it wants before is written."""
-        if place.work is None or not self._may_go_on(place):
+        if place.work is None or not self._may_go_on(place) or (place.is_suspicious and self._calls):
             return False
         if place.work.wanted_mark(self._clock.wall()):
             return self._commit([place])
@@ -1054,6 +1107,7 @@ class Runner:
             block_on_dead_letter=subscriber.block_on_dead_letter,
         )
         work.restore(source, retry)
+        place.is_suspicious = not (source.clean and retry.clean)
         place.work, place.retry_reading = work, reading
         known = committed[place.source]
         # where it is read from already, unless it is begun once more
