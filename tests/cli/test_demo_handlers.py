@@ -216,7 +216,8 @@ def test_wrong_and_repeated_effects_are_noticed(stage: Stage, monkeypatch: pytes
     for diary in stage.folder.glob("delays-*"):
         diary.write_bytes(diary.read_bytes().removesuffix(handlers.GOOD_END))
     assert stage.problems() == []
-    monkeypatch.setattr(accounts, "MOST_NOT_COMMITTED", 1)
+    monkeypatch.setattr(accounts, "MOST_NOT_COMMITTED", 0)
+    monkeypatch.setattr(accounts, "LONGEST_NOT_COMMITTED_NS", 0)
     assert stage.problems() == [REPEATS]
     line = b" %d " % wrong
     for diary in stage.folder.glob("delays-*"):
@@ -234,8 +235,8 @@ def test_flights_that_overtake_are_noticed(stage: Stage) -> None:
             by_aircraft.setdefault(key, []).append(number)
     early, late = next(numbers for numbers in by_aircraft.values() if len(numbers) > 1)[:2]
     order = list(range(len(data)))
-    effects = [accounts.Effect(when, number, "", 1, False) for when, number in enumerate(order)]
+    effects = [accounts.Effect(when, number, "", 1, 1, False) for when, number in enumerate(order)]
     assert accounts.check_order(effects, data, ()).ok
     order[early], order[late] = late, early
-    effects = [accounts.Effect(when, number, "", 1, False) for when, number in enumerate(order)]
+    effects = [accounts.Effect(when, number, "", 1, 1, False) for when, number in enumerate(order)]
     assert not accounts.check_order(effects, data, ()).ok

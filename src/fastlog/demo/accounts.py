@@ -31,18 +31,22 @@ DEAD_LETTER_TOPIC = f"{EVENTS}.{DELAYS}.dlq"
 # An app commits a partition when so many of its records are finished, or after a second, whatever comes first; and it
 # looks whether it has to when it has called the handler so often.
 MOST_NOT_COMMITTED = 1000 + 500
+LONGEST_NOT_COMMITTED_NS = 2_000_000_000
 EXCEPTION, DIED = "TypeError", "WorkerDied"
 
 Diaries = dict[str, tuple[list[tuple[int, int, str]], bool]]
 
 
 class Effect(NamedTuple):
-    """A line of a diary. ``age``: how many of its process came later; ``was_killed``: how that process ended."""
+    """A line of a diary. ``age``: how many of its process came later, and ``left`` for how many nanoseconds;
+    ``was_killed``: how that process ended.
+    """
 
     when: int
     flight: int
     found: str
     age: int
+    left: int
     was_killed: bool
 
 
@@ -125,7 +129,8 @@ def effects_of(diaries: Diaries, group: str) -> list[Effect]:
     for name, (lines, has_ended) in diaries.items():
         if name.startswith(f"{group}-"):
             ages = range(len(lines) - 1, -1, -1)
-            found += [Effect(*line, age, not has_ended) for line, age in zip(lines, ages, strict=True)]
+            end = lines[-1][0] if lines else 0
+            found += [Effect(*line, age, end - line[0], not has_ended) for line, age in zip(lines, ages, strict=True)]
     found.sort()
     return found
 
@@ -193,7 +198,9 @@ def check_repeats(group: str, effects: list[Effect], partitions: int) -> Check:
     latest = {effect.flight: effect.when for effect in effects}
     repeated = [effect for effect in effects if effect.when != latest[effect.flight]]
     most = MOST_NOT_COMMITTED * partitions
-    unexplained = sum(not effect.was_killed or effect.age >= most for effect in repeated)
+    unexplained = sum(
+        not effect.was_killed or (effect.age >= most and effect.left > LONGEST_NOT_COMMITTED_NS) for effect in repeated
+    )
     detail = f"{len(effects):,} effects: {len(repeated):,} repeated, not committed yet when their processes were killed"
     if unexplained:
         detail += f"; {unexplained:,} of them were not theirs"
