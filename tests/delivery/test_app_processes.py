@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import fastlog
+from fastlog.delivery.app import SAME_SIGNAL_MS
 from fastlog.delivery.headers import letter_of
 from tests.delivery.apps import records_of, send, values_of
 from tests.delivery.worker import Worker, read_diary
@@ -299,7 +300,7 @@ def test_a_second_signal_ends_a_worker_at_once(store: fastlog.Store, fleet: Flee
     worker = fleet.start(sleep=60, concurrency=2)
     until(lambda: fleet.calls() == ["good-1"], "called")
     worker.signal(signal.SIGTERM)
-    time.sleep(0.3)
+    time.sleep(2 * SAME_SIGNAL_MS / 1000)
     assert worker.code is None
     before = time.monotonic()
     worker.signal(signal.SIGTERM)
