@@ -154,7 +154,7 @@ def test_every_failpoint_has_a_test() -> None:
     """The names here are those that the engine knows; pages, conditions and stores have test files of their own."""
     from fastlog._native import oscalls
 
-    elsewhere = ("page.", "store.", "backup.", "exchange.", "group.", "transaction.")
+    elsewhere = ("page.", "store.", "backup.", "exchange.", "group.", "transaction.", "move.")
     engine = {name for name in oscalls.FAILPOINTS if not name.startswith(elsewhere)}
     assert engine == {*NAMES, *COMPACTION}
 
