@@ -1002,3 +1002,18 @@ def test_I3_a_new_segment_counts_once_its_name_is_durable(folder: Path, monkeypa
             assert after["fsync"] - before["fsync"] == 1, "the folder, for the name of the new segment"
             assert after["fdatasync"] - before["fdatasync"] == 2, "the rolled segment once more, and the new one"
         assert len(log.segments()) == 4
+
+
+def test_a_clean_log_stays_clean_when_its_first_segment_falls_below_the_start(folder: Path) -> None:
+    """The start lies at the end; the next append rolls there, and what lies before is no part of the log any more."""
+    path = str(folder / "events-0")
+    config = fastlog.LogConfig(segment_bytes=1024)
+    with fastlog.PartitionLog.open(path, durability="os", config=config) as log:
+        log.append([bytes(600)])
+        log.delete_records(before=1)
+        log.append([bytes(600)])
+        assert [segment.base_offset for segment in log.segments()][-1] == 1
+    with fastlog.PartitionLog.open(path, durability="os") as log:
+        assert log.recovery is None
+        assert [record.offset for record in log.records()] == [1]
+        assert log.verify().ok

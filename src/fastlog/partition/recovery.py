@@ -214,7 +214,9 @@ def open_segments(folder: str, config: LogConfig, *, read_only: bool) -> OpenedP
     sizes = {base: oscalls.file_size(paths.get(base) or files.segment_path(folder, base)) or 0 for base in bases}
     if meta is not None and marker is not None and files.POISONED not in names:
         by_name = {f"{base:020d}.log": size for base, size in sizes.items()}
-        if by_name == marker.files and marker.meta.recovery_point == marker.end_offset:
+        # what is left out since it lies below the log start need not be there
+        vouched = {name: size for name, size in marker.files.items() if name in by_name or int(name[:20]) >= bases[0]}
+        if by_name == vouched and marker.meta.recovery_point == marker.end_offset:
             checksums = files.read_index_checksums(folder)
             segments = [
                 new_segment(
