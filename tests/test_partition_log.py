@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import gc
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -1017,3 +1018,19 @@ def test_a_clean_log_stays_clean_when_its_first_segment_falls_below_the_start(fo
         assert log.recovery is None
         assert [record.offset for record in log.records()] == [1]
         assert log.verify().ok
+
+
+def test_a_clean_log_without_its_first_segment_is_not_clean(folder: Path) -> None:
+    path, copy = folder / "events-0", folder / "copy-0"
+    with fastlog.PartitionLog.open(path, durability="os", config=fastlog.LogConfig(segment_bytes=1024)) as log:
+        for _ in range(3):
+            log.append([bytes(600)])
+    shutil.copytree(path, copy)
+    for each in (path, copy):
+        (each / f"{0:020d}.log").unlink()
+    with fastlog.PartitionLog.open(path, durability="os") as log:
+        assert log.recovery is not None
+        with pytest.raises(fastlog.CorruptLogError):
+            log.read(0)
+    with pytest.raises(fastlog.CorruptLogError, match="incomplete copy"):
+        fastlog.PartitionLog.open(copy, durability="os")

@@ -119,10 +119,7 @@ cdef class Handle:
             return None
         checksums = None
         found = []
-        # what a deletion that was cut short has left behind
-        while len(bases) > 1 and bases[1] <= start_offset:
-            del bases[0]
-        for base in bases:
+        for base in files.bases_in_log(bases, start_offset):
             identity = oscalls.identity(files.segment_path(self.path, base))
             if identity is None:
                 return None

@@ -73,6 +73,16 @@ def segment_bases(names: Iterable[str]) -> list[int]:
     return sorted(int(match[1]) for match in map(SEGMENT_NAME.fullmatch, names) if match)
 
 
+def bases_in_log(bases: list[int], start_offset: int) -> list[int]:
+    """Of rising base offsets those whose segments belong to the log. What lies wholly below its start does not: a
+    deletion that was cut short may have left it.
+    """
+    first = 0
+    while first + 1 < len(bases) and bases[first + 1] <= start_offset:
+        first += 1
+    return bases[first:]
+
+
 def sealed(payload: dict[str, Any]) -> bytes:
     """One line: checksum, then JSON."""
     text = json.dumps(payload, separators=(",", ":"), sort_keys=True).encode()
@@ -228,6 +238,11 @@ class CleanMarker:
     meta: Meta
     end_offset: int
     files: dict[str, int]
+
+    def leave_out_deleted(self, start_offset: int) -> None:
+        """Vouch no longer for segments wholly below the log start: they are no part of the log, and may be gone."""
+        kept = bases_in_log(segment_bases(self.files), start_offset)
+        self.files = {name: self.files[name] for name in (f"{base:020d}.log" for base in kept)}
 
 
 def read_clean_marker(folder: str) -> CleanMarker | None:

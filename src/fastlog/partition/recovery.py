@@ -207,6 +207,8 @@ def open_segments(folder: str, config: LogConfig, *, read_only: bool) -> OpenedP
                 meta.allow_gaps(first, end)
     if meta is not None:
         bases = leave_out_deleted(folder, meta, bases, read_only=read_only)
+        if marker is not None:
+            marker.leave_out_deleted(meta.start_offset)
         if bases and not read_only and oscalls.file_size(f"{folder}/{files.META}") != 2 * files.SLOT_BYTES:
             # lost or damaged, and known from its copy: everybody locks it
             with files.MetaFile(folder) as meta_file:
@@ -214,9 +216,7 @@ def open_segments(folder: str, config: LogConfig, *, read_only: bool) -> OpenedP
     sizes = {base: oscalls.file_size(paths.get(base) or files.segment_path(folder, base)) or 0 for base in bases}
     if meta is not None and marker is not None and files.POISONED not in names:
         by_name = {f"{base:020d}.log": size for base, size in sizes.items()}
-        # what is left out since it lies below the log start need not be there
-        vouched = {name: size for name, size in marker.files.items() if name in by_name or int(name[:20]) >= bases[0]}
-        if by_name == vouched and marker.meta.recovery_point == marker.end_offset:
+        if by_name == marker.files and marker.meta.recovery_point == marker.end_offset:
             checksums = files.read_index_checksums(folder)
             segments = [
                 new_segment(
@@ -391,11 +391,10 @@ def recover(
 
 def leave_out_deleted(folder: str, meta: Meta, bases: list[int], *, read_only: bool) -> list[int]:
     """Finish a deletion that was cut short: segments wholly below the log start are no part of the log any more."""
-    kept = list(bases)
-    while len(kept) > 1 and kept[1] <= meta.start_offset:
-        path = files.segment_path(folder, kept.pop(0))
-        if not read_only:
-            remove_segment(path)
+    kept = files.bases_in_log(bases, meta.start_offset)
+    if not read_only:
+        for base in bases[: len(bases) - len(kept)]:
+            remove_segment(files.segment_path(folder, base))
     return kept
 
 
