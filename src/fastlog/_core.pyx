@@ -16,7 +16,7 @@ from libc.stdlib cimport free
 
 from fastlog._native cimport oscalls as os_c
 from fastlog._native.appending cimport (
-    Append, Conditions, append_if, begin_change, exchange, fenced, make_conditions, open_transactions,
+    Append, Conditions, append_if, begin_change, exchange, fenced, make_conditions, open_transactions, request_ready,
 )
 from fastlog._native.arrow cimport export_schema, export_schema_of, export_stream
 from fastlog._native.batch cimport BinaryColumn, Record, RecordBatch
@@ -406,6 +406,8 @@ cdef class PartitionLog(Handle):
 
         What this handle appended is synced by every close, at every level. Views stay valid.
         Raises StorageError when a sync or write fails: the handle is closed then too, and the next opening recovers.
+        Raises LockedError, or StorageError where the system has no locks left, when it cannot get the locks that it needs:
+        then the handle is still open, and can be closed again.
         In a forked child it only lets go of the handle: the log belongs to the parent.
         """
         cdef Control control = self.control
@@ -525,7 +527,9 @@ cdef class PartitionLog(Handle):
         self.meta = files.read_meta(self.path) or self.meta
         persist(self, True)
         files.write_index_checksums(self.path, checksums)
-        sizes = {f"{segment.base_offset:020d}.log": segment.size for segment in self.list_.segments}
+        # a roll may have left a segment wholly below the log start: what opening would take away is not vouched for
+        kept = recovery.leave_out_deleted(self.path, self.meta, self.list_.bases, read_only=False)
+        sizes = {f"{segment.base_offset:020d}.log": segment.size for segment in self.list_.segments[-len(kept):]}
         # first the page: a death in between leaves an unclean log, and never a page beside the marker
         control.remove_page()
         files.write_clean_marker(self.path, files.CleanMarker(self.meta, state.end_offset, sizes))
@@ -542,7 +546,13 @@ cdef class PartitionLog(Handle):
         segment.transaction_checksum = crc32c(index.entries(state.transaction_entries))
         for i in range(len(list_.segments) - 1):
             segment = list_.segments[i]
-            known = aborted_entries(self, list_, i)
+            try:
+                known = aborted_entries(self, list_, i)
+            except CorruptLogError as error:
+                # what is in the file may be all that is left of it; nobody vouches for it
+                logger.warning("%s", error)
+                segment.transaction_checksum = None
+                continue
             if known != snapshots.read_transaction_index(segment.path, segment.base_offset, list_.bases[i + 1]):
                 TransactionIndex(files.transaction_index_path(segment.path), segment.base_offset).replace(known)
         names = oscalls.list_directory(self.path)
@@ -563,6 +573,7 @@ cdef class PartitionLog(Handle):
         if self.list_ is not None:
             for segment in self.list_.segments:
                 segment.close_files()
+                segment.reader = None
         self.active = None
         self.tracker = None
         self.producers = None
@@ -825,13 +836,7 @@ cdef class PartitionLog(Handle):
     ) except -1:
         cdef Append request
         cdef int64_t end_offset = 0, base_offset
-        request.source = NULL
-        request.shapes = batches.shapes
-        request.batches = batches.batches
-        request.offsets = batches.offsets
-        request.size = batches.size
-        request.largest_timestamp = batches.max_timestamp
-        request.expected_end_offset = expected_end_offset
+        request_ready(&request, batches, expected_end_offset)
         base_offset = append_if(self, &request, None, batches, required, &end_offset)
         if durable:
             self.reach_level(end_offset)
@@ -985,8 +990,9 @@ cdef class PartitionLog(Handle):
     def delete_records(self, before: int) -> int:
         """Raise the log start offset to ``before`` and remove segments that lie wholly below it; return the start offset.
 
-        Durable when it returns. A ``before`` below the start changes nothing. Batches that were read stay valid.
-        Raises OffsetOutOfRangeError when ``before`` lies beyond the readable end.
+        Durable when it returns, and with it the records below ``before``, which are synced first where they were not: an
+        offset that was deleted is never given out again. A ``before`` below the start changes nothing. Batches that were
+        read stay valid. Raises OffsetOutOfRangeError when ``before`` lies beyond the readable end.
         """
         return delete_until(self, before)
 
@@ -1039,14 +1045,19 @@ cdef class PartitionLog(Handle):
         read_published(self.control.page, &state)
         list_ = self.segments_at(&state)
         list_.last().size = state.end_position
-        return verify(self.path, list_.segments, state.start_offset, state.end_offset, self._is_current, progress)
+        return verify(
+            self.path, list_.segments, state.start_offset, state.end_offset, self._is_current, progress,
+            is_swapping=bool(state.generation & 1),
+        )
 
     def _is_current(self, segment: object) -> bool:
         """Whether a segment is still part of the log: it may be removed while it is read."""
         cdef Published state
+        cdef SegmentList list_
         read_published(self.control.page, &state)
-        self.has_moved(&state, self.list_)
-        return segment in self.segments_at(&state).segments
+        # while segments are being swapped files move, and the generation tells only at the end
+        list_ = self.list_segments(&state) if state.generation & 1 else self.segments_at(&state)
+        return segment in list_.segments
 
     @staticmethod
     def repair(path: str | os.PathLike[str]) -> object:

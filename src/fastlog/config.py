@@ -171,7 +171,7 @@ class LogConfig:
             plain = name.replace(".", "_").replace("-", "_")
             if plain not in known:
                 near = difflib.get_close_matches(plain, known, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
+                hint = f"; did you mean {near[0]!r}?" if near else "."
                 raise ConfigError(f"unknown option {name!r}{hint} Known options: {', '.join(known)}")
             arguments[plain] = value
         return cls(**arguments)
@@ -244,6 +244,14 @@ class ResolvedConfig:
     def layout(self) -> dict[str, int]:
         """The options that are stored with the partition."""
         return {name: getattr(self, name) for name in _LAYOUT}
+
+
+def is_layout(stored: Mapping[Any, Any]) -> bool:
+    """Whether these are options as they are stored with a partition, each within its limits."""
+    return set(stored) == set(_LAYOUT) and all(
+        isinstance(value, int) and not isinstance(value, bool) and _LIMITS[name][1] <= value <= _LIMITS[name][2]
+        for name, value in stored.items()
+    )
 
 
 _LAYOUT: Final = ("segment_bytes", "segment_index_bytes", "index_interval_bytes")

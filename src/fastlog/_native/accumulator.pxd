@@ -25,7 +25,7 @@ cdef class Accumulator(Drain):
     cdef int list_target(self, PartitionTarget target) except -1
     cdef PendingAppend new_pending(self, PartitionTarget target)
     cdef int32_t choose_sticky(self, TopicTarget topic, bint change) noexcept
-    cdef int32_t checked_partition(self, TopicTarget topic, object partition) except -1
+    cdef TopicTarget with_partition(self, TopicTarget topic, object partition, int32_t* number)
     cdef bint grow(self, PendingAppend pending, int64_t needed) except -1
     cdef int wait_for_memory(self, int64_t needed, int64_t* deadline) except -1
     cdef bint never_waits(self) noexcept

@@ -121,19 +121,21 @@ cdef class Accumulator(Drain):
                 found = self.topics[topic] = described
         return found
 
-    cdef int32_t checked_partition(self, TopicTarget topic, object partition) except -1:
-        cdef int64_t number
+    cdef TopicTarget with_partition(self, TopicTarget topic, object partition, int32_t* number):
+        """The topic, made anew if it was deleted and created again meanwhile; it has the partition, whose number is filled in."""
         if isinstance(partition, bool) or not hasattr(partition, "__index__"):
             raise InvalidRecordError(f"partition={partition!r} is a {type(partition).__name__}: expected an int, or None")
         wanted = index(partition)
         if not 0 <= wanted < topic.partitions:
             self.refresh_topics()
+            if topic.is_gone:
+                topic = self.topic_target(topic.name)
             if not 0 <= wanted < topic.partitions:
                 raise InvalidRecordError(
                     f"partition={wanted}: topic {topic.name!r} has the partitions 0 to {topic.partitions - 1}; nothing was sent"
                 )
-        number = wanted
-        return <int32_t>number
+        number[0] = wanted
+        return topic
 
     cdef int32_t choose_sticky(self, TopicTarget topic, bint change) noexcept:
         """The partition for records without a key; another one (uniformly) at the first look, and when `change` asks for it."""
@@ -227,7 +229,7 @@ cdef class Accumulator(Drain):
             raise InvalidRecordError(f"topic {topic!r} is compacted, so every record needs a key; nothing was sent")
         self.require_transaction()
         if partition is not None:
-            number = self.checked_partition(known, partition)
+            known = self.last_topic = self.with_partition(known, partition, &number)
         record = body_size(key_span, value_span, header_span, 0, 0)
         record += varint_size(record) + BATCH_HEADER_SIZE
         if record > known.record_limit or record > self.buffer_memory:
@@ -257,7 +259,7 @@ cdef class Accumulator(Drain):
                     # the topic is another one now, or the number of its partitions
                     known = self.topic_target(topic)
                     if partition is not None:
-                        number = self.checked_partition(known, partition)
+                        known = self.with_partition(known, partition, &number)
                 continue
             if pending.batch_start >= 0:
                 body = body_size(key_span, value_span, header_span, moment - pending.batch_base_timestamp, pending.batch_count)
@@ -282,7 +284,7 @@ cdef class Accumulator(Drain):
                 if known.is_gone:
                     known = self.topic_target(topic)
                     if partition is not None:
-                        number = self.checked_partition(known, partition)
+                        known = self.with_partition(known, partition, &number)
                 continue
             # a serializer, or another thread meanwhile, may have closed the producer or ended the transaction
             if self.is_closing or self.has_ended:
@@ -454,7 +456,7 @@ cdef class Accumulator(Drain):
         source.timestamp = stamps.constant
         self.require_transaction()
         if partition is not None:
-            number = self.checked_partition(known, partition)
+            known = self.with_partition(known, partition, &number)
         if count < FEW:
             measure(&source, &total, &largest_record)
         else:

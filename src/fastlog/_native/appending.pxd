@@ -42,3 +42,14 @@ cdef int begin_change(Handle log, Published* state) except -1
 cdef int finish_compaction(Handle log, Published* state) except -1
 cdef int roll(Handle log, Published* state) except -1
 cdef list open_transactions(Handle log)
+
+
+cdef inline void request_ready(Append* request, ValidatedBatches batches, int64_t expected_end_offset) noexcept:
+    """Ask for batches that lie ready, as they are."""
+    request.source = NULL
+    request.shapes = batches.shapes
+    request.batches = batches.batches
+    request.offsets = batches.offsets
+    request.size = batches.size
+    request.largest_timestamp = batches.max_timestamp
+    request.expected_end_offset = expected_end_offset

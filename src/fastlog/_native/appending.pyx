@@ -310,8 +310,11 @@ cdef ProducerStates look_back(Handle log):
         or log.producers.segment_base == state.active_base and state.end_position - log.producers.position < FAR_BEHIND
     ):
         return None
-    sizes = log.sizes_at(&state)
-    return snapshots.rebuild(log.path, oscalls.list_directory(log.path), sizes, state.end_offset).states
+    try:
+        sizes = log.sizes_at(&state)
+        return snapshots.rebuild(log.path, oscalls.list_directory(log.path), sizes, state.end_offset).states
+    except StorageError as error:
+        raise log.blamed(error)
 
 
 cdef int know_producers(Handle log, ProducerStates known, Published* state) except -1:
@@ -423,8 +426,12 @@ cdef int finish_compaction(Handle log, Published* state) except -1:
     """Somebody died, or failed, while it put compacted segments in the place of others: do the rest."""
     from fastlog.partition import compaction
     logger.warning("finishing an interrupted compaction of %s", log.path)
+    if not state.generation & 1:
+        # files move from here on: whoever comes after us, or reads meanwhile, has to know
+        state.generation += 1
+        publish(log.control.page, state)
     compaction.finish_swaps(log.path, oscalls.reach_failpoint)
-    state.generation += 1 if state.generation & 1 else 2
+    state.generation += 1
     publish(log.control.page, state)
     return 0
 

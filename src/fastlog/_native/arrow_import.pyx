@@ -7,12 +7,15 @@ interface permits. What the buffers mean is the business of ``columns``.
 
 cimport cython
 from cpython.pycapsule cimport PyCapsule_GetPointer
-from libc.stdint cimport INT64_MAX
+from libc.stdint cimport INT64_MAX, int64_t
 from libc.string cimport memcpy, memset, strerror
 
 from fastlog._native.arrow_abi cimport ArrowArrayStream, ArrowSchema
 
 from fastlog.errors import InvalidRecordError
+
+cdef enum:
+    MOST_NAMES = 20                 # of columns in a message
 
 
 @cython.no_gc
@@ -108,21 +111,35 @@ cdef object _stream_failed(_Stream holder, int code, str role):
 
 cdef bytes _column_format(const ArrowSchema* schema, str role):
     """The type of the column; a struct (a table, a record batch) stands for its only column."""
-    if schema.format == NULL:
-        raise InvalidRecordError(f"{role}: the Arrow schema names no format")
+    cdef int64_t i
+    _check_schema(schema, role)
     if (<bytes>schema.format) == b"+s":
         if schema.n_children != 1:
-            names = [_name(schema.children[i]) for i in range(schema.n_children)]
+            names = [_name(schema.children[i]) for i in range(min(schema.n_children, <int64_t>MOST_NAMES))]
+            more = ", …" if schema.n_children > MOST_NAMES else ""
             raise InvalidRecordError(
-                f"{role} is an Arrow table of {len(names)} columns ({', '.join(names)}): pass one of its columns"
+                f"{role} is an Arrow table of {schema.n_children} columns ({', '.join(names)}{more}): pass one of its columns"
             )
         schema = schema.children[0]
+        _check_schema(schema, role)
     if schema.dictionary != NULL:
         raise InvalidRecordError(
             f"{role} is dictionary-encoded Arrow data (index format {_format(schema)!r}): decode it first, "
             "e.g. array.dictionary_decode()"
         )
     return <bytes>schema.format
+
+
+cdef int _check_schema(const ArrowSchema* schema, str role) except -1:
+    cdef int64_t i
+    if schema.format == NULL:
+        raise InvalidRecordError(f"{role}: the Arrow schema names no format")
+    if schema.n_children < 0 or (schema.n_children > 0 and schema.children == NULL):
+        raise InvalidRecordError(f"{role}: the Arrow schema has {schema.n_children} children, and none is there")
+    for i in range(min(schema.n_children, <int64_t>MOST_NAMES)):
+        if schema.children[i] == NULL:
+            raise InvalidRecordError(f"{role}: child {i} of the Arrow schema is not there; its producer is broken")
+    return 0
 
 
 cdef str _format(const ArrowSchema* schema):
@@ -149,6 +166,8 @@ cdef int _add_chunk(ArrowColumn column, ArrowChunk chunk, const char* format, st
     if array.dictionary != NULL:
         raise InvalidRecordError(f"{role}: the Arrow array has a dictionary that its schema does not have")
     chunk.column = array
+    if chunk.length > INT64_MAX - column.length:
+        raise InvalidRecordError(f"{role}: the lengths of the Arrow arrays overflow; their producer is broken")
     if chunk.length:
         column.chunks.append(chunk)
         column.length += chunk.length

@@ -346,7 +346,9 @@ cdef class RecordBatch(ColumnarBatch):
                 value = PyBytes_FromStringAndSize(<const char*>at, size)
                 at += size
             pairs.append((key, value))
-        return Headers(pairs)
+        found = Headers.__new__(Headers)  # what was decoded is right: nothing to check
+        found._pairs = tuple(pairs)
+        return found
 
     def __arrow_c_schema__(self):
         """The Arrow schema, as a PyCapsule."""

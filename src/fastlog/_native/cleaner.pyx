@@ -29,7 +29,7 @@ from fastlog._native import oscalls
 from fastlog._native.checksum cimport crc32c_extend
 from fastlog._native.codecs cimport BROKEN, NO_ROOM, compress, compressed_room, content_bound, decompress, is_bound_exceeded
 from fastlog._native.decoder cimport (
-    BAD_COMPRESSION, BAD_CONTROL, BatchHeader, END_OF_BYTES, FINE, NO_MEMORY, Problem, TOO_MUCH_CONTENT, check_order, check_records,
+    BAD_COMPRESSION, BAD_CONTROL, BatchHeader, END_OF_BYTES, FINE, NO_LIMIT, NO_MEMORY, Problem, TOO_MUCH_CONTENT, check_order, check_records,
     describe,
 )
 from fastlog._native.index cimport IndexFile, IndexTracker
@@ -583,7 +583,7 @@ cdef class CleaningRound:
         if problem == END_OF_BYTES:
             return 0
         if problem == FINE:
-            problem = check_order(header, self.expected, True, -1)
+            problem = check_order(header, self.expected, True, -1, NO_LIMIT)
         if problem != FINE:
             refuse(reader, problem, header.position, self.expected, failure)
         self.expected = header.last_offset + 1

@@ -45,6 +45,7 @@ cdef extern from *:
 
 cdef enum:
     PREFETCH = 16                       # items looked ahead: a long list outgrows the caches
+    MOST_WIDTH_DIGITS = 9               # of Arrow's fixed-size binary: no larger value fits into a record
 
 # what an empty string points at when its producer has no buffer
 cdef const uint8_t* EMPTY = <const uint8_t*><const char*>b""
@@ -301,6 +302,8 @@ cdef Column _column_of_arrow(ArrowColumn source, str role):
     if len(source.chunks) == 1 and column.data.kind != COLUMN_FIXED:
         _describe_chunk(&column.data, source.chunks[0], role)
         return column
+    for chunk in source.chunks:
+        _require_buffers(&column.data, chunk, role)
     spans = _reserve_spans(column, source.length)
     for chunk in source.chunks:
         _describe_type(&data, source.format, role)
@@ -328,7 +331,7 @@ cdef int _describe_type(ColumnData* data, bytes type_format, str role) except -1
         data.kind = COLUMN_BINARY_VIEW
     elif type_format == b"n":
         data.kind = COLUMN_NULLS
-    elif type_format.startswith(b"w:") and type_format[2:].isdigit():
+    elif type_format.startswith(b"w:") and type_format[2:].isdigit() and len(type_format) <= 2 + MOST_WIDTH_DIGITS:
         data.kind = COLUMN_FIXED
         data.item_size = int(type_format[2:])
     else:
@@ -339,11 +342,10 @@ cdef int _describe_type(ColumnData* data, bytes type_format, str role) except -1
     return 0
 
 
-cdef int _describe_chunk(ColumnData* data, ArrowChunk chunk, str role) except -1:
-    """Point `data` at the chunk's buffers, once they have passed every check that their sizes permit."""
+cdef int _require_buffers(const ColumnData* data, ArrowChunk chunk, str role) except -1:
+    """The buffers that a type wants are there."""
     cdef const ArrowArray* array = chunk.column
     cdef int64_t buffers_least = 2 if data.kind == COLUMN_FIXED else 3
-    cdef int64_t bad
     if array.n_buffers < buffers_least or array.n_children != 0:
         raise InvalidRecordError(
             f"{role}: the Arrow array has {array.n_buffers} buffers and {array.n_children} children, "
@@ -351,6 +353,14 @@ cdef int _describe_chunk(ColumnData* data, ArrowChunk chunk, str role) except -1
         )
     if array.buffers[1] == NULL and not (data.kind == COLUMN_FIXED and data.item_size == 0):
         raise InvalidRecordError(f"{role}: the Arrow array has {chunk.length} entries but no buffer for them")
+    return 0
+
+
+cdef int _describe_chunk(ColumnData* data, ArrowChunk chunk, str role) except -1:
+    """Point `data` at the chunk's buffers, once they have passed every check that their sizes permit."""
+    cdef const ArrowArray* array = chunk.column
+    cdef int64_t bad
+    _require_buffers(data, chunk, role)
     data.length = chunk.length
     data.first = chunk.first
     data.validity = <const uint8_t*>array.buffers[0] if array.null_count != 0 else NULL
@@ -753,11 +763,12 @@ cdef Timestamps _timestamps_of_arrow(ArrowColumn source, int64_t length):
             "pass int64 (milliseconds since 1970) or timestamp"
         )
     result = _own_values(length, &values)
+    cdef bint has_values = source.format != b"n"
     for chunk in source.chunks:
-        if source.format != b"n" and (chunk.column.n_buffers != 2 or chunk.column.buffers[1] == NULL):
+        if has_values and (chunk.column.n_buffers != 2 or chunk.column.buffers[1] == NULL):
             raise InvalidRecordError("timestamps: the Arrow array has no buffer of values; its producer is broken")
         with nogil:
-            bad = _convert_chunk(chunk, values + at, times, divisor, lowest)
+            bad = _convert_chunk(chunk, has_values, values + at, times, divisor, lowest)
         if bad >= 0:
             raise _bad_timestamp(
                 (<const int64_t*>chunk.column.buffers[1])[chunk.first + bad], at + bad, ", before 1970 or too far ahead"
@@ -772,7 +783,7 @@ ARROW_UNITS = {b"tss": (1000, 1), b"tsm": (1, 1), b"tsu": (1, 1000), b"tsn": (1,
 
 
 cdef int64_t _convert_chunk(
-    ArrowChunk chunk, int64_t* values, int64_t times, int64_t divisor, int64_t lowest
+    ArrowChunk chunk, bint has_values, int64_t* values, int64_t times, int64_t divisor, int64_t lowest
 ) noexcept nogil:
     """Write the chunk's milliseconds to `values`; return the first entry out of range, -1 when there is none."""
     cdef const ArrowArray* array = chunk.column
@@ -780,7 +791,7 @@ cdef int64_t _convert_chunk(
     cdef const int64_t* given = NULL
     cdef int64_t limit = INT64_MAX // times
     cdef int64_t i, at
-    if array.n_buffers == 2:
+    if has_values:
         given = <const int64_t*>array.buffers[1]
         if array.null_count != 0:
             validity = <const uint8_t*>array.buffers[0]
@@ -798,7 +809,10 @@ cdef int64_t _convert_chunk(
 # ---- what was passed ------------------------------------------------------------------------------------------
 
 cdef bint _is_sequence(object value):
-    return hasattr(value, "__len__") and hasattr(value, "__getitem__") and not isinstance(value, (Mapping, type))
+    if not hasattr(value, "__len__") or not hasattr(value, "__getitem__"):
+        return False
+    # one after the other: of a tuple with a class that is none of C's, Cython takes an error for True
+    return not isinstance(value, type) and not isinstance(value, Mapping)
 
 
 cdef str _type_name(object value):

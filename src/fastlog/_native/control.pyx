@@ -429,29 +429,46 @@ def join_page(folder: str, folder_fd: int, lock_timeout: int, is_read_only: bool
 def retire(folder: str, lock_timeout: int) -> bool:
     """Tell all who have a partition open that it is deleted: they can do nothing with it from then on. Whether there is a page.
 
-    Under the writer lock, so that no append is under way. Takes no part in the life of the partition.
+    Under the writer lock, so that no append is under way. Takes no part in the life of the partition: the page may go, or make
+    room for another one, at any moment.
     """
-    cdef Control control = Control(folder, lock_timeout)
-    cdef bytes magic = MAGIC
+    cdef Control control
     path = f"{folder}/{CONTROL}"
-    found = oscalls.identity(path)
-    if found is None or found[0] != PAGE_BYTES:
-        return False
-    try:
-        control.control_fd = oscalls.open_file(path, writable=True)
-        map_page(control, path, True)
-        if memcmp(control.page.magic, <const char*>magic, 8) != 0 or control.page.layout != PAGE_LAYOUT:
+    while True:
+        found = oscalls.identity(path)
+        if found is None or found[0] != PAGE_BYTES:
             return False
-        control.lock_writer()
+        control = Control(folder, lock_timeout)
         try:
-            store_word(&control.page.poisoned, DELETED)
+            if not retire_page(control, path):
+                return False
+            if not control.is_replaced():
+                return True
+        except StorageError as error:
+            if error.errno != ENOENT:
+                raise
+        except LockedError:
+            if control.page != NULL:
+                raise
         finally:
-            control.unlock_writer()
-        ring(&control.page.append_bell)
-        ring(&control.page.sync_bell)
-        return True
+            control.leave()
+
+
+cdef bint retire_page(Control control, str path) except *:
+    """Whether it was one of ours. LockedError with nothing mapped: another one took its place."""
+    cdef bytes magic = MAGIC
+    control.control_fd = oscalls.open_file(path, writable=True)
+    map_page(control, path, True)
+    if memcmp(control.page.magic, <const char*>magic, 8) != 0 or control.page.layout != PAGE_LAYOUT:
+        return False
+    control.lock_writer()
+    try:
+        store_word(&control.page.poisoned, DELETED)
     finally:
-        control.leave()
+        control.unlock_writer()
+    ring(&control.page.append_bell)
+    ring(&control.page.sync_bell)
+    return True
 
 
 def foreign(path: str, what: str) -> LockedError:

@@ -48,18 +48,20 @@ cdef struct BatchHeader:
     int32_t base_sequence
     int32_t count
 
+cdef int64_t NO_LIMIT             # of offsets, for ``check_order``
+
 cdef struct AbortedRange:           # a transaction that was given up: its producer, and the offsets from its first record to its marker
     int64_t producer_id
     int64_t first_offset
     int64_t last_offset
 
 cdef Problem parse_header(const uint8_t* bytes_, int64_t position, int64_t end, BatchHeader* header) noexcept nogil
-cdef Problem check_order(const BatchHeader* header, int64_t expected_offset, bint gaps, int32_t epoch) noexcept nogil
+cdef Problem check_order(const BatchHeader* header, int64_t expected_offset, bint gaps, int32_t epoch, int64_t limit) noexcept nogil
 cdef bint crc_matches(const uint8_t* bytes_, const BatchHeader* header) noexcept nogil
 cdef Problem decode_batches(
     Block* block, int64_t position, int64_t end, int64_t start_offset, int64_t stop_offset, int64_t expected_offset,
-    bint gaps, int32_t epoch, int64_t max_bytes, int64_t max_decompressed_bytes, const AbortedRange* aborted, int64_t aborted_count,
-    BatchColumns* columns, BatchHeader* header, int64_t* next_offset, int64_t* next_position,
+    bint gaps, int32_t epoch, int64_t offset_limit, int64_t max_bytes, int64_t max_decompressed_bytes, const AbortedRange* aborted,
+    int64_t aborted_count, BatchColumns* columns, BatchHeader* header, int64_t* next_offset, int64_t* next_position,
 ) except RAISED nogil
 cdef Problem find_timestamp(
     const uint8_t* bytes_, const BatchHeader* header, int64_t max_decompressed_bytes, int64_t timestamp, int64_t start_offset,

@@ -105,9 +105,14 @@ cdef Problem parse_header(const uint8_t* bytes_, int64_t position, int64_t end, 
     return FINE
 
 
-cdef Problem check_order(const BatchHeader* header, int64_t expected_offset, bint gaps, int32_t epoch) noexcept nogil:
-    """What the CRC does not cover: the base offset (by continuity) and the leader epoch (`epoch` < 0: any)."""
+NO_LIMIT = 0x7FFFFFFFFFFFFFFF
+
+cdef Problem check_order(const BatchHeader* header, int64_t expected_offset, bint gaps, int32_t epoch, int64_t limit) noexcept nogil:
+    """What the CRC does not cover: the base offset (by continuity; where offsets may skip, it lies below `limit`, where the next
+    segment begins) and the leader epoch (`epoch` < 0: any)."""
     if header.base_offset != expected_offset and not (gaps and header.base_offset > expected_offset):
+        return BAD_BASE_OFFSET
+    if gaps and header.last_offset >= limit:
         return BAD_BASE_OFFSET
     if epoch >= 0 and header.leader_epoch != epoch:
         return BAD_EPOCH
@@ -232,12 +237,6 @@ cdef inline bint is_shown(const BatchHeader* header, const AbortedRange* aborted
         header.count != 0 and not header.attributes & CONTROL_BIT
         and (aborted_count == 0 or not is_aborted(header, aborted, aborted_count))
     )
-
-
-cdef struct Piece:              # the content of one compressed batch
-    int64_t bound
-    int64_t start               # in the block of all
-    int64_t size
 
 
 cdef Problem decompress_batch(
@@ -431,8 +430,8 @@ cdef Problem find_timestamp(
 
 cdef Problem decode_batches(
     Block* block, int64_t position, int64_t end, int64_t start_offset, int64_t stop_offset, int64_t expected_offset,
-    bint gaps, int32_t epoch, int64_t max_bytes, int64_t max_decompressed_bytes, const AbortedRange* aborted, int64_t aborted_count,
-    BatchColumns* columns, BatchHeader* header, int64_t* next_offset, int64_t* next_position,
+    bint gaps, int32_t epoch, int64_t offset_limit, int64_t max_bytes, int64_t max_decompressed_bytes, const AbortedRange* aborted,
+    int64_t aborted_count, BatchColumns* columns, BatchHeader* header, int64_t* next_offset, int64_t* next_position,
 ) except RAISED nogil:
     """Decode whole batches from `position` on: at least one, then as many as fit into `max_bytes`.
 
@@ -478,7 +477,7 @@ cdef Problem decode_batches(
         if problem == FINE:
             if batches and (seen.position + seen.size > limit or seen.base_offset >= stop_offset):
                 break
-            problem = check_order(&seen, expected, gaps, epoch)
+            problem = check_order(&seen, expected, gaps, epoch, offset_limit)
         if problem == FINE:
             problem = check_kind(&seen)
         if problem != FINE:

@@ -1,6 +1,6 @@
 # What a producer has collected, and how it gets into the logs.
 
-from libc.stdint cimport int16_t, int32_t, int64_t, uint32_t
+from libc.stdint cimport int64_t, uint32_t
 
 from fastlog._native.pending cimport DrainSignal, PartitionTarget, PendingAppend, TopicTarget
 

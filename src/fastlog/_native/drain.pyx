@@ -13,7 +13,7 @@ from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from fastlog._native cimport oscalls as os_c
-from fastlog._native.appending cimport Append, append
+from fastlog._native.appending cimport Append, append, request_ready
 from fastlog._native.deliveries cimport run_callback
 from fastlog._native.handle cimport AT_BATCH, AT_GROUP
 from fastlog._native.layout cimport BATCH_HEADER_SIZE
@@ -248,13 +248,7 @@ cdef class Drain:
         else:
             with nogil:
                 stamp_producer(written, producer_id, epoch, target.next_sequence, pending.transaction != 0)
-        request.source = NULL
-        request.shapes = written.shapes
-        request.batches = written.batches
-        request.offsets = written.offsets
-        request.size = written.size
-        request.largest_timestamp = written.max_timestamp
-        request.expected_end_offset = -1
+        request_ready(&request, written, -1)
         pending.base_offset = append(target.log, &request, None, written, &pending.end_offset)
         target.next_sequence = <int32_t>((target.next_sequence + written.offsets) & MOST_SEQUENCE)
         target.hindrance = None

@@ -64,6 +64,7 @@ cdef class Handle:
     cdef int bell                       # which of them is rung with this partition's own
     cdef bint keeps_interval            # the flush interval that somebody asked for is watched by this process
     cdef object background              # thread that syncs rolled segments, or None
+    cdef bint has_rolled                # since that thread began to look
     # readers': where the last read ended; the next one usually starts there
     cdef int64_t cursor_offset
     cdef int64_t cursor_position
@@ -74,6 +75,7 @@ cdef class Handle:
     cdef int require_open(self) except -1
     cdef int require_writable(self) except -1
     cdef object deleted_error(self)
+    cdef object blamed(self, error)
     cdef int read_state(self, Published* state) except -1
     cdef SegmentList segments_at(self, Published* state)
     cdef SegmentList list_segments(self, Published* state)

@@ -5,13 +5,11 @@ Appending, syncing and reading are rooms of their own on top of this one. The li
 generation: whoever changes it publishes a larger one, everybody else lists the folder again before the next look.
 """
 
-from bisect import bisect_right
-
 from libc.stdint cimport int64_t
 
 from fastlog._native cimport oscalls as os_c
 from fastlog._native.control cimport Control
-from fastlog._native.published cimport DELETED, Durable, Published, UNKNOWN_ENTRIES, load_word, read_durable, read_published
+from fastlog._native.published cimport DELETED, Durable, Published, UNKNOWN_ENTRIES, load_word, read_durable, read_published, store_word
 from fastlog._native.segment cimport Segment
 
 from fastlog._native import oscalls
@@ -25,7 +23,14 @@ cdef enum:
 cdef class SegmentList:
     def __init__(self, list segments, generation: int):
         self.segments = segments
-        self.bases = [segment.base_offset for segment in segments]
+        cdef Segment segment
+        cdef Py_ssize_t i
+        self.bases = [(<Segment>segments[i]).base_offset for i in range(len(segments))]
+        # while segments are being swapped, the new one reaches beyond the next one, whose records it has, too
+        for i in range(0 if generation & 1 else len(segments) - 1):
+            segment = segments[i]
+            # a thread that decodes it may look at this without the GIL
+            store_word(&segment.limit, self.bases[i + 1])
         self.generation = generation
         self.has_aborted = -1
 
@@ -56,6 +61,10 @@ cdef class Handle:
             f"{self.path} was deleted with its topic while it was open: close it; records that were read stay valid",
             self.topic, self.partition,
         )
+
+    cdef object blamed(self, error):
+        """What to raise for an error of a file: when the topic was deleted meanwhile, that."""
+        return self.deleted_error() if load_word(&self.control.page.poisoned) == DELETED else error
 
     cdef int read_state(self, Published* state) except -1:
         """The published tuple, with `end_offset` lowered to what this handle may show."""
@@ -88,7 +97,10 @@ cdef class Handle:
         cdef int64_t attempt
         for attempt in range(MOST_LISTINGS):
             read_published(control.page, &listed)
-            segments = self.look_at_segments(listed.active_base, listed.start_offset, listed.index_entries == UNKNOWN_ENTRIES)
+            try:
+                segments = self.look_at_segments(listed.active_base, listed.start_offset, listed.index_entries == UNKNOWN_ENTRIES)
+            except StorageError as error:
+                raise self.blamed(error)
             read_published(control.page, state)
             if segments is None or state.generation != listed.generation:
                 continue
@@ -103,7 +115,9 @@ cdef class Handle:
             # else another thread was faster: one file must not have two objects, of which one would not know what the other does
             if found.generation == state.generation:
                 return found
-        raise StorageError(f"{self.path} changed {MOST_LISTINGS} times while it was listed: something is wrong with its segments")
+        raise self.blamed(
+            StorageError(f"{self.path} changed {MOST_LISTINGS} times while it was listed: something is wrong with its segments")
+        )
 
     cdef list look_at_segments(self, int64_t active_base, int64_t start_offset, bint is_untouched):
         """Segment objects for what is in the folder now; None when that changed meanwhile.
@@ -125,7 +139,7 @@ cdef class Handle:
                 return None
             size, inode = identity
             segment = known.get(base)
-            if segment is not None and is_same(segment, base, size, inode):
+            if segment is not None and is_same(segment, size, inode):
                 if segment.is_growing and base < active_base:
                     segment.grown(size)
                 found.append(segment)
@@ -135,8 +149,8 @@ cdef class Handle:
                 self.meta = files.read_meta(self.path) or self.meta
             segment = recovery.new_segment(
                 self.path, base, size, self.meta, self.config, stores=not self.read_only,
-                # of what was appended to since the log was opened they would be stale
-                index_checksums=files.checksums_of(checksums, base, size) if base < trusted or (base == active_base and is_untouched) else None,
+                # an entry names the size that it speaks of; of an active segment that was appended to it would be stale
+                index_checksums=files.checksums_of(checksums, base, size) if base < active_base or is_untouched else None,
             )
             segment.inode = inode
             segment.is_trusted = trusted <= base < active_base
@@ -144,8 +158,18 @@ cdef class Handle:
         return found
 
     cdef bint has_moved(self, const Published* state, SegmentList used) except -1:
-        """Whether the segments have changed since `state` was read and the list `used` was the one at hand."""
+        """Whether the segments have changed since `state` was read and the list `used` was the one at hand.
+
+        Raises UnknownTopicError when they are gone with their topic.
+        """
         cdef Published latest
+        if load_word(&self.control.page.poisoned) == DELETED:
+            raise self.deleted_error()
+        if self.read_only and not self.control.is_shared:
+            # nobody tells a reader that was alone: it looks, at once
+            self.looked_at = 0
+            self.look_for_company()
+            return self.list_ is not used
         read_published(self.control.page, &latest)
         if latest.generation != state.generation or latest.start_offset != state.start_offset:
             return True
@@ -182,20 +206,17 @@ cdef class Handle:
         return 0
 
 
-cdef bint is_same(Segment segment, int64_t base, int64_t size, int64_t inode) noexcept:
+cdef bint is_same(Segment segment, int64_t size, int64_t inode) noexcept:
     """Whether a segment is of the file with this size and inode number; the number of a removed file is given out again."""
-    return segment.base_offset == base and segment.inode == inode and (segment.is_growing or segment.size == size)
+    return segment.inode == inode and (segment.is_growing or segment.size == size)
 
 
 cdef list known_to(SegmentList list_, list segments):
     """The same segments; those whose file ``list_`` has too as the objects that it has."""
     cdef Segment segment, known
+    by_base = {known.base_offset: known for known in list_.segments}
     found = []
     for segment in segments:
-        i = bisect_right(list_.bases, segment.base_offset) - 1
-        if i >= 0:
-            known = list_.segments[i]
-            if is_same(known, segment.base_offset, segment.size, segment.inode):
-                segment = known
-        found.append(segment)
+        known = by_base.get(segment.base_offset)
+        found.append(known if known is not None and is_same(known, segment.size, segment.inode) else segment)
     return found

@@ -15,7 +15,11 @@ cdef struct TimeEntry:
 
 
 cdef class IndexFile:
-    """Entries of one index file: the readable ones in `block`, new ones in `pending` until they are written."""
+    """Entries of one index file: the readable ones in `block`, new ones in `pending` until they are written.
+
+    Who owns the writer lock adds entries without the GIL, while other threads look things up: both counts and `lost` are
+    stored and loaded as words.
+    """
     cdef readonly str path
     cdef readonly int entry_size
     cdef readonly int64_t limit         # most entries that the file may have
@@ -27,7 +31,7 @@ cdef class IndexFile:
     cdef int64_t pending_capacity
     cdef int generation                 # of forks, when it was made
     cdef int64_t last_key               # relative offset, or timestamp, of the newest entry; -1 = none
-    cdef bint lost                      # an entry could not be kept: rebuild before the file is called complete
+    cdef int64_t lost                   # an entry could not be kept: rebuild before the file is called complete
 
     cdef int64_t total(self) noexcept nogil
     cdef const uint8_t* entry(self, int64_t i) noexcept nogil
@@ -55,7 +59,7 @@ cdef class IndexTracker:
     cdef int64_t base_offset
     cdef int64_t interval               # index.interval.bytes
     cdef int64_t bytes_since_entry
-    cdef int64_t max_timestamp          # largest of the segment so far, -1 = none
+    cdef int64_t max_timestamp          # largest of the segment so far, -1 = none; looked at meanwhile, as the counts are
     cdef int64_t offset_of_max          # last offset of the batch that brought it
 
     cdef void track(self, int64_t position, int64_t size, int64_t last_offset, int64_t max_timestamp) noexcept nogil

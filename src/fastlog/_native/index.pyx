@@ -23,7 +23,7 @@ from fastlog._native.layout cimport (
     store_int32, store_int64,
 )
 from fastlog._native.memory cimport Block, block_adopt_mapping, block_allocate, block_release
-from fastlog._native.published cimport Published
+from fastlog._native.published cimport Published, load_word, store_word
 
 # kept here for objects that go when the interpreter ends: modules are empty by then
 cdef object close_file = oscalls.close_file
@@ -77,7 +77,7 @@ cdef class IndexFile:
 
     cdef int64_t total(self) noexcept nogil:
         """Entries readable and pending."""
-        return self.count + self.pending_count
+        return load_word(&self.count) + load_word(&self.pending_count)
 
     cdef const uint8_t* entry(self, int64_t i) noexcept nogil:
         return self.block.data + i * self.entry_size
@@ -98,7 +98,7 @@ cdef class IndexFile:
 
     cdef int64_t floor(self, int64_t key) noexcept nogil:
         """Number of the last readable entry whose key is <= `key`, or -1."""
-        cdef int64_t low = 0, high = self.count, middle, found
+        cdef int64_t low = 0, high = load_word(&self.count), middle, found
         while low < high:
             middle = (low + high) >> 1
             if self.entry_size == INDEX_ENTRY_SIZE:
@@ -119,7 +119,7 @@ cdef class IndexFile:
             capacity = max(64, 2 * self.pending_capacity)
             larger = <uint8_t*>realloc(self.pending, capacity * self.entry_size)
             if larger == NULL:
-                self.lost = True
+                store_word(&self.lost, True)
                 return
             self.pending = larger
             self.pending_capacity = capacity
@@ -130,7 +130,7 @@ cdef class IndexFile:
         else:
             store_int64(at, key)
             store_int32(at + TIME_INDEX_ENTRY_OFFSET_AT, second)
-        self.pending_count += 1
+        store_word(&self.pending_count, self.pending_count + 1)
         self.last_key = key
 
     cdef int64_t write_pending(self) noexcept nogil:
@@ -140,14 +140,14 @@ cdef class IndexFile:
             return 0
         result = os_c.os_pwrite(self.fd, self.pending, size, self.count * self.entry_size)
         if result < 0:
-            self.pending_count = 0
-            self.lost = True
+            store_word(&self.pending_count, 0)
+            store_word(&self.lost, True)
             self.last_key = self.key_of_last()
             return result
         if not self.block.is_mapping:
             memcpy(self.block.data + self.count * self.entry_size, self.pending, size)
-        self.count += self.pending_count
-        self.pending_count = 0
+        store_word(&self.count, self.count + self.pending_count)
+        store_word(&self.pending_count, 0)
         return 0
 
     cdef uint32_t checksum(self) noexcept nogil:
@@ -185,7 +185,7 @@ cdef class IndexFile:
     cdef int replace_block(self, Block* block, int64_t count) except -1:
         block_release(self.block)
         self.block = block
-        self.count = count
+        store_word(&self.count, count)
         self.last_key = self.key_of_last()
         return 0
 
@@ -209,6 +209,7 @@ cdef class IndexFile:
         except BaseException:
             oscalls.close_file(fd)
             raise
+        self.close()        # a segment that could not begin with its other index begins again
         self.fd = fd
         return 0
 
@@ -234,18 +235,18 @@ cdef class IndexFile:
 
     cdef int follow(self, int64_t count) noexcept nogil:
         """Entries that others have published since. Never fewer: another thread may know more already."""
-        cdef int64_t size = (count - self.count) * self.entry_size
+        cdef int64_t size = (count - load_word(&self.count)) * self.entry_size
         if size <= 0 or self.block == NULL or count > self.limit:
             return 0
         if os_c.os_file_size(self.fd) < count * self.entry_size:
             # not the file that others write to, or somebody cut it: touching what is not there is a signal
-            self.lost = True
+            store_word(&self.lost, True)
             return 0
         if not self.block.is_mapping:
             if os_c.os_pread(self.fd, self.block.data + self.count * self.entry_size, size, self.count * self.entry_size) != size:
-                self.lost = True
+                store_word(&self.lost, True)
                 return 0
-        self.count = count
+        store_word(&self.count, count)
         self.last_key = self.key_of_last()
         return 0
 
@@ -268,7 +269,7 @@ cdef class IndexTracker:
 
     cdef void track(self, int64_t position, int64_t size, int64_t last_offset, int64_t max_timestamp) noexcept nogil:
         if max_timestamp > self.max_timestamp:
-            self.max_timestamp = max_timestamp
+            store_word(&self.max_timestamp, max_timestamp)
             self.offset_of_max = last_offset
         if self.bytes_since_entry > self.interval:
             # an append of many batches into an empty segment may have more than an index holds: the rest goes without
@@ -288,15 +289,15 @@ cdef class IndexTracker:
         """What others have appended to the active segment since."""
         self.offsets.follow(state.index_entries)
         self.times.follow(state.time_index_entries)
-        if state.max_timestamp > self.max_timestamp:
-            self.max_timestamp = state.max_timestamp
+        if state.max_timestamp > load_word(&self.max_timestamp):
+            store_word(&self.max_timestamp, state.max_timestamp)
             self.offset_of_max = state.offset_of_max
 
     cdef void catch_up(self, const Published* state) noexcept nogil:
         """Likewise, for the owner of the writer lock."""
         self.follow(state)
         self.bytes_since_entry = state.bytes_since_entry
-        self.max_timestamp = state.max_timestamp
+        store_word(&self.max_timestamp, state.max_timestamp)
         self.offset_of_max = state.offset_of_max
 
     cdef void tell(self, Published* state) noexcept nogil:

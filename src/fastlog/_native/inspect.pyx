@@ -14,7 +14,7 @@ from fastlog._native cimport oscalls as os_c
 from fastlog._native import oscalls
 from fastlog._native.batch cimport RecordBatch
 from fastlog._native.decoder cimport (
-    AbortedRange, BatchHeader, END_OF_BYTES, FINE, NO_MEMORY, Problem, TOO_MUCH_CONTENT, check_order, check_records, decode_batches,
+    AbortedRange, BatchHeader, END_OF_BYTES, FINE, NO_LIMIT, NO_MEMORY, Problem, TOO_MUCH_CONTENT, check_order, check_records, decode_batches,
     describe,
 )
 from fastlog._native.layout cimport (
@@ -56,7 +56,7 @@ def scan_segment(path, max_decompressed_bytes: int = DEFAULT_MAX_DECOMPRESSED_BY
         if problem == END_OF_BYTES:
             return
         if problem == FINE:
-            problem = check_order(&header, expected, True, -1)
+            problem = check_order(&header, expected, True, -1, NO_LIMIT)
             if problem == FINE:
                 problem = check_records(reader.base(), &header, max_decompressed_bytes)
         if problem == FINE:
@@ -105,7 +105,7 @@ def read_batch(path, position: int, max_decompressed_bytes: int = DEFAULT_MAX_DE
         batch.topic = os.path.basename(os.path.dirname(os.path.abspath(path)))
         batch.base_offset = header.base_offset
         problem = decode_batches(
-            block, 0, header.size, 0, 0x7FFFFFFFFFFFFFFF, header.base_offset, True, -1, header.size, max_decompressed_bytes,
+            block, 0, header.size, 0, 0x7FFFFFFFFFFFFFFF, header.base_offset, True, -1, NO_LIMIT, header.size, max_decompressed_bytes,
             NULL, 0, &batch.columns, &header, &next_offset, &next_position,
         )
         block_release(block)
@@ -145,12 +145,14 @@ def decode(
         batch.base_offset = start_offset
         header.attributes = 0
         problem = decode_batches(
-            block, 0, size, start_offset, stop_offset, 0, True, -1, max_bytes, max_decompressed_bytes, ranges, count,
+            block, 0, size, start_offset, stop_offset, 0, True, -1, NO_LIMIT, max_bytes, max_decompressed_bytes, ranges, count,
             &batch.columns, &header, &next_offset, &next_position,
         )
     finally:
         block_release(block)
         free(ranges)
+    if problem == NO_MEMORY:
+        raise MemoryError()
     if problem != FINE:
         raise CorruptRecordError(f"position {header.position}: {describe(problem)}", None, header.position)
     batch.next_offset = next_offset

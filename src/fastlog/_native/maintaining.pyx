@@ -18,7 +18,7 @@ from fastlog._native.layout cimport INDEX_ENTRY_SIZE, TIME_INDEX_ENTRY_SIZE
 from fastlog._native.published cimport Durable, Published, publish, publish_durable, read_durable, read_published
 from fastlog._native.reading cimport aborted_entries, out_of_range
 from fastlog._native.segment cimport Segment
-from fastlog._native.syncing cimport persist, sync_until
+from fastlog._native.syncing cimport lead, persist, sync_until
 
 from fastlog._native import oscalls
 from fastlog._native.syncing import write_meta
@@ -36,14 +36,17 @@ cdef int64_t delete_until(Handle log, int64_t before) except -1:
     cdef SegmentList list_
     cdef Segment segment
     log.require_writable()
+    log.read_state(&visible)
+    if before > visible.end_offset:
+        raise out_of_range(log, before)
+    # a start is durable only where power loss leaves as much: else the offsets below it would be given out again
+    sync_until(log, before)
     control.lock_sync_owner()
     try:
         control.lock_writer()
         try:
             log.require_writable()
             log.read_state(&visible)
-            if before > visible.end_offset:
-                raise out_of_range(log, before)
             before = max(before, visible.start_offset)
             if before == visible.start_offset and bisect_right(log.segments_at(&visible).bases, before) <= 1:
                 return before
@@ -213,12 +216,18 @@ cdef list active_producers(Handle log, Published* state):
 cdef int announce(Handle log, SegmentList list_, list sources) except -1:
     """Before anything is replaced, durably: offsets may skip in these segments, and nobody vouches for their indexes."""
     cdef Published state
+    cdef Durable durable
     cdef Control control = log.control
+    last = sources[len(sources) - 1].base_offset
     control.lock_sync_owner()
     try:
+        read_durable(control.page, &durable)
+        if durable.base <= last:
+            # behind a roll whose sync was never made: the recovery point must not name a segment that is replaced
+            lead(log, True)
         persist(log, True)
         meta = files.read_meta(log.path) or log.meta
-        meta.allow_gaps(sources[0].base_offset, sources[len(sources) - 1].base_offset)
+        meta.allow_gaps(sources[0].base_offset, last)
         write_meta(log, meta)
         control.lock_writer()
         try:

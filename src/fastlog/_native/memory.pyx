@@ -30,6 +30,7 @@ cdef Block* block_allocate(size_t size) noexcept nogil:
 cdef Block* block_adopt_mapping(void* address, size_t size) noexcept nogil:
     cdef Block* block = <Block*>malloc(sizeof(Block))
     if block == NULL:
+        munmap(address, size)
         return NULL
     block.data = <uint8_t*>address
     block.size = size

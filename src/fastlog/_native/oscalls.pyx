@@ -16,6 +16,8 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset, strerror
 
+from fastlog._native.published cimport load_word, store_word
+
 from fastlog.errors import StorageError, StorageFullError
 
 cdef extern from *:
@@ -189,6 +191,7 @@ cdef extern from *:
         return status.f_type;
     }
     #endif
+    #define fastlog_replace(at, old, fresh) __sync_bool_compare_and_swap(at, old, fresh)
     static void fastlog_pause(void) {
         for (int i = 0; i < 50; i++) {
     #if defined(__x86_64__) || defined(__i386__)
@@ -278,6 +281,7 @@ cdef extern from *:
     int64_t fastlog_file_system(const char* path, char* name, size_t size)
     void fastlog_nap(int64_t nanoseconds) nogil
     void fastlog_pause() nogil
+    bint replace_word "fastlog_replace"(int64_t* at, int64_t old, int64_t fresh) noexcept nogil
     int64_t fastlog_steady_nanoseconds() nogil
     void fastlog_signal_self(int number) nogil
     int FASTLOG_HAS_FUTEX, FASTLOG_HAS_OFD_LOCKS
@@ -285,26 +289,44 @@ cdef extern from *:
 
 # --- fault injection ---------------------------------------------------------------------------------------------------
 
+# calls are made without the GIL by any thread, also while another one arms or disarms: what they look at is atomic
+
 cdef enum Call:
     CALL_OPEN, CALL_PREAD, CALL_PWRITE, CALL_PWRITEV, CALL_FTRUNCATE, CALL_FDATASYNC, CALL_FSYNC, CALL_RENAME, CALL_UNLINK
-    CALL_MMAP, CALL_FSTAT, CALL_FALLOCATE, CALL_FLOCK, CALL_LINK, CALL_COUNT
+    CALL_MMAP, CALL_FSTAT, CALL_FALLOCATE, CALL_FLOCK, CALL_LINK, CALL_MKDIR, CALL_GETDENTS, CALL_FCNTL, CALL_UTIMENSAT, CALL_STATFS
+    CALL_POLL, CALL_PIPE, CALL_PIDFD_OPEN
+
+cdef enum:
+    CALL_COUNT = CALL_PIDFD_OPEN + 1       # an array of Cython 3.2 wants an enum without a name
 
 CALL_NAMES = (
     "open", "pread", "pwrite", "pwritev", "ftruncate", "fdatasync", "fsync", "rename", "unlink", "mmap", "fstat", "fallocate", "flock",
-    "link",
+    "link", "mkdir", "getdents", "fcntl", "utimensat", "statfs", "poll", "pipe", "pidfd_open",
 )
+
+ctypedef void (*Observer)(int call, int error) noexcept nogil
+
+cdef extern from *:
+    """
+    #define fastlog_add_one(counter) __atomic_add_fetch(counter, 1, __ATOMIC_RELAXED)
+    #define fastlog_take_one(counter) __atomic_sub_fetch(counter, 1, __ATOMIC_RELAXED)
+    """
+    int64_t add_one "fastlog_add_one"(int64_t* counter) noexcept nogil
+    int64_t take_one "fastlog_take_one"(int64_t* counter) noexcept nogil
 
 
 cdef struct Fault:
-    int64_t countdown       # fails when it reaches zero; 0 = not armed
-    int error               # errno to report, or 0
+    int64_t countdown       # fails when it reaches zero
+    int64_t error           # errno to report; 0 = not armed. Set last
     bint sticky             # goes on failing
     int64_t limit_bytes     # move at most so many bytes instead of failing; 0 = no limit
 
 cdef Fault[CALL_COUNT] faults
 cdef int64_t[CALL_COUNT] calls
-cdef bint faults_armed = False
-cdef bint clock_fixed = False
+cdef int64_t failed_calls = 0
+cdef int64_t faults_armed = False
+cdef Observer observer = NULL
+cdef int64_t clock_fixed = False
 cdef int64_t clock_value = 0
 memset(faults, 0, sizeof(faults))
 memset(calls, 0, sizeof(calls))
@@ -312,51 +334,76 @@ memset(calls, 0, sizeof(calls))
 
 cdef inline int fault(Call call) noexcept nogil:
     """The errno that this call shall fail with, or 0."""
+    add_one(&calls[<int>call])
+    return armed_fault(call) if load_word(&faults_armed) else 0
+
+
+cdef int armed_fault(Call call) noexcept nogil:
     cdef Fault* armed = &faults[<int>call]
-    calls[<int>call] += 1
-    if not faults_armed or armed.countdown == 0 or armed.limit_bytes != 0:
-        return 0
-    armed.countdown -= 1
-    if armed.countdown > 0:
-        return 0
-    if armed.sticky:
-        armed.countdown = 1
-    return armed.error
+    cdef int error = 0, armed_error = <int>load_word(&armed.error)
+    cdef int64_t left
+    cdef Observer told = observer
+    if armed_error != 0 and load_word(&armed.limit_bytes) == 0:
+        left = take_one(&armed.countdown)
+        if left == 0 or left < 0 and armed.sticky:
+            error = armed_error
+            add_one(&failed_calls)
+    if told != NULL:
+        told(call, error)
+    return error
 
 
 cdef inline size_t limited(Call call, size_t size) noexcept nogil:
-    cdef int64_t limit = faults[<int>call].limit_bytes
-    if faults_armed and limit != 0 and size > <size_t>limit:
-        return <size_t>limit
+    cdef int64_t limit
+    if load_word(&faults_armed):
+        limit = load_word(&faults[<int>call].limit_bytes)
+        if limit != 0 and size > <size_t>limit:
+            return <size_t>limit
     return size
 
 
 def inject(call: str, errno: int = 28, nth: int = 1, sticky: bool = False, limit_bytes: int | None = None) -> None:
     """Make the ``nth`` next system call named ``call`` fail with ``errno`` (every later one too if ``sticky``), or let
     every one of them move at most ``limit_bytes`` bytes. For tests."""
-    global faults_armed
     if call not in CALL_NAMES:
         raise ValueError(f"unknown system call {call!r}: expected one of {', '.join(CALL_NAMES)}")
     if nth < 1:
         raise ValueError(f"nth counts from 1, got {nth}")
     cdef Fault* armed = &faults[<int>CALL_NAMES.index(call)]
-    armed.countdown = nth
-    armed.error = errno
+    store_word(&armed.error, 0)
     armed.sticky = sticky
-    armed.limit_bytes = limit_bytes or 0
-    faults_armed = True
+    store_word(&armed.limit_bytes, limit_bytes or 0)
+    store_word(&armed.countdown, nth)
+    store_word(&armed.error, errno)
+    store_word(&faults_armed, True)
+
+
+def observe(address: int) -> None:
+    """Let a C function, ``void (int call, int errno)``, know of every system call and of what was injected into it; 0: no
+    more. ``call`` counts ``CALL_NAMES``. For tests."""
+    global observer
+    observer = <Observer><size_t>address
+    store_word(&faults_armed, True)
 
 
 def clear() -> None:
     """Disarm every injected fault."""
-    global faults_armed
-    memset(faults, 0, sizeof(faults))
-    faults_armed = False
+    cdef int call
+    for call in range(<int>CALL_COUNT):
+        store_word(&faults[call].error, 0)
+        store_word(&faults[call].limit_bytes, 0)
+    store_word(&failed_calls, 0)
+    store_word(&faults_armed, observer != NULL)
+
+
+def injected() -> int:
+    """How many system calls were made to fail since the last ``clear``."""
+    return load_word(&failed_calls)
 
 
 def call_counts() -> dict:
     """How often each system call was made in this process."""
-    return {name: calls[index] for index, name in enumerate(CALL_NAMES)}
+    return {name: load_word(&calls[<int>index]) for index, name in enumerate(CALL_NAMES)}
 
 
 # --- failpoints --------------------------------------------------------------------------------------------------------
@@ -380,43 +427,44 @@ FAILPOINTS = (
     "move.entered", "move.offsets", "move.appended", "move.committed",
 )
 FAILPOINT_ACTIONS = ("kill", "stop")
-cdef int failpoint_armed = -1
+cdef int64_t failpoint_armed = -1
 cdef int failpoint_action = 0
 cdef int64_t failpoint_countdown = 0
 
 
 cdef void reach(Failpoint point) noexcept nogil:
-    if <int>point == failpoint_armed:
+    if <int64_t>point == load_word(&failpoint_armed):
         act_on_failpoint()
 
 
 cdef void act_on_failpoint() noexcept nogil:
-    global failpoint_armed, failpoint_countdown
-    failpoint_countdown -= 1
-    if failpoint_countdown > 0:
+    cdef int64_t left = load_word(&failpoint_countdown)
+    while not replace_word(&failpoint_countdown, left, left - 1):
+        left = load_word(&failpoint_countdown)
+    if left != 1:
         return
-    failpoint_armed = -1
+    store_word(&failpoint_armed, -1)
     fastlog_signal_self(SIGKILL if failpoint_action == 0 else SIGSTOP)
 
 
 def reach_failpoint(name: str) -> None:
     """Pass the failpoint ``name``; for code that is written in Python."""
-    if failpoint_armed >= 0:
+    if load_word(&failpoint_armed) >= 0:
         reach(<Failpoint><int>FAILPOINTS.index(name))
 
 
 def arm(name: str | None, action: str = "kill", nth: int = 1) -> None:
     """Let this process kill (``kill``) or stop (``stop``) itself when it passes the failpoint ``name`` for the ``nth`` time;
     None disarms. For tests: also ``FASTLOG_FAILPOINT=name:action:nth`` in the environment when fastlog is imported."""
-    global failpoint_armed, failpoint_action, failpoint_countdown
+    global failpoint_action
     if name is None:
-        failpoint_armed = -1
+        store_word(&failpoint_armed, -1)
         return
     if name not in FAILPOINTS or action not in FAILPOINT_ACTIONS:
         raise ValueError(f"unknown failpoint {name!r} or action {action!r}: expected one of {FAILPOINTS} and {FAILPOINT_ACTIONS}")
-    failpoint_countdown = nth
+    store_word(&failpoint_countdown, nth)
     failpoint_action = FAILPOINT_ACTIONS.index(action)
-    failpoint_armed = FAILPOINTS.index(name)
+    store_word(&failpoint_armed, FAILPOINTS.index(name))
 
 
 def arm_from_environment() -> None:
@@ -434,13 +482,12 @@ arm_from_environment()
 
 def set_clock(milliseconds: int | None) -> None:
     """Fix the wall clock at ``milliseconds`` since the epoch, or let it run again (None). For tests."""
-    global clock_fixed, clock_value
-    clock_fixed = milliseconds is not None
-    clock_value = milliseconds or 0
+    store_word(&clock_value, milliseconds or 0)
+    store_word(&clock_fixed, milliseconds is not None)
 
 
 cdef int64_t clock_milliseconds() noexcept nogil:
-    return clock_value if clock_fixed else fastlog_wall_clock()
+    return load_word(&clock_value) if load_word(&clock_fixed) else fastlog_wall_clock()
 
 
 cdef int fork_generation() noexcept nogil:
@@ -624,7 +671,7 @@ cdef void os_unmap(void* address, int64_t size) noexcept nogil:
 cdef int os_lock(int fd, LockKind kind) noexcept nogil:
     """``flock`` without waiting: 1, 0 when somebody else has it, or -errno. The kernel frees it when the last descriptor of
     this open file is closed, so at the latest on death."""
-    cdef int failure = fault(CALL_FLOCK)
+    cdef int failure = fault(CALL_FLOCK) if kind != UNLOCK else 0      # letting go never fails
     if failure != 0:
         return -failure
     cdef int operation = LOCK_UN if kind == UNLOCK else (LOCK_SH if kind == LOCK_SHARED else LOCK_EX) | LOCK_NB
@@ -639,17 +686,26 @@ cdef int os_lock(int fd, LockKind kind) noexcept nogil:
 
 cdef int os_attach(int fd) noexcept nogil:
     """Say that this open file is used: 0 or -errno."""
+    cdef int failure = fault(CALL_FCNTL)
+    if failure != 0:
+        return -failure
     return -errno if fastlog_attach(fd) != 0 else 0
 
 
 cdef int os_others_attached(int fd) noexcept nogil:
     """Whether somebody else says so: 1, 0 or -errno. Where the platform cannot tell: 1."""
-    cdef int result = fastlog_others_attached(fd)
+    cdef int failure = fault(CALL_FCNTL), result
+    if failure != 0:
+        return -failure
+    result = fastlog_others_attached(fd)
     return result if result >= 0 else -errno
 
 
 cdef int os_lock_maintenance(int fd, bint take) noexcept nogil:
     """Take (1, or 0 when somebody else has it) or let go of the lock of whoever compacts and deletes; or -errno."""
+    cdef int failure = fault(CALL_FCNTL) if take else 0
+    if failure != 0:
+        return -failure
     if fastlog_lock_maintenance(fd, F_WRLCK if take else F_UNLCK) == 0:
         return 1
     return 0 if errno == EAGAIN or errno == EACCES else -errno
@@ -660,7 +716,7 @@ def lock_byte(fd: int, position: int, path: str) -> bool:
 
     StorageError where the platform has no such locks.
     """
-    cdef int failure = fault(CALL_FLOCK)
+    cdef int failure = fault(CALL_FCNTL)
     if failure == 0 and fastlog_lock_byte(fd, position) == 0:
         return True
     failure = failure or errno
@@ -675,6 +731,7 @@ def free_bytes(fd: int, positions: list, path: str) -> list:
     cdef int64_t position
     unlocked = []
     for position in positions:
+        checked(CALL_FCNTL, "examine the locks of", path)
         result = fastlog_byte_is_free(file, position)
         if result < 0:
             raise storage_error("examine the locks of", path, -errno)
@@ -750,6 +807,7 @@ def file_system(path: str) -> tuple:
     cdef char[64] name
     memset(name, 0, sizeof(name))
     encoded = os.fsencode(path)
+    checked(CALL_STATFS, "examine the file system of", path)
     cdef int64_t magic = fastlog_file_system(encoded, name, sizeof(name))
     if magic < 0:
         raise storage_error("examine the file system of", path, -errno)
@@ -765,6 +823,8 @@ def file_system(path: str) -> tuple:
 
 def boot_id() -> str:
     """An id of this boot of the machine, "" where there is none. For messages only."""
+    if fault(CALL_OPEN):
+        return ""
     try:
         fd = os.open("/proc/sys/kernel/random/boot_id", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -816,6 +876,8 @@ cdef int checked(Call call, str action, str path) except -1:
 
 
 cdef object translated(str action, str path, error):
+    if isinstance(error, MemoryError):
+        return error    # there was none left for the OSError that was caught
     return storage_error(action, path, -(error.errno or errno_codes.EIO))
 
 
@@ -871,10 +933,11 @@ def unlock(fd: int) -> None:
 
 cdef object examined(str path, bint is_expected=True, bint follows=True):
     """What ``stat`` says of a path; None when nothing is there, unless that is an error."""
+    checked(CALL_FSTAT, "examine", path)
     try:
         return os.stat(path, follow_symlinks=follows)
     except OSError as error:
-        if isinstance(error, FileNotFoundError) and not is_expected:
+        if isinstance(error, (FileNotFoundError, NotADirectoryError)) and not is_expected:
             return None
         raise translated("examine", path, error) from None
 
@@ -890,14 +953,18 @@ def link(source: str, target: str) -> None:
 
 def identity(path: str) -> tuple | None:
     """(size, inode) of a regular file, or None when there is no such file."""
-    checked(CALL_FSTAT, "examine", path)
     status = examined(path, is_expected=False, follows=False)
     return None if status is None else (status.st_size, status.st_ino)
 
 
 def inode_of(fd: int) -> int:
     """Inode number of an open file."""
-    return os.fstat(fd).st_ino
+    path = f"descriptor {fd}"
+    checked(CALL_FSTAT, "examine", path)
+    try:
+        return os.fstat(fd).st_ino
+    except OSError as error:
+        raise translated("examine", path, error) from None
 
 
 def change_time(path: str) -> int:
@@ -907,12 +974,12 @@ def change_time(path: str) -> int:
 
 def modified_at(path: str) -> int:
     """When a file was last written to, milliseconds since the epoch."""
-    checked(CALL_FSTAT, "examine", path)
     return examined(path).st_mtime_ns // 1_000_000
 
 
 def set_modified(path: str, milliseconds: int) -> None:
     """Let a file look as if it was last written to at that time."""
+    checked(CALL_UTIMENSAT, "change the time of", path)
     try:
         os.utime(path, ns=(milliseconds * 1_000_000, milliseconds * 1_000_000))
     except OSError as error:
@@ -921,7 +988,6 @@ def set_modified(path: str, milliseconds: int) -> None:
 
 def file_size(path: str) -> int | None:
     """Size of a regular file in bytes, or None when there is no such file."""
-    checked(CALL_FSTAT, "examine", path)
     status = examined(path, is_expected=False, follows=False)
     if status is None:
         return None
@@ -942,16 +1008,34 @@ def inode(path: str) -> int:
 
 
 def make_directory(path: str) -> None:
-    """Create a directory (mode 0700) and its parents, and sync the parent so that it survives power loss."""
+    """Create a directory (mode 0700) and its parents, and sync the parent of each so that it survives power loss."""
+    make_with_parents(os.path.abspath(path), 0o700)
+
+
+cdef int make_with_parents(str path, int mode) except -1:
+    parent = os.path.dirname(path)
+    if parent != path and examined(parent, is_expected=False) is None:
+        make_with_parents(parent, 0o777)
+    if not make_one(path, mode) and not is_directory(path):
+        raise storage_error("create", path, -errno_codes.EEXIST)
+    sync_directory(parent)
+    return 0
+
+
+cdef int make_one(str path, int mode) except -1:
+    checked(CALL_MKDIR, "create", path)
     try:
-        os.makedirs(path, mode=0o700, exist_ok=True)
+        os.mkdir(path, mode)
+    except FileExistsError:
+        return False
     except OSError as error:
         raise translated("create", path, error) from None
-    sync_directory(os.path.dirname(os.path.abspath(path)))
+    return True
 
 
 def list_directory(path: str) -> list:
     """Names in a directory."""
+    checked(CALL_GETDENTS, "list", path)
     try:
         return os.listdir(path)
     except OSError as error:
@@ -1049,6 +1133,22 @@ def sync_directory(path: str) -> None:
         raise storage_error("sync", path, result)
 
 
+def sync_parents(path: str) -> None:
+    """Make the names of a directory and of those above it durable, up to the mount point: who made one of them may not
+    have synced it yet. One that may not be opened is passed over."""
+    found = examined(path)
+    while True:
+        path += "/.."  # where a link leads to, which the text of a path does not say
+        below, found = found, examined(path)
+        if found.st_dev != below.st_dev or found.st_ino == below.st_ino:
+            return
+        try:
+            sync_directory(path)
+        except StorageError as error:
+            if error.errno not in (errno_codes.EACCES, errno_codes.EPERM):
+                raise
+
+
 def rename(source: str, target: str) -> None:
     """Rename a file over ``target``."""
     checked(CALL_RENAME, "rename", source)
@@ -1103,12 +1203,10 @@ def replace_file(path: str, data: bytes) -> None:
 
 def entry_kind(path: str) -> str | None:
     """``"file"``, ``"directory"``, ``"link"`` or ``"other"``; None when nothing is there. Links are not followed."""
-    try:
-        mode = os.lstat(path).st_mode
-    except (FileNotFoundError, NotADirectoryError):
+    status = examined(path, is_expected=False, follows=False)
+    if status is None:
         return None
-    except OSError as error:
-        raise translated("examine", path, error) from None
+    mode = status.st_mode
     if stat_codes.S_ISREG(mode):
         return "file"
     if stat_codes.S_ISDIR(mode):
@@ -1119,25 +1217,13 @@ def entry_kind(path: str) -> str | None:
 def file_stamp(path: str) -> tuple | None:
     """(inode, size, times of the last change in nanoseconds): another one once the file was replaced or written to. None when
     there is no such file."""
-    checked(CALL_FSTAT, "examine", path)
-    try:
-        status = os.lstat(path)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise translated("examine", path, error) from None
-    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    status = examined(path, is_expected=False, follows=False)
+    return None if status is None else (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def create_directory(path: str) -> bool:
     """Create one directory (mode 0700) below an existing one; False when something of that name is there. Not synced."""
-    try:
-        os.mkdir(path, 0o700)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        raise translated("create", path, error) from None
-    return True
+    return make_one(path, 0o700) != 0
 
 
 def try_share(fd: int, path: str) -> bool:
@@ -1174,6 +1260,8 @@ def process_id() -> int:
 
 def process_start_time(pid: int) -> int:
     """When a process began, in ticks since the boot: with its id it names it, as ids are used again. 0 when unknown."""
+    if fault(CALL_OPEN):
+        return 0
     try:
         fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -1189,6 +1277,8 @@ def process_start_time(pid: int) -> int:
 
 def pid_namespace() -> int:
     """Number of the namespace that process ids of this process mean something in; 0 when unknown."""
+    if fault(CALL_FSTAT):
+        return 0
     try:
         return os.stat("/proc/self/ns/pid").st_ino
     except OSError:
@@ -1197,7 +1287,7 @@ def pid_namespace() -> int:
 
 def open_process(pid: int) -> Descriptor | None:
     """Something for ``wait_for_files``, ready once the process has ended; None when it has, or cannot be watched."""
-    if os.environ.get("FASTLOG_PORTABLE"):
+    if os.environ.get("FASTLOG_PORTABLE") or fault(CALL_PIDFD_OPEN):
         return None
     fd = fastlog_open_process(pid)
     return Descriptor(fd) if fd >= 0 else None
@@ -1206,6 +1296,7 @@ def open_process(pid: int) -> Descriptor | None:
 def open_pipe() -> tuple:
     """(end to read, end to write) of a pipe that never blocks: for waking who sleeps in ``wait_for_files``."""
     cdef int[2] ends
+    checked(CALL_PIPE, "open", "a pipe")
     if fastlog_open_pipe(ends) != 0:
         raise storage_error("open", "a pipe", -errno)
     return Descriptor(ends[0]), Descriptor(ends[1])
@@ -1237,6 +1328,7 @@ def wait_for_files(files: list, milliseconds: int) -> list:
     if polled == NULL:
         raise MemoryError()
     try:
+        checked(CALL_POLL, "wait for", "files")
         for index in range(count):
             file = files[index]
             polled[index].fd = file.fd

@@ -11,10 +11,10 @@
 # builds share it. Its layout has a version.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy
 
 cdef extern from *:
     """
+    #include <string.h>
     #define fastlog_load(at) __atomic_load_n(at, __ATOMIC_ACQUIRE)
     #define fastlog_store(at, value) __atomic_store_n(at, value, __ATOMIC_RELEASE)
     #define fastlog_read_fence() __atomic_thread_fence(__ATOMIC_ACQUIRE)
@@ -22,7 +22,32 @@ cdef extern from *:
     #define fastlog_full_fence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
     #define fastlog_exchange(at, value) __atomic_exchange_n(at, value, __ATOMIC_SEQ_CST)
     #define fastlog_increment(at) __atomic_add_fetch(at, 1, __ATOMIC_SEQ_CST)
+
+    /* To and from memory that others read or write meanwhile: word by word, what is left byte by byte. What comes out may
+       be torn, and its version tells; a memcpy of it would be a data race. */
+    static inline void fastlog_put(void *shared, const void *own, size_t size) {
+        size_t at = 0;
+        uint64_t word;
+        for (; at + 8 <= size; at += 8) {
+            memcpy(&word, (const char *)own + at, 8);
+            __atomic_store_n((uint64_t *)((char *)shared + at), word, __ATOMIC_RELAXED);
+        }
+        for (; at < size; at++)
+            __atomic_store_n((char *)shared + at, ((const char *)own)[at], __ATOMIC_RELAXED);
+    }
+    static inline void fastlog_take(void *own, const void *shared, size_t size) {
+        size_t at = 0;
+        uint64_t word;
+        for (; at + 8 <= size; at += 8) {
+            word = __atomic_load_n((const uint64_t *)((const char *)shared + at), __ATOMIC_RELAXED);
+            memcpy((char *)own + at, &word, 8);
+        }
+        for (; at < size; at++)
+            ((char *)own)[at] = __atomic_load_n((const char *)shared + at, __ATOMIC_RELAXED);
+    }
     """
+    void put_shared "fastlog_put"(void* shared, const void* own, size_t size) noexcept nogil     # `shared` at a word
+    void take_shared "fastlog_take"(void* own, const void* shared, size_t size) noexcept nogil   # likewise
     uint64_t load_version "fastlog_load"(const uint64_t* at) noexcept nogil
     void store_version "fastlog_store"(uint64_t* at, uint64_t value) noexcept nogil
     int64_t load_word "fastlog_load"(const int64_t* at) noexcept nogil
@@ -114,7 +139,7 @@ cdef inline void fill_slot(uint64_t* version, void* slots, const void* source, s
     cdef uint64_t next_version = version[0] + 1
     # the last version must be out before its other slot changes again
     write_fence()
-    memcpy(<char*>slots + (next_version & 1) * size, source, size)
+    put_shared(<char*>slots + (next_version & 1) * size, source, size)
     store_version(version, next_version)
 
 
@@ -123,7 +148,7 @@ cdef inline uint64_t copy_slot(const uint64_t* version, const void* slots, void*
     cdef uint64_t found
     while True:
         found = load_version(version)
-        memcpy(target, <const char*>slots + (found & 1) * size, size)
+        take_shared(target, <const char*>slots + (found & 1) * size, size)
         read_fence()
         if load_version(version) == found:
             return found

@@ -113,7 +113,7 @@ cdef RecordBatch read_segments(
         if segment is None:
             batch.next_offset = stop
             return batch
-        if segment.is_growing and segment.tracker is not None and segment.tracker.offsets.lost and log.control.is_writable:
+        if segment.is_growing and segment.tracker is not None and load_word(&segment.tracker.offsets.lost) and log.control.is_writable:
             store_word(&log.control.page.has_lost_entries, 1)
     elif end > segment.validated:
         segment.validate(end)
@@ -129,7 +129,7 @@ cdef RecordBatch read_segments(
         with nogil:
             problem = decode_batches(
                 block, place.position - shift, place.position - shift + size, offset, stop, place.expected_offset,
-                segment.gaps, segment.epoch, max_bytes, segment.max_decompressed_bytes, aborted.ranges, aborted.count,
+                segment.gaps, segment.epoch, load_word(&segment.limit), max_bytes, segment.max_decompressed_bytes, aborted.ranges, aborted.count,
                 &batch.columns, &header, &next_offset,
                 &next_position,
             )
@@ -190,6 +190,7 @@ cdef int collect_aborted(
     if list_.has_aborted < 0:
         # told at the end, and of all that is closed in this list: other threads believe it
         is_known = False
+        refuse_lost_transactions(log, list_)
         for i in range(len(list_.segments) - 1):
             if aborted_entries(log, list_, i):
                 is_known = True
@@ -215,6 +216,24 @@ cdef int collect_aborted(
     return 0
 
 
+cdef int refuse_lost_transactions(Handle log, SegmentList list_) except -1:
+    """A segment that is gone said which transactions were aborted: without it some would seem committed. Its records are gone
+    as well, which is told when they are read."""
+    cdef Segment before
+    for base in snapshots.stray_transaction_indexes(oscalls.list_directory(log.path), list_.bases):
+        if list_.bases[0] < base < list_.bases[len(list_.bases) - 1]:
+            before = list_.segments[bisect_right(list_.bases, base) - 1]
+            if before.end_of_closed() > base:
+                continue    # a swap of compaction is under way, or was cut short: its records have a new segment
+            path = files.segment_path(log.path, base)
+            raise CorruptLogError(
+                f"{path} is missing, in which transactions were aborted: which records were taken back cannot be told. "
+                f"`fastlog log verify` lists all damage; isolation=\"read_uncommitted\" shows what is left",
+                path,
+            )
+    return 0
+
+
 cdef bytes active_entries(Segment segment, int64_t count):
     """The published entries of the active segment."""
     if count == 0:
@@ -229,6 +248,7 @@ cdef bytes active_entries(Segment segment, int64_t count):
 cdef bytes aborted_entries(Handle log, SegmentList list_, Py_ssize_t i):
     """The entries of a closed segment: from its file when somebody vouches for that, else told by the log again."""
     cdef Segment segment = list_.segments[i]
+    cdef Published latest
     cdef int64_t end
     if isinstance(segment.aborted, bytes):
         return segment.aborted
@@ -237,9 +257,22 @@ cdef bytes aborted_entries(Handle log, SegmentList list_, Py_ssize_t i):
     if content is not None and not (segment.is_trusted and segment.transaction_checksum is None):
         if segment.transaction_checksum != crc32c(content):
             content = None
+    if content == b"":
+        # no file means that nothing was aborted; but not where files are moved or removed meanwhile
+        read_published(log.control.page, &latest)
+        if latest.generation & 1 or latest.generation != list_.generation:
+            content = None
     if content is None:
         sizes = [(other.base_offset, other.size) for other in list_.segments[:i + 1]]
-        rebuilt = snapshots.rebuild(log.path, oscalls.list_directory(log.path), sizes, end, from_offset=segment.base_offset)
+        paths = {other.base_offset: other.path for other in list_.segments[:i + 1]}
+        names = oscalls.list_directory(log.path)
+        rebuilt = snapshots.rebuild(log.path, names, sizes, end, from_offset=segment.base_offset, paths=paths)
+        if rebuilt.damages or not segment.gaps and rebuilt.last_end < end:
+            raise CorruptLogError(
+                f"{segment.path} is damaged, and nobody vouches for {files.transaction_index_path(segment.path)}: which records were "
+                f"taken back cannot be told. `fastlog log verify` lists all damage; isolation=\"read_uncommitted\" shows them all",
+                segment.path,
+            )
         content = rebuilt.transactions.get(segment.base_offset, b"")
     segment.aborted = content
     segment.transaction_checksum = crc32c(content)
@@ -283,7 +316,7 @@ cdef int64_t find_time(Handle log, int64_t timestamp) except -2:
                 if segment.base_offset > state.active_base:
                     break
                 if previous is None:
-                    if segment.base_offset > state.start_offset and not segment.gaps:
+                    if segment.base_offset > state.start_offset:
                         raise lost_offsets(log, state.start_offset, segment)
                 elif (
                     segment.base_offset > state.start_offset and not previous.gaps

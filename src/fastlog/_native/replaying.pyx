@@ -12,7 +12,7 @@ from libc.stdint cimport int64_t
 from libc.string cimport memset
 
 from fastlog._native.batch cimport RecordBatch
-from fastlog._native.decoder cimport BAD_CRC, BatchHeader, FINE, NO_MEMORY, Problem, TOO_MUCH_CONTENT, check_order, crc_matches, decode_batches, describe
+from fastlog._native.decoder cimport BAD_CRC, BatchHeader, FINE, NO_LIMIT, NO_MEMORY, Problem, TOO_MUCH_CONTENT, check_order, crc_matches, decode_batches, describe
 from fastlog._native.handle cimport Handle
 from fastlog._native.layout cimport CONTROL_BIT, TIMESTAMP_TYPE_BIT, TRANSACTIONAL_BIT
 from fastlog._native.memory cimport block_release
@@ -131,7 +131,7 @@ cdef class ReplayedBatch:
         batch.is_append_time = self.header.attributes & TIMESTAMP_TYPE_BIT
         with nogil:
             problem = decode_batches(
-                self.block, position, position + self.header.size, 0, NO_STOP, self.header.base_offset, True, -1,
+                self.block, position, position + self.header.size, 0, NO_STOP, self.header.base_offset, True, -1, NO_LIMIT,
                 self.header.size, self.max_decompressed_bytes, NULL, 0, &batch.columns, &header, &next_offset, &next_position,
             )
         if problem == NO_MEMORY:
@@ -259,7 +259,7 @@ cdef class Replay:
         batch = ReplayedBatch.__new__(ReplayedBatch)
         problem = segment.peek(place.position, end, &header)
         if problem == FINE:
-            problem = check_order(&header, place.expected_offset, segment.gaps, segment.epoch)
+            problem = check_order(&header, place.expected_offset, segment.gaps, segment.epoch, load_word(&segment.limit))
         if problem == FINE:
             if header.base_offset >= self.stop:
                 return None

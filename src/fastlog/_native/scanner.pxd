@@ -19,4 +19,5 @@ cdef class BatchReader:
     cdef int64_t fill(self, int64_t position, int64_t size) noexcept nogil
     cdef const uint8_t* base(self) noexcept nogil
     cdef Problem next(self, BatchHeader* header, bint check_crc, int64_t* failure) noexcept nogil
-    cdef int64_t resynchronise(self, int64_t position, int64_t expected_offset, BatchHeader* header) noexcept nogil
+    cdef int64_t resynchronise(self, int64_t position, int64_t expected_offset, BatchHeader* header) except -2 nogil
+    cdef int refuse(self, int64_t result) except -1 with gil

@@ -11,7 +11,7 @@ from libc.string cimport memchr, memcpy, memmove
 from fastlog._native cimport oscalls as os_c
 from fastlog._native import oscalls
 from fastlog._native.decoder cimport (
-    BAD_CRC, BatchHeader, CUT_OFF, END_OF_BYTES, FINE, NO_MEMORY, OLD_MAGIC, Problem, check_order, check_records,
+    BAD_CRC, BatchHeader, CUT_OFF, END_OF_BYTES, FINE, NO_LIMIT, NO_MEMORY, OLD_MAGIC, Problem, check_order, check_records,
     crc_matches, describe, parse_header,
 )
 from fastlog._native.index cimport IndexTracker
@@ -61,14 +61,14 @@ cdef class BatchReader:
             return size
         ahead = min(max(size, READ_AHEAD), self.end - position)
         if ahead > self.capacity:
-            larger = <uint8_t*>malloc(max(ahead, READ_AHEAD))
+            larger = <uint8_t*>malloc(ahead)
             if larger == NULL:
                 return -12
             if self.buffered:
                 memcpy(larger, self.buffer, self.buffered)
             free(self.buffer)
             self.buffer = larger
-            self.capacity = max(ahead, READ_AHEAD)
+            self.capacity = ahead
         kept = 0
         if self.buffered_from <= position < self.buffered_from + self.buffered:
             kept = self.buffered_from + self.buffered - position
@@ -111,23 +111,32 @@ cdef class BatchReader:
         self.position += header.size
         return FINE
 
-    cdef int64_t resynchronise(self, int64_t position, int64_t expected_offset, BatchHeader* header) noexcept nogil:
-        """Position of the first valid batch from `position` on whose base offset is >= `expected_offset`; -1 when none."""
-        cdef int64_t at = position, window, failure
+    cdef int64_t resynchronise(self, int64_t position, int64_t expected_offset, BatchHeader* header) except -2 nogil:
+        """Position of the first valid batch from `position` on whose base offset is >= `expected_offset`; -1 when none.
+
+        Raises StorageError: bytes that could not be read may hold one.
+        """
+        cdef int64_t at = position, window, got, failure
         cdef const uint8_t* found
         while self.end - at >= BATCH_HEADER_SIZE:
-            window = min(self.end - at, <int64_t>READ_AHEAD)
-            if self.fill(at, window) < window:
+            got = self.fill(at, BATCH_HEADER_SIZE)
+            if got < 0:
+                self.refuse(got)
+            if got < BATCH_HEADER_SIZE:
                 return -1
-            # the magic byte is the cheapest thing to look for
+            # no more is read before all that is buffered was looked at: a magic byte may be anywhere, or everywhere
+            window = self.buffered_from + self.buffered - at
             found = <const uint8_t*>memchr(self.base() + at + MAGIC_AT, MAGIC_V2, window - MAGIC_AT)
             if found == NULL:
                 at += window - MAGIC_AT
                 continue
             at = (found - self.base()) - MAGIC_AT
             # the header must be plausible before a checksum is computed: hostile bytes cannot make this quadratic
+            got = self.fill(at, BATCH_HEADER_SIZE)
+            if got < 0:
+                self.refuse(got)
             if (
-                self.fill(at, BATCH_HEADER_SIZE) == BATCH_HEADER_SIZE
+                got == BATCH_HEADER_SIZE
                 and parse_header(self.base(), at, self.end, header) == FINE
                 and 0 <= header.base_offset - expected_offset <= MOST_SKIPPED_OFFSETS
             ):
@@ -135,8 +144,13 @@ cdef class BatchReader:
                 if self.next(header, True, &failure) == FINE:
                     self.position = at
                     return at
+                if failure < 0:
+                    self.refuse(failure)
             at += 1
         return -1
+
+    cdef int refuse(self, int64_t result) except -1 with gil:
+        raise os_c.storage_error("read", self.path, result)
 
 
 cdef class ScanResult:
@@ -178,7 +192,7 @@ def scan(
             problem = reader.next(&header, True, &failure)
             if problem != FINE:
                 break
-            problem = check_order(&header, expected, gaps_, epoch_)
+            problem = check_order(&header, expected, gaps_, epoch_, NO_LIMIT)
             if problem == FINE and deep_:
                 problem = check_records(reader.base(), &header, max_decompressed_bytes_)
             if problem != FINE:

@@ -20,6 +20,7 @@ cdef class Segment:
     cdef readonly str time_index_path
     cdef public int64_t size                # published bytes
     cdef readonly bint gaps                 # compacted, foreign or repaired: offsets may skip
+    cdef int64_t limit                      # all offsets lie below it: where the next segment begins
     cdef public int64_t inode               # of the file; 0 = not looked at. Compaction puts another file in its place
     cdef public bint is_growing             # the active segment
     cdef public bint is_trusted             # closed while we looked on: its indexes are finished, their checksums may be unknown
@@ -48,6 +49,7 @@ cdef class Segment:
     cdef Block* fetch(self, int64_t position, int64_t size, int64_t* shift) except NULL
     cdef Problem peek(self, int64_t position, int64_t end, BatchHeader* header) except *
     cdef int locate(self, int64_t offset, int64_t end, Place* place) except -1
+    cdef int require_whole(self, int64_t position, int64_t behind, int64_t end) except -1
     cdef Place landing(self, int64_t offset, int64_t end) except *
     cdef int64_t find_time(self, int64_t timestamp, int64_t start_offset, int64_t end) except -2
     cdef object damage(self, Problem problem, int64_t position, int64_t first_offset, int64_t end)

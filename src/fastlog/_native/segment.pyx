@@ -12,13 +12,13 @@ from libc.stdint cimport int32_t, int64_t
 from fastlog._native cimport oscalls as os_c
 from fastlog._native import oscalls
 from fastlog._native.decoder cimport (
-    BAD_COMPRESSION, BAD_CRC, BAD_RECORD_LENGTH, BatchHeader, FINE, NO_MEMORY, Problem, TOO_MUCH_CONTENT, TRAILING_BYTES,
+    BAD_COMPRESSION, BAD_CRC, BAD_RECORD_LENGTH, BatchHeader, FINE, NO_LIMIT, NO_MEMORY, Problem, TOO_MUCH_CONTENT, TRAILING_BYTES,
     check_order, crc_matches, describe, find_timestamp, parse_header,
 )
 from fastlog._native.index cimport IndexFile, IndexTracker, OffsetEntry, TimeEntry
 from fastlog._native.layout cimport BATCH_HEADER_SIZE, CODEC_MASK
 from fastlog._native.memory cimport Block, block_adopt_mapping, block_allocate, block_release, block_retain
-from fastlog._native.published cimport Published, UNKNOWN_ENTRIES
+from fastlog._native.published cimport Published, UNKNOWN_ENTRIES, load_word
 from fastlog._native.scanner cimport BatchReader
 from fastlog._native.scanner import scan
 
@@ -70,6 +70,7 @@ cdef class Segment:
         self.interval = interval
         self.epoch = epoch
         self.gaps = gaps
+        self.limit = NO_LIMIT
         self.maps = maps
         self.stores = stores
         self.max_decompressed_bytes = max_decompressed_bytes
@@ -95,25 +96,28 @@ cdef class Segment:
     cdef int map_log(self) except -1:
         """Map the file once. A file that is shorter than published is damage, found here and not by a signal."""
         cdef void* address = NULL
-        cdef int64_t result, actual, size
+        cdef int64_t result, actual, size, least
         cdef int fd = oscalls.open_file(self.path)
         try:
             # opening gave other threads a turn: nothing that was read before it counts
             if self.block != NULL:
                 return 0
             size = self.room if self.is_growing else max(self.size, 1)
+            # known before the file is measured: it may grow, and be closed, while others have their turn
+            least = 0 if self.is_growing else self.size
             actual = os_c.os_file_size(fd)
             if actual < 0:
                 raise os_c.storage_error("examine", self.path, actual)
             self.check_identity(oscalls.inode_of(fd))
-            if not self.is_growing:
-                self.check_length(actual, self.size)
+            self.check_length(actual, least)
             result = os_c.os_map(fd, size, &address)
             if result < 0:
                 raise os_c.storage_error("map", self.path, result)
         finally:
             oscalls.close_file(fd)
         self.block = block_adopt_mapping(address, size)
+        if self.block == NULL:
+            raise MemoryError(f"no memory left to map {self.path}")
         return 0
 
     cdef int check_identity(self, int64_t inode) except -1:
@@ -224,7 +228,9 @@ cdef class Segment:
             if i < 0:
                 break
             if (
-                0 <= entry.position
+                # where the index does not rise, what was found may lie behind the offset
+                entry.relative_offset <= offset - self.base_offset
+                and 0 <= entry.position
                 and self.peek(entry.position, end, &header) == FINE
                 and header.last_offset == self.base_offset + entry.relative_offset
                 and header.base_offset >= self.base_offset
@@ -251,11 +257,12 @@ cdef class Segment:
         cdef BatchHeader header
         cdef Problem problem
         cdef BatchReader reader
+        cdef int64_t passed = -1
         place[0] = self.landing(offset, end)
         while place.position < end:
             problem = self.peek(place.position, end, &header)
             if problem == FINE:
-                problem = check_order(&header, place.expected_offset, self.gaps, -1)
+                problem = check_order(&header, place.expected_offset, self.gaps, -1, load_word(&self.limit))
             if problem != FINE:
                 reader = BatchReader(self.path, place.position, end)
                 if reader.resynchronise(place.position + 1, place.expected_offset, &header) < 0 or header.base_offset > offset:
@@ -263,15 +270,36 @@ cdef class Segment:
                 place.position = header.position
                 place.expected_offset = header.base_offset
             if header.last_offset >= offset:
+                if header.base_offset > offset:
+                    self.require_whole(passed, place.position, end)
                 if self.maps and header.size <= SMALL_BATCH:
                     prefetch(self.block.data + header.position, header.size)
                 return 1
+            passed = place.position
             place.position += header.size
             place.expected_offset = header.last_offset + 1
             if self.maps and place.position + 2 * header.size < end:
                 # neighbours tend to have one size: fetch the next headers at once instead of one after the other
                 prefetch(self.block.data + place.position + header.size, BATCH_HEADER_SIZE)
                 prefetch(self.block.data + place.position + 2 * header.size, BATCH_HEADER_SIZE)
+        self.require_whole(passed, place.position, end)
+        return 0
+
+    cdef int require_whole(self, int64_t position, int64_t behind, int64_t end) except -1:
+        """Before offsets count as compacted away: the batch in front of the hole, if any was passed, ends where it says."""
+        cdef BatchHeader header
+        cdef Problem problem
+        cdef Block* block
+        cdef int64_t shift
+        if not self.gaps or position < 0:
+            return 0
+        block = self.fetch(position, behind - position, &shift)
+        problem = parse_header(block.data - shift, position, behind, &header)
+        if problem == FINE and not crc_matches(block.data - shift, &header):
+            problem = BAD_CRC
+        block_release(block)
+        if problem != FINE:
+            raise self.damage(problem, position, header.base_offset, end)
         return 0
 
     cdef int64_t end_of_closed(self) except -1:
@@ -290,7 +318,7 @@ cdef class Segment:
         cdef Problem problem
         cdef Block* block
         cdef int64_t i, shift, older, found = -1
-        if tracker.max_timestamp < timestamp and not self.is_damaged:
+        if load_word(&tracker.max_timestamp) < timestamp and not self.is_damaged:
             return -1
         # everything up to the entry's batch is older than `timestamp`: the index was verified when it was loaded
         i = tracker.times.floor(timestamp - 1)
@@ -310,7 +338,7 @@ cdef class Segment:
             block = self.fetch(header.position, header.size, &shift)
             try:
                 with nogil:
-                    problem = check_order(&header, place.expected_offset, self.gaps, self.epoch)
+                    problem = check_order(&header, place.expected_offset, self.gaps, self.epoch, load_word(&self.limit))
                     if problem == FINE and not crc_matches(block.data - shift, &header):
                         problem = BAD_CRC
                     if problem == FINE and header.max_timestamp >= timestamp and header.last_offset >= start_offset:
@@ -329,7 +357,8 @@ cdef class Segment:
 
     cdef int64_t largest_timestamp(self) except -2:
         """Largest timestamp of the segment, -1 when no record has one."""
-        return self.load_indexes().max_timestamp
+        cdef IndexTracker tracker = self.load_indexes()
+        return load_word(&tracker.max_timestamp)
 
     @property
     def max_timestamp(self) -> int:

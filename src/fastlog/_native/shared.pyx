@@ -16,7 +16,8 @@ from libc.string cimport memcmp, memcpy, memset
 from fastlog._native cimport oscalls as os_c
 from fastlog._native.control cimport listen, ring, sleep_on
 from fastlog._native.published cimport (
-    full_fence, increment_bell, load_bell, load_version, load_word, read_fence, store_version, store_word, write_fence,
+    full_fence, increment_bell, load_bell, load_version, load_word, put_shared, read_fence, store_version, store_word, take_shared,
+    write_fence,
 )
 
 from fastlog._native import oscalls
@@ -294,7 +295,7 @@ cdef class SharedPage(Mapping):
             size = load_word(&slot.size)
             if 0 <= size <= self.header.capacity:
                 document = PyBytes_FromStringAndSize(NULL, size)
-                memcpy(PyBytes_AS_STRING(document), <uint8_t*>slot + sizeof(PageSlot), size)
+                take_shared(PyBytes_AS_STRING(document), <uint8_t*>slot + sizeof(PageSlot), size)
                 read_fence()
                 if load_version(&self.header.version) == version:
                     return version, document
@@ -317,12 +318,13 @@ cdef class SharedPage(Mapping):
         cdef PageSlot* slot = self.slot(version)
         cdef uint8_t* target = <uint8_t*>slot + sizeof(PageSlot)
         cdef const char* source = content
+        cdef int64_t half = size // 2 // 8 * 8
         # the last version must be out before its other slot changes again
         write_fence()
         store_word(&slot.size, size)
-        memcpy(target, source, size // 2)
+        put_shared(target, source, half)
         os_c.reach(os_c.PAGE_FILLING)
-        memcpy(target + size // 2, source + size // 2, size - size // 2)
+        put_shared(target + half, source + half, size - half)
         os_c.reach(os_c.PAGE_FILLED)
         store_version(&self.header.version, version)
         os_c.reach(os_c.PAGE_PUBLISHED)

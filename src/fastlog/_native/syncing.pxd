@@ -8,6 +8,7 @@ from fastlog._native.published cimport Published
 cdef int sync_until(Handle log, int64_t offset) except -1
 cdef bint sync_within(Handle log, int64_t offset, int64_t milliseconds) except -1
 cdef int sync_own(Handle log) except -1
+cdef int lead(Handle log, bint always) except -1
 cdef int sync_all(Handle log, const Published* state) except -1
 cdef int persist(Handle log, bint at_once) except -1
 cdef int poison(Handle log, error) except -1

@@ -32,7 +32,9 @@ logger = logging.getLogger("fastlog.log")
 cdef enum:
     SYNC_SLICE = 50_000_000         # nanoseconds: how long a death in the middle of a sync can go unnoticed
     REWRITE_BYTES = 1 << 20
-    PERSIST_INTERVAL = 5000         # milliseconds that the recovery point on disk may lag behind
+    # how far the recovery point on disk may lag behind, which is what a recovery reads
+    PERSIST_INTERVAL = 5000         # milliseconds
+    PERSIST_BYTES = 64 << 20
 
 
 cdef object poisoned_error(Handle log):
@@ -139,18 +141,21 @@ cdef int sync_all(Handle log, const Published* state) except -1:
     if state.first_unstable_offset >= 0:
         reached.last_stable_offset = min(state.end_offset, max(state.first_unstable_offset, state.start_offset))
     # what fails here, for want of descriptors say, has lost nothing
-    list_ = log.segments_at(&current)
-    unsynced = [
-        (segment, segment.reading_file()) for segment in list_.segments
-        if durable.base <= segment.base_offset < state.active_base
-        # in the background, after a roll, nothing of the active one is asked for
-        or segment.base_offset == state.active_base and state.end_position > 0
-    ]
-    folder_fd = oscalls.open_directory(log.path) if durable.base != state.active_base else -1
     try:
+        list_ = log.segments_at(&current)
+        unsynced = [
+            (segment, segment.reading_file()) for segment in list_.segments
+            if durable.base <= segment.base_offset < state.active_base
+            # in the background, after a roll, nothing of the active one is asked for
+            or segment.base_offset == state.active_base and state.end_position > 0
+        ]
         if load_word(&control.page.syncing):
             # the last sync owner died in the middle. Had its sync failed, the kernel would take the pages for clean
             write_again(log, &durable, state)
+        folder_fd = oscalls.open_directory(log.path) if durable.base != state.active_base else -1
+    except StorageError as error:
+        raise log.blamed(error)
+    try:
         store_word(&control.page.syncing, 1)
         if folder_fd >= 0:
             # the names of new segments, before their bytes count
@@ -232,13 +237,15 @@ cdef int poison(Handle log, error) except -1:
 # --- the recovery point ------------------------------------------------------------------------------------------------
 
 cdef int persist(Handle log, bint at_once) except -1:
-    """Write the recovery point to disk, every few seconds or `at_once`; the sync owner's."""
+    """Write the recovery point to disk, every few seconds and MiB, or `at_once`; the sync owner's."""
     cdef int64_t now = os_c.steady_milliseconds()
     cdef Durable durable
     cdef Published state
-    if log.read_only or (not at_once and now - log.control.page.persisted_at < PERSIST_INTERVAL):
+    if log.read_only:
         return 0
     read_durable(log.control.page, &durable)
+    if not at_once and now - log.control.page.persisted_at < PERSIST_INTERVAL and not is_far_ahead(&durable, log.meta):
+        return 0
     meta = files.read_meta(log.path) or log.meta
     meta.recovery_point = durable.offset
     meta.recovery_segment = durable.base
@@ -248,6 +255,11 @@ cdef int persist(Handle log, bint at_once) except -1:
     write_meta(log, meta)
     log.control.page.persisted_at = now
     return 0
+
+
+cdef bint is_far_ahead(const Durable* durable, meta) except *:
+    """Whether a recovery would have much to read. `meta` may be older than what others have written: then it is written early."""
+    return durable.position - (meta.recovery_position if durable.base == meta.recovery_segment else 0) >= PERSIST_BYTES
 
 
 def write_meta(Handle log, meta: object) -> None:
@@ -270,6 +282,7 @@ cdef int write_producers(Handle log, const Published* state) except -1:
 
 cdef int sync_rolled_later(Handle log) except -1:
     """After a roll, at every level: sync what is closed, and move the recovery point behind it."""
+    log.has_rolled = True
     if log.background is None or not log.background.is_alive():
         log.background = threading.Thread(target=sync_rolled, args=(log,), name="fastlog-sync", daemon=True)
         try:
@@ -282,6 +295,17 @@ cdef int sync_rolled_later(Handle log) except -1:
 
 
 def sync_rolled(Handle log) -> None:
+    """What is done in the background after a roll, and once more when there was another one meanwhile."""
+    while True:
+        log.has_rolled = False
+        sync_closed(log)
+        if not log.has_rolled:
+            # the GIL is held: no roll comes between looking and letting go
+            log.background = None
+            return
+
+
+cdef int sync_closed(Handle log) except -1:
     """Sync closed segments and their indexes, and move the recovery point on disk behind them."""
     cdef Control control = log.control
     cdef Published state
@@ -292,10 +316,10 @@ def sync_rolled(Handle log) -> None:
         control.lock_sync_owner()
     except Exception as error:
         logger.warning("closed segments of %s are not synced yet: %s", log.path, error)
-        return
+        return 0
     try:
         if log.is_closed or load_word(&control.page.poisoned):
-            return
+            return 0
         read_published(control.page, &state)
         read_durable(control.page, &durable)
         if durable.base < state.active_base:
@@ -323,10 +347,11 @@ def sync_rolled(Handle log) -> None:
             checksums = {**files.read_index_checksums(log.path), **checksums}
             files.write_index_checksums(log.path, {base: checksums[base] for base in list_.bases if base in checksums})
         persist(log, True)
-    except (StorageError, CorruptLogError) as error:
+    except (StorageError, CorruptLogError, MemoryError) as error:
         logger.warning("bookkeeping of %s after a roll failed and is left to the next one: %s", log.path, error)
     finally:
         control.unlock_sync_owner()
+    return 0
 
 
 # --- durability="interval" ---------------------------------------------------------------------------------------------

@@ -118,6 +118,8 @@ def validate_batches(
     cdef ValidatedBatches plan = ValidatedBatches.__new__(ValidatedBatches)
     PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
     try:
+        if view.len == 0:
+            raise InvalidRecordError("the append is empty: expected at least one record batch")
         if view.len > <int64_t>segment_bytes:
             raise RecordTooLargeError(
                 f"the append has {view.len} bytes, more than the {segment_bytes} of a segment: append it in parts; "
@@ -128,8 +130,6 @@ def validate_batches(
         end = view.len
     finally:
         PyBuffer_Release(&view)
-    if end == 0:
-        raise InvalidRecordError("the append is empty: expected at least one record batch")
     cdef BatchHeader header
     cdef Marker marker
     cdef int64_t position = 0, limit = max_message_bytes, most_content = max_decompressed_bytes, largest = -1

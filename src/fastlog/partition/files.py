@@ -30,16 +30,24 @@ from fastlog._native.checksum import crc32c
 from fastlog._native.control import CONTROL as CONTROL
 from fastlog._native.control import META as META
 from fastlog._native.segment import Segment
-from fastlog.errors import ConfigError, CorruptLogError, StorageError, UnsupportedFormatError
+from fastlog.config import is_layout
+from fastlog.errors import ClosedError, ConfigError, CorruptLogError, StorageError, UnsupportedFormatError
+from fastlog.records import is_offset
 
 FORMAT_VERSION: Final = 1
 CLEAN: Final = ".fastlog-clean"
 INDEXES: Final = ".fastlog-indexes"
 POISONED: Final = ".fastlog-poisoned"
 EPOCHS: Final = "leader-epoch-checkpoint"
+PARTITION_METADATA: Final = "partition.metadata"
 SLOT_BYTES: Final = 4096
 PRODUCERS_UNKNOWN: Final = -2
 MOST_GAP_RANGES: Final = 100
+MEANT_BELOW_ZERO: Final = {
+    "last_producer_offset": (-1, PRODUCERS_UNKNOWN),
+    "clock_confirmed": (-1,),
+    "clock_seen": (-1,),
+}
 COPY_BYTES: Final = 1 << 22
 
 SEGMENT_NAME: Final = re.compile(r"(\d{20})\.log")
@@ -97,7 +105,15 @@ def unsealed(line: bytes) -> dict[str, Any] | None:
     text = line[9:-1]
     if line[:8] != b"%08x" % crc32c(text):
         return None
-    payload = json.loads(text)
+    return json_object(text)
+
+
+def json_object(text: bytes) -> dict[str, Any] | None:
+    """The object that a text says; None when it says none."""
+    try:
+        payload = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
     return payload if isinstance(payload, dict) else None
 
 
@@ -176,10 +192,25 @@ class Meta:
 
     @classmethod
     def from_payload(cls, path: str, payload: dict[str, Any]) -> Meta:
-        """From the file's content; refuses a newer format."""
+        """From the file's content; refuses a newer format, and what no fastlog writes, whatever its checksum."""
         check_version(path, payload)
         known = {name: payload[name] for name in cls.__slots__ if name in payload}
+        wrong = [name for name, value in known.items() if not is_possible(name, value)]
+        if wrong or not known.get("layout"):
+            name = wrong[0] if wrong else "layout"
+            raise CorruptLogError(f"{path}: {name} is {known.get(name)!r}, which no fastlog writes", path, 0)
         return cls(**{"last_producer_offset": PRODUCERS_UNKNOWN, **known})
+
+
+def is_possible(name: str, value: object) -> bool:
+    """Whether a field of a meta file may have this value."""
+    if name == "layout":
+        return isinstance(value, dict) and is_layout(value)
+    if name == "gap_ranges":
+        return isinstance(value, list) and all(
+            isinstance(pair, list) and len(pair) == 2 and all(map(is_offset, pair)) for pair in value
+        )
+    return is_offset(value) or value in MEANT_BELOW_ZERO.get(name, ())
 
 
 def read_meta(folder: str) -> Meta | None:
@@ -203,20 +234,30 @@ def read_meta(folder: str) -> Meta | None:
     )
 
 
+def is_unmade(bases: list[int], meta: Meta | None) -> bool:
+    """Whether a folder with these segments holds no log yet: its making was not begun, or was cut short."""
+    return not bases and (meta is None or meta.recovery_point == meta.recovery_position == 0)
+
+
 class MetaFile:
-    """The open ``.fastlog-meta`` of a writer."""
+    """The open ``.fastlog-meta`` of a writer; closed with ``close``, or when nobody has it any more."""
 
     def __init__(self, folder: str) -> None:
         self.path = f"{folder}/{META}"
-        self._fd = oscalls.open_file(self.path, writable=True, create=True)
+        self._file: oscalls.Descriptor | None = oscalls.Descriptor(
+            oscalls.open_file(self.path, writable=True, create=True)
+        )
 
     def write(self, meta: Meta) -> None:
         """Write both slots, one after the other, each synced: one of them is whole at every instant."""
+        file = self._file
+        if file is None:
+            raise ClosedError(f"{self.path} was closed by another thread")
         line = sealed(meta.to_payload())
         slot = line[:-1] + b"\n" + b" " * (SLOT_BYTES - len(line))
         for start in (0, SLOT_BYTES):
-            oscalls.write_at(self._fd, slot, start, self.path)
-            oscalls.sync_data(self._fd, self.path)
+            oscalls.write_at(file.fd, slot, start, self.path)
+            oscalls.sync_data(file.fd, self.path)
 
     def __enter__(self) -> MetaFile:
         return self
@@ -226,9 +267,7 @@ class MetaFile:
 
     def close(self) -> None:
         """Close the file."""
-        if self._fd >= 0:
-            oscalls.close_file(self._fd)
-            self._fd = -1
+        self._file = None
 
 
 @dataclass(slots=True)
@@ -239,11 +278,6 @@ class CleanMarker:
     end_offset: int
     files: dict[str, int]
 
-    def leave_out_deleted(self, start_offset: int) -> None:
-        """Vouch no longer for segments wholly below the log start: they are no part of the log, and may be gone."""
-        kept = bases_in_log(segment_bases(self.files), start_offset)
-        self.files = {name: self.files[name] for name in (f"{base:020d}.log" for base in kept)}
-
 
 def read_clean_marker(folder: str) -> CleanMarker | None:
     """The clean marker, or None when there is none or it does not check out."""
@@ -252,7 +286,12 @@ def read_clean_marker(folder: str) -> CleanMarker | None:
     payload = unsealed(content) if content is not None else None
     if payload is None:
         return None
-    return CleanMarker(Meta.from_payload(path, payload["meta"]), payload["end_offset"], payload["files"])
+    meta, end_offset, sizes = payload.get("meta"), payload.get("end_offset"), payload.get("files")
+    if not isinstance(meta, dict) or not is_offset(end_offset) or not isinstance(sizes, dict):
+        return None
+    if not all(SEGMENT_NAME.fullmatch(name) and is_offset(size) for name, size in sizes.items()):
+        return None
+    return CleanMarker(Meta.from_payload(path, meta), end_offset, sizes)
 
 
 def write_clean_marker(folder: str, marker: CleanMarker) -> None:
@@ -261,13 +300,36 @@ def write_clean_marker(folder: str, marker: CleanMarker) -> None:
     oscalls.replace_file(f"{folder}/{CLEAN}", sealed(payload))
 
 
+def holds_log(folder: str) -> bool:
+    """Whether a folder holds a log, or what tells that it did. False while somebody is making one, or died over it."""
+    names = oscalls.list_directory(folder)
+    if segment_bases(names):
+        return True
+    if META not in names and CLEAN not in names:
+        return False
+    try:
+        if read_clean_marker(folder) is not None:
+            return True
+        meta = read_meta(folder)
+    except CorruptLogError:
+        return False  # before its first segment exists a log has nothing to lose
+    except UnsupportedFormatError:
+        return True
+    return meta is not None and (meta.recovery_point > 0 or meta.recovery_position > 0)
+
+
 def read_index_checksums(folder: str) -> dict[int, tuple[int, ...]]:
     """Segment base offset → checksums of its offset index and its time index, the size of the segment that they speak
     for (0.1 did not write it) and the checksum of its ``.txnindex``; empty when they cannot be told. ``checksums_of``
     says which are to be believed."""
     content = oscalls.read_file(f"{folder}/{INDEXES}")
     payload = unsealed(content) if content is not None else None
-    return {int(base): tuple(entry) for base, entry in (payload or {}).items()}
+    found = {}
+    for base, entry in (payload or {}).items():
+        if not base.isdecimal() or not isinstance(entry, list) or len(entry) < 2 or not all(map(is_offset, entry)):
+            return {}
+        found[int(base)] = tuple(entry)
+    return found
 
 
 def checksums_of(

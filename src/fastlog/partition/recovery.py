@@ -14,6 +14,7 @@ whole, and only a torn tail at its very end is cut.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -42,8 +43,10 @@ KNOWN_NAMES = (
     files.CONTROL,
     files.POISONED,
     files.EPOCHS,
-    "partition.metadata",
+    files.PARTITION_METADATA,
 )
+# as ``oscalls.replace_file`` names what gets its own name in a moment
+_TEMPORARY = re.compile(r"(.+)\.[0-9a-f]{8}\.tmp")
 
 
 @dataclass(slots=True)
@@ -170,6 +173,8 @@ def recover_producers(opened: OpenedPartition, *, read_only: bool) -> None:
 def open_segments(folder: str, config: LogConfig, *, read_only: bool) -> OpenedPartition:
     """Find the segments of a locked folder and where the log ends."""
     names = oscalls.list_directory(folder)
+    if not read_only:
+        remove_temporary_files(folder, names)
     replaced: list[tuple[int, int]] = []
     paths: dict[int, str] = {}
     is_between = False
@@ -181,6 +186,8 @@ def open_segments(folder: str, config: LogConfig, *, read_only: bool) -> OpenedP
             is_between = True
             paths = compaction.current_segments(folder)
         else:
+            if any(name.endswith(compaction.SWAP) for name in names):
+                forget_clean_marker(folder)
             replaced = compaction.finish_swaps(folder)
             names = oscalls.list_directory(folder)
     bases = list(paths) if is_between else files.segment_bases(names)
@@ -198,17 +205,17 @@ def open_segments(folder: str, config: LogConfig, *, read_only: bool) -> OpenedP
     if meta is None:
         refuse_foreign(folder, names, bases)
     resolved = config.resolve(meta.layout if meta is not None else None)
-    if not bases and (meta is None or meta.recovery_point == meta.recovery_position == 0):
-        return create(folder, resolved, read_only=read_only)
-    if replaced:
-        marker = None
-        if meta is not None:
-            for first, end in replaced:
-                meta.allow_gaps(first, end)
+    if files.is_unmade(bases, meta):
+        return create(folder, names, resolved, read_only=read_only)
+    if meta is not None:
+        for first, end in replaced:
+            meta.allow_gaps(first, end)
     if meta is not None:
         bases = leave_out_deleted(folder, meta, bases, read_only=read_only)
-        if marker is not None:
-            marker.leave_out_deleted(meta.start_offset)
+        if bases and meta.recovery_segment < bases[0] <= meta.start_offset:
+            # deleted to its end, and rolled over after that: what is left begins behind it
+            meta.recovery_segment = meta.recovery_point = bases[0]
+            meta.recovery_position = 0
         if bases and not read_only and oscalls.file_size(f"{folder}/{files.META}") != 2 * files.SLOT_BYTES:
             # lost or damaged, and known from its copy: everybody locks it
             with files.MetaFile(folder) as meta_file:
@@ -238,9 +245,40 @@ def open_segments(folder: str, config: LogConfig, *, read_only: bool) -> OpenedP
         opened = recover(folder, names, None, sizes, resolved, read_only=read_only, paths=paths)
         opened.meta.start_offset = max(opened.meta.start_offset, meta.start_offset)
         return opened
-    if meta is not None and marker is not None and meta.inode != oscalls.inode(folder):
-        refuse_incomplete_copy(folder, marker, sizes)
+    if meta is not None and marker is not None:
+        if meta.inode != oscalls.inode(folder):
+            refuse_incomplete_copy(folder, marker, sizes)
+        refuse_unnoticed_loss(folder, meta, marker, sizes)
     return recover(folder, names, meta, sizes, resolved, read_only=read_only, paths=paths)
+
+
+def forget_clean_marker(folder: str) -> None:
+    """Before an interrupted compaction is finished: the marker names the sizes of segments that go in it, and who comes
+    after a crash would miss their bytes. Its copy of the meta file takes the place of one that is lost or damaged."""
+    marker = files.read_clean_marker(folder)
+    if marker is None:
+        return
+    try:
+        is_there = files.read_meta(folder) is not None
+    except CorruptLogError:
+        is_there = False
+    if not is_there:
+        logger.warning("%s/%s is damaged: its copy in %s is used", folder, files.META, files.CLEAN)
+        with files.MetaFile(folder) as meta_file:
+            meta_file.write(marker.meta)
+    oscalls.remove(f"{folder}/{files.CLEAN}")
+    oscalls.sync_directory(folder)
+
+
+def remove_temporary_files(folder: str, names: list[str]) -> None:
+    """Remove files that somebody was writing when he died."""
+    for name in names:
+        match = _TEMPORARY.fullmatch(name) if name.endswith(".tmp") else None
+        # a store may be writing the metadata of a partition just now
+        if match is None or match[1] == files.PARTITION_METADATA:
+            continue
+        if match[1] in KNOWN_NAMES or match[1].endswith(KNOWN_SUFFIXES):
+            oscalls.remove(f"{folder}/{name}")
 
 
 def refuse_foreign(folder: str, names: list[str], bases: list[int]) -> None:
@@ -258,10 +296,13 @@ def refuse_foreign(folder: str, names: list[str], bases: list[int]) -> None:
         )
 
 
-def create(folder: str, config: ResolvedConfig, *, read_only: bool) -> OpenedPartition:
+def create(folder: str, names: list[str], config: ResolvedConfig, *, read_only: bool) -> OpenedPartition:
     """A new, empty partition."""
     if read_only:
         raise StorageError(f"{folder} holds no log yet: open it for writing once, or check the path")
+    if files.PARTITION_METADATA not in names:
+        # who made the folder may be about to sync the one above; a store has done so when it has named a folder
+        oscalls.sync_parents(folder)
     meta = Meta(layout=config.layout())
     segment = new_segment(folder, 0, 0, meta, config)
     meta.inode = oscalls.inode(folder)
@@ -456,6 +497,23 @@ def refuse_incomplete_copy(folder: str, marker: files.CleanMarker, sizes: dict[i
             )
 
 
+def refuse_unnoticed_loss(folder: str, meta: Meta, marker: files.CleanMarker, sizes: dict[int, int]) -> None:
+    """Where offsets may skip nobody would notice that the end of a segment, or all of it, is missing. Raises
+    CorruptLogError; in other places the rest can be read, up to the hole."""
+    for name, size in marker.files.items():
+        base = int(name.removesuffix(".log"))
+        found = sizes.get(base)
+        before = max((other for other in sizes if other <= base), default=None)
+        if before is not None and meta.allows_gaps(before) and (found is None or found < size):
+            state = "is missing" if found is None else f"has only {found} bytes"
+            raise CorruptLogError(
+                f"{folder}/{name} {state}, but {size} bytes of it were durable: nothing was touched. Bring the file "
+                f"back, or give those records up with `fastlog log repair {folder}`",
+                f"{folder}/{name}",
+                found or 0,
+            )
+
+
 def refuse_damage(path: str, result: ScanResult, *, is_first_look: bool) -> None:
     """In a log without a recovery point only the torn tail of a segment may be cut; the rest is somebody's data.
 
@@ -541,6 +599,10 @@ def settle(folder: str, names: list[str], meta: Meta, segments: list[Segment], e
     for segment in segments:
         if segment.base_offset >= meta.recovery_segment:
             segment.sync()
+    for base in snapshots.stray_transaction_indexes(names, ()):
+        if base > active.base_offset:
+            # of a segment that was moved aside: there may be another one of that name
+            oscalls.remove(files.transaction_index_path(files.segment_path(folder, base)))
     # it did not agree with the files: they must not grow to agree with it
     oscalls.remove(f"{folder}/{files.CLEAN}")
     oscalls.sync_directory(folder)
@@ -549,6 +611,9 @@ def settle(folder: str, names: list[str], meta: Meta, segments: list[Segment], e
     advance_recovery_point(meta, active, end_offset)
     with files.MetaFile(folder) as meta_file:
         meta_file.write(meta)
+    if files.META not in names:
+        # a start that is raised later is kept in it, and has to be found again
+        oscalls.sync_directory(folder)
     if files.POISONED in names:
         oscalls.remove(f"{folder}/{files.POISONED}")
         oscalls.sync_directory(folder)

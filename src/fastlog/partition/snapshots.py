@@ -24,6 +24,7 @@ from fastlog.partition import files
 logger = logging.getLogger("fastlog.producers")
 
 SNAPSHOT_NAME: Final = re.compile(r"([0-9]{20})\.snapshot")
+TRANSACTION_INDEX_NAME: Final = re.compile(r"([0-9]{20})\.txnindex")
 PRODUCER_EXPIRATION_MS: Final = 24 * 3600 * 1000
 LARGEST_OFFSET: Final = 2**63 - 1
 
@@ -37,6 +38,12 @@ def snapshot_offsets(names: Iterable[str]) -> list[int]:
     """Offsets of the snapshots among the names of a folder, rising."""
     found = (int(match[1]) for match in map(SNAPSHOT_NAME.fullmatch, names) if match)
     return sorted(offset for offset in found if offset <= LARGEST_OFFSET)
+
+
+def stray_transaction_indexes(names: Iterable[str], bases: Iterable[int]) -> list[int]:
+    """Base offsets of the ``.txnindex`` files that lie beside no segment, rising."""
+    found = {int(match[1]) for match in map(TRANSACTION_INDEX_NAME.fullmatch, names) if match}
+    return sorted(found.difference(bases))
 
 
 def load_newest(folder: str, names: Iterable[str], end_offset: int, states: ProducerStates) -> int | None:
@@ -123,12 +130,14 @@ class RebuiltStates:
         transactions: segment base offset to what its ``.txnindex`` has to hold (``b""``: no file), for each segment
             that was replayed from its beginning.
         damages: stretches of the log that could not be read; what they said of producers is missing.
+        last_end: offset behind the last batch that was read.
     """
 
     states: ProducerStates
     snapshot_offset: int | None = None
     transactions: dict[int, bytes] = field(default_factory=dict)
     damages: int = 0
+    last_end: int = 0
 
 
 def rebuild(
@@ -158,13 +167,31 @@ def rebuild(
     found = RebuiltStates(ProducerStates())
     newest = end_offset if from_offset is None else min(end_offset, from_offset)
     found.snapshot_offset = load_newest(folder, names, newest, found.states)
-    found.damages = catch_up(
+    found.damages = read_on(
         folder, found.states, segments, end_offset, now=now, transactions=found.transactions, paths=paths
     )
+    found.last_end, found.states.end_offset = found.states.end_offset, end_offset
     return found
 
 
 def catch_up(
+    folder: str,
+    states: ProducerStates,
+    segments: Sequence[tuple[int, int]],
+    end_offset: int,
+    *,
+    check_crc: bool = True,
+) -> int:
+    """Read what was appended since ``states.end_offset``. Returns how many stretches of the log could not be read.
+
+    ``check_crc``: False where the batches were written by others who are alive: they have checked them.
+    """
+    damages = read_on(folder, states, segments, end_offset, check_crc=check_crc)
+    states.end_offset = end_offset
+    return damages
+
+
+def read_on(
     folder: str,
     states: ProducerStates,
     segments: Sequence[tuple[int, int]],
@@ -175,10 +202,9 @@ def catch_up(
     transactions: dict[int, bytes] | None = None,
     paths: Mapping[int, str] | None = None,
 ) -> int:
-    """Read what was appended since ``states.end_offset``. Returns how many stretches of the log could not be read.
+    """Likewise, but ``states.end_offset`` is where the last batch ended.
 
-    Args: as of ``rebuild``, and
-        check_crc: False where the batches were written by others who are alive: they have checked them.
+    Args: as of ``rebuild`` and ``catch_up``, and
         transactions: filled with what the ``.txnindex`` of each segment has to hold that was read from its beginning.
     """
     damages, start = 0, states.end_offset
@@ -194,7 +220,6 @@ def catch_up(
             entries = states.take_aborted()
             if base >= start:
                 transactions[base] = entries
-    states.end_offset = end_offset
     return damages
 
 

@@ -47,10 +47,14 @@ def verify(
     end_offset: int,
     is_current: Callable[[Segment], bool],
     progress: Callable[[int, int], object] | None = None,
+    *,
+    is_swapping: bool = False,
 ) -> VerifyReport:
     """Check every batch, record and index entry below the published end.
 
     A segment that ``is_current`` no longer knows was removed meanwhile: what was found in it does not count.
+    ``is_swapping``: compaction puts a segment into its place, or died in that. Its sources may still be there, and
+    indexes may be missing.
     ``progress(bytes_done, bytes_total)`` is called after each segment. Raises StorageError when a file cannot be read.
     """
     bytes_total = sum(segment.size for segment in segments)
@@ -61,11 +65,10 @@ def verify(
     previous_gaps = False
     for segment in segments:
         found: list[Damage] = []
-        if (
-            previous_end is not None
-            and not (segment.gaps or previous_gaps)
-            and is_hole(previous_end, segment, count, start_offset)
-        ):
+        may_skip = segment.gaps or previous_gaps
+        if is_swapping and previous_end is not None:
+            previous_end = min(previous_end, segment.base_offset)
+        if previous_end is not None and is_hole(previous_end, segment, count, start_offset, may_skip=may_skip):
             found.append(missing(segment.path, previous_end, segment.base_offset))
         check = check_segment(segment)
         total += segment.size
@@ -76,7 +79,7 @@ def verify(
             continue
         count += 1
         damages += [*found, *check.damages]
-        index_problems += check.index_problems
+        index_problems += [] if is_swapping else check.index_problems
         batches += check.batches
         records += check.records
         previous_end, previous_gaps = check.end_offset, segment.gaps
@@ -96,11 +99,11 @@ class SegmentCheck:
     end_offset: int | None
 
 
-def is_hole(previous_end: int, segment: Segment, position: int, start_offset: int) -> bool:
-    """Whether offsets are missing before a segment. The first one may begin below the log start offset, and what an
-    interrupted deletion left below it may have holes."""
+def is_hole(previous_end: int, segment: Segment, position: int, start_offset: int, *, may_skip: bool) -> bool:
+    """Whether offsets are missing before a segment, or there twice. The first one may begin below the log start offset,
+    and what an interrupted deletion left below it may have holes."""
     base: int = segment.base_offset
-    return position > 0 if base < previous_end else base > max(previous_end, start_offset)
+    return position > 0 if base < previous_end else not may_skip and base > max(previous_end, start_offset)
 
 
 def check_segment(segment: Segment) -> SegmentCheck:
