@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("fastlog.store")
 
 MOST_ATTEMPTS: Final = 20
+Decider = int | list[int | None]
 # EPERM, EXDEV, EMLINK, EOPNOTSUPP: no link can be made there
 NO_LINKS: Final = (1, 18, 31, 95)
 
@@ -64,11 +65,9 @@ def back_up(directory: Directory, target: str, lock_timeout: int) -> BackupRepor
     require_empty(directory.root, target)
     oscalls.make_directory(target)
     try:
-        files.write_json(f"{target}/{files.UNFINISHED_BACKUP}", {})
+        mark_unfinished(target)
         with staging(directory, target) as stage:
-            infos = [directory.topic(name) for name in directory.topics(internal=True)]
-            with decisions_paused(directory, infos, lock_timeout):
-                captured = capture(directory, infos, stage)
+            infos, captured = capture_at_once(directory, stage, lock_timeout)
             oscalls.reach_failpoint("backup.linked")
             report = write_store(directory, target, infos, captured)
     except BaseException:
@@ -77,6 +76,57 @@ def back_up(directory: Directory, target: str, lock_timeout: int) -> BackupRepor
         files.empty_folder(target)
         raise
     return report
+
+
+def capture_at_once(directory: Directory, stage: str, lock_timeout: int) -> tuple[list[TopicInfo], list[_Captured]]:
+    """All partitions while no transaction was decided. Who decides in a partition that was made, or opened, meanwhile
+    has not been kept from it: then all of it again."""
+    for _ in range(MOST_ATTEMPTS):
+        infos = list(topics_of(directory))
+        with decisions_paused(directory, infos, lock_timeout) as paused:
+            captured = capture(directory, infos, stage)
+            if deciding(directory) == paused:
+                return infos, captured
+        files.empty_folder(stage)
+    raise StorageError(
+        f"transactions were decided in new partitions of {TRANSACTION_STATE} each of the {MOST_ATTEMPTS} times that "
+        f"{directory.root} was backed up: try again"
+    )
+
+
+def deciding(directory: Directory) -> dict[int, Decider]:
+    """Who may write to each partition that decisions are in: those who use this control file. Where there is none: how
+    much everybody has written."""
+    topic = catalog.read_topic(f"{directory.root}/{files.CONFIG}", TRANSACTION_STATE)
+    found: dict[int, Decider] = {}
+    for partition in range(0 if topic is None else topic[0].partitions):
+        if directory.is_created(TRANSACTION_STATE, partition):
+            folder = f"{directory.root}/{files.TOPICS}/{naming.folder_name(TRANSACTION_STATE, partition)}"
+            control = oscalls.identity(f"{folder}/{partition_files.CONTROL}")
+            found[partition] = written(folder) if control is None else control[1]
+    return found
+
+
+def written(folder: str) -> list[int | None]:
+    """The sizes of a partition's segments."""
+    bases = partition_files.segment_bases(oscalls.list_directory(folder))
+    return [oscalls.file_size(partition_files.segment_path(folder, base)) for base in bases]
+
+
+def topics_of(directory: Directory) -> Iterator[TopicInfo]:
+    """All topics, but for those that go while they are listed."""
+    for name in directory.topics(internal=True):
+        try:
+            info = directory.topic(name)
+        except UnknownTopicError:
+            continue
+        yield info
+
+
+def mark_unfinished(target: str) -> None:
+    """From the first name in it on, the folder is refused: a temporary file alone would make it look like a new one."""
+    oscalls.close_file(oscalls.open_file(f"{target}/{files.UNFINISHED_BACKUP}", writable=True, new=True))
+    oscalls.sync_directory(target)
 
 
 def require_empty(root: str, target: str) -> None:
@@ -117,8 +167,10 @@ def staging(directory: Directory, target: str) -> Iterator[str]:
 
 
 @contextmanager
-def decisions_paused(directory: Directory, infos: list[TopicInfo], lock_timeout: int) -> Iterator[None]:
-    """Let no transaction be decided: hold the writer locks of the topic that decisions are written to."""
+def decisions_paused(directory: Directory, infos: list[TopicInfo], lock_timeout: int) -> Iterator[dict[int, Decider]]:
+    """Let no transaction be decided: hold the writer locks of the topic that decisions are written to. As long as
+    ``deciding`` returns what this returns there is nobody else."""
+    paused: dict[int, Decider] = {}
     with ExitStack() as stack:
         for info in infos:
             if info.name != TRANSACTION_STATE:
@@ -129,11 +181,13 @@ def decisions_paused(directory: Directory, infos: list[TopicInfo], lock_timeout:
                 log = stack.enter_context(directory.lease(info.name, partition, "read_uncommitted")).log
                 path = f"{log.path}/{partition_files.CONTROL}"
                 if oscalls.entry_kind(path) is None:
+                    paused[partition] = written(log.path)
                     continue  # a reader, and no writer beside it
                 fd = oscalls.open_file(path)
                 stack.callback(oscalls.close_file, fd)
                 files.wait_for_lock(fd, path, lock_timeout, "is writing")
-        yield
+                paused[partition] = oscalls.inode_of(fd)
+        yield paused
 
 
 def capture(directory: Directory, infos: list[TopicInfo], stage: str) -> list[_Captured]:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from fastlog._native import oscalls
-from fastlog.errors import CorruptLogError, Error
+from fastlog.errors import CorruptLogError, Error, StorageError
 from fastlog.store import files, naming
 
 SUFFIX: Final = ".json"
 # a change in the same tick of the file system's clock could not be told from the one before
 TICK_MS: Final = 50
+NEVER: Final = (-1, -1)
+UNREAD: Final = ()  # of a file that the operating system did not let us read: it is tried again
 
 
 class TopicOwner(NamedTuple):
@@ -120,7 +123,7 @@ class Catalog:
     Attributes:
         topics: what there is.
         deleting: topics whose deletion was begun, and not finished by who began it.
-        damaged: topics whose file cannot be used, and why.
+        damaged: topics whose file cannot be used, and why; ``require_sound`` raises it.
     """
 
     def __init__(self, config: str) -> None:
@@ -129,7 +132,7 @@ class Catalog:
         self.deleting: dict[str, TopicInfo] = {}
         self.damaged: dict[str, Error] = {}
         self._stamps: dict[str, tuple[int, ...]] = {}
-        self._read_at = (-1, -1)
+        self._read_at = NEVER
 
     def looks_changed(self) -> bool:
         """Whether the folder changed since it was last read, as far as its time tells; one system call."""
@@ -140,7 +143,9 @@ class Catalog:
     def read(self) -> bool:
         """Read what changed; whether anything did."""
         now = oscalls.wall_clock()
-        self._read_at = oscalls.change_time(self.config), now
+        changed = oscalls.change_time(self.config)
+        # until all was read, it looks changed: an error on the way loses nothing
+        self._read_at = NEVER
         before = self._stamps
         stamps: dict[str, tuple[int, ...]] = {}
         for file_name in oscalls.list_directory(self.config):
@@ -154,10 +159,19 @@ class Catalog:
             if stamp != before.get(name):
                 self._forget(name)
                 self._read_one(name)
+                if isinstance(self.damaged.get(name), StorageError):
+                    stamps[name] = UNREAD
         for name in before.keys() - stamps.keys():
             self._forget(name)
         self._stamps = stamps
+        if UNREAD not in stamps.values():
+            self._read_at = changed, now
         return stamps != before
+
+    def require_sound(self, name: str) -> None:
+        """Raises why a topic's file cannot be used, if it cannot: an error of its own for each caller."""
+        if name in self.damaged:
+            raise copy.copy(self.damaged[name])
 
     def _forget(self, name: str) -> None:
         for known in (self.topics, self.deleting, self.damaged):
@@ -168,7 +182,7 @@ class Catalog:
             naming.check_name(name)
             found = read_topic(self.config, name)
         except Error as error:
-            self.damaged[name] = error
+            self.damaged[name] = copy.copy(error)  # without the stack, which would keep our callers alive
             return
         if found is not None:
             (self.deleting if found[1] else self.topics)[name] = found[0]

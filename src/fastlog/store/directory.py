@@ -64,6 +64,7 @@ class Directory:
         root: the folder, absolute.
         durability: the level at which partitions are opened; see ``PartitionLog.append``.
         read_only: whether the handle may change anything.
+        lock_timeout: milliseconds to wait for a lock that another process holds.
         cluster_id: 22 characters, made when the store was made.
         control: the folder of shared pages, wiped when nobody has the store open.
         companions: what rooms above keep for this one store, by their own keys; it goes with the store.
@@ -114,11 +115,11 @@ class Directory:
         directory._flush_interval = (
             None if flush_interval is None else parse_duration_ms(flush_interval, "flush_interval")
         )
-        directory._lock_timeout = (
+        directory.lock_timeout = (
             DEFAULT_LOCK_TIMEOUT if lock_timeout is None else parse_duration_ms(lock_timeout, "lock_timeout")
         )
         options.log_config(
-            {}, keeps_layout=True, flush_interval=directory._flush_interval, lock_timeout=directory._lock_timeout
+            {}, keeps_layout=True, flush_interval=directory._flush_interval, lock_timeout=directory.lock_timeout
         ).resolve()
         directory._forks = oscalls.forks()
         directory._mutex = threading.RLock()
@@ -156,12 +157,12 @@ class Directory:
     root: str
     durability: str
     read_only: bool
+    lock_timeout: int
     cluster_id: str
     control: str
     _topics: str
     _config: str
     _flush_interval: int | None
-    _lock_timeout: int
     _forks: int
     _mutex: threading.RLock
     _closers: list[Callable[[], object]]
@@ -195,14 +196,14 @@ class Directory:
         """Become one of those who have the store open; who is alone tidies up first. The root's lock makes it one
         step."""
         setup.require_local(self.root)
-        with files.locked_folder(self.root, self._lock_timeout, "is opening or closing the store"):
+        with files.locked_folder(self.root, self.lock_timeout, "is opening or closing the store"):
             self.cluster_id = setup.set_up(self.root)
             self._broker_lock = setup.keep_brokers_out(self.root, read_only=False)
             self._presence = oscalls.open_directory(self.control)
             if oscalls.try_lock(self._presence):
                 self._tidy_up()
             files.wait_for_lock(
-                self._presence, self.control, self._lock_timeout, "is opening or closing the store", shared=True
+                self._presence, self.control, self.lock_timeout, "is opening or closing the store", shared=True
             )
             self._page = SharedPage.ensure(f"{self.control}/{PAGE}", PAGE_WORDS, 0)
 
@@ -216,7 +217,7 @@ class Directory:
             deleting.remove_temporary_files(path)
         self._catalog.read()
         for info in list(self._catalog.deleting.values()):
-            deleting.delete_partitions(self._topics, self._config, info, self._lock_timeout)
+            deleting.delete_partitions(self._topics, self._config, info, self.lock_timeout)
         deleting.purge(self._topics)
         for path in (self.root, self._topics, self._config):
             # who renamed a file may have died before the rename was durable
@@ -250,15 +251,16 @@ class Directory:
             self._is_closed = True
             self._held.clear()
             watcher = self._watcher
-        if watcher is not None:
-            watcher.close()
-        if self._maintainer is not None:
-            self._maintainer.close()
-        errors += self._pool.close()
+        steps: list[Callable[[], object]] = [
+            *(each.close for each in (watcher, self._maintainer) if each is not None),
+            lambda: errors.extend(self._pool.close()),
+        ]
         if self._presence >= 0:
+            steps.append(self._leave)
+        for step in steps:
             try:
-                self._leave()
-            except Error as error:
+                step()
+            except Exception as error:  # no more than memory may be missing: nobody else can close the rest
                 errors.append(error)
         self._let_go()
         if errors:
@@ -266,7 +268,7 @@ class Directory:
 
     def _leave(self) -> None:
         """Give up presence; the last one says what state the partitions are in."""
-        with files.locked_folder(self.root, self._lock_timeout, "is opening or closing the store"):
+        with files.locked_folder(self.root, self.lock_timeout, "is opening or closing the store"):
             # asking for it alone gives up the share of it first
             if oscalls.try_lock(self._presence):
                 oscalls.reach_failpoint("store.closing")
@@ -371,7 +373,8 @@ class Directory:
         with self._mutex:
             info = self._catalog.topics.get(name)
             if info is None:
-                raise self._catalog.damaged.get(name) or naming.unknown_topic(name, self._catalog.topics)
+                self._catalog.require_sound(name)
+                raise naming.unknown_topic(name, self._catalog.topics)
             return info
 
     def create_topic(
@@ -405,7 +408,7 @@ class Directory:
         if name in INTERNAL_TOPICS and not internal:
             raise InvalidTopicError(f"the topic {name!r} is fastlog's own: choose another name")
         wanted = options_of({} if options is None else options)
-        with files.locked_folder(self._config, self._lock_timeout, "is changing topics"):
+        with files.locked_folder(self._config, self.lock_timeout, "is changing topics"):
             self._read_catalog()
             if name in self._catalog.topics:
                 if exist_ok:
@@ -415,8 +418,7 @@ class Directory:
                     "use it, or "
                     f"delete it first; exist_ok=True takes it as it is"
                 )
-            if name in self._catalog.damaged:
-                raise self._catalog.damaged[name]
+            self._catalog.require_sound(name)
             self._require_no_other(name, owner)
             naming.check_collision(name, self._catalog.topics)
             if name in self._catalog.deleting:
@@ -491,14 +493,14 @@ class Directory:
 
     def _change(self, name: str, change: Callable[[TopicInfo], TopicInfo]) -> TopicInfo:
         self._require_writable()
-        with files.locked_folder(self._config, self._lock_timeout, "is changing topics"):
+        with files.locked_folder(self._config, self.lock_timeout, "is changing topics"):
             self._read_catalog()
             info = self.topic(name)
             changed = change(info)
             if changed == info:
                 return info
             path = catalog.topic_path(self._config, name)
-            with files.locked_file(path, self._lock_timeout, f"is opening a partition of {name!r}", shared=False):
+            with files.locked_file(path, self.lock_timeout, f"is opening a partition of {name!r}", shared=False):
                 oscalls.reach_failpoint("store.topic_altering")
                 catalog.write_topic(self._config, changed)
                 oscalls.reach_failpoint("store.topic_altered")
@@ -514,7 +516,7 @@ class Directory:
         """
         self._require_writable()
         naming.check_type(name)
-        with files.locked_folder(self._config, self._lock_timeout, "is changing topics"):
+        with files.locked_folder(self._config, self.lock_timeout, "is changing topics"):
             self._read_catalog()
             if name in self._catalog.deleting:
                 self._delete(self._catalog.deleting[name])
@@ -527,11 +529,11 @@ class Directory:
     def _delete(self, info: TopicInfo) -> None:
         """Under the lock of ``config``."""
         path = catalog.topic_path(self._config, info.name)
-        with files.locked_file(path, self._lock_timeout, f"is opening a partition of {info.name!r}", shared=False):
+        with files.locked_file(path, self.lock_timeout, f"is opening a partition of {info.name!r}", shared=False):
             catalog.write_topic(self._config, info, deleting=True)
             oscalls.reach_failpoint("store.topic_deleting")
             self._changed()
-            removed = deleting.delete_partitions(self._topics, self._config, info, self._lock_timeout)
+            removed = deleting.delete_partitions(self._topics, self._config, info, self.lock_timeout)
         self._changed()
         for folder in removed:
             files.remove_tree(folder)
@@ -556,12 +558,10 @@ class Directory:
             word, now = self._page.load(VERSION_WORD), oscalls.steady_clock()
             if word == self._seen and now - self._looked_at < LOOK_MS:
                 return
-            self._looked_at = now
-            if word == self._seen and not self._catalog.looks_changed():
-                return
-            # first the word: what changes while the folder is read is seen next time
-            self._seen = word
-            self._read_catalog()
+            if word != self._seen or self._catalog.looks_changed():
+                self._read_catalog()
+            # the word from before: what changes while the folder is read is seen next time
+            self._seen, self._looked_at = word, now
         elif self._catalog.looks_changed():
             self._read_catalog()
 
@@ -654,7 +654,11 @@ class Directory:
         with self._mutex:
             info = self._catalog.topics.get(name)
         if info is not None or self.read_only:
-            return self.topic(name)
+            try:
+                return self.topic(name)
+            except UnknownTopicError:
+                path = catalog.topic_path(self._config, name)
+                raise UnknownTopicError(f"{path} is not there: a writer makes it when it is needed", name) from None
         return self.create_topic(name, INTERNAL_PARTITIONS, options=INTERNAL_OPTIONS, exist_ok=True, internal=True)
 
     def lease(self, topic: str, partition: int, isolation: str = "read_committed") -> Lease:
@@ -689,11 +693,7 @@ class Directory:
         Until then a handle with ``read_only=True`` cannot open it, and it is empty."""
         self._require_open()
         folder = f"{self._topics}/{naming.folder_name(topic, partition)}"
-        if oscalls.file_size(f"{folder}/{partition_files.META}") is not None:
-            return True
-        if oscalls.entry_kind(folder) != "directory":
-            return False
-        return bool(partition_files.segment_bases(oscalls.list_directory(folder)))
+        return oscalls.entry_kind(folder) == "directory" and partition_files.holds_log(folder)
 
     def maintain(self, topics: Iterable[str] | None = None) -> dict[TopicPartition, MaintenanceReport]:
         """Delete and compact what is due, now, in the given topics or in all; what was done in each partition that has
@@ -715,7 +715,7 @@ class Directory:
         Raises UnsupportedFormatError for a target that holds something, StorageError, StorageFullError.
         """
         self._require_open()
-        return backup.back_up(self, partition_files.absolute_path(target, "target"), self._lock_timeout)
+        return backup.back_up(self, partition_files.absolute_path(target, "target"), self.lock_timeout)
 
     def _upkeep(self, infos: Iterable[TopicInfo]) -> dict[TopicPartition, MaintenanceReport]:
         reports = {}
@@ -745,7 +745,7 @@ class Directory:
             return self._open_folder(key, self.topic(key.topic))
         path = catalog.topic_path(self._config, key.topic)
         with files.locked_file(
-            path, self._lock_timeout, f"is changing the topic {key.topic!r}", shared=True
+            path, self.lock_timeout, f"is changing the topic {key.topic!r}", shared=True
         ) as is_there:
             found = catalog.read_topic(self._config, key.topic) if is_there else None
             if found is None or found[1] or found[0].topic_id != key.topic_id:
@@ -800,7 +800,7 @@ class Directory:
             info.options,
             keeps_layout=keeps_layout,
             flush_interval=self._flush_interval,
-            lock_timeout=self._lock_timeout,
+            lock_timeout=self.lock_timeout,
         )
 
     def _folder(self, key: Key) -> str:

@@ -22,17 +22,19 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from fastlog._native import oscalls
+from fastlog._native.checksum import crc32c
 from fastlog.errors import CorruptLogError, LockedError, StorageError, UnsupportedFormatError
+from fastlog.partition.files import PARTITION_METADATA as PARTITION_METADATA
 from fastlog.store import naming
 
 FORMAT_VERSION: Final = 1
+CHECKSUM: Final = "crc32c"
 STORE: Final = "fastlog.json"
 TOPICS: Final = "topics"
 CONFIG: Final = "config"
 CONTROL: Final = "control"
 META_PROPERTIES: Final = "meta.properties"
 BROKER_LOCK: Final = ".lock"
-PARTITION_METADATA: Final = "partition.metadata"
 RECOVERY_POINTS: Final = "recovery-point-offset-checkpoint"
 HIGH_WATERMARKS: Final = "replication-offset-checkpoint"
 LOG_STARTS: Final = "log-start-offset-checkpoint"
@@ -55,7 +57,7 @@ def read_json(path: str) -> dict[str, Any] | None:
         return None
     try:
         payload = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         payload = None
     if not isinstance(payload, dict) or not isinstance(payload.get("format"), int):
         raise CorruptLogError(
@@ -71,12 +73,27 @@ def read_json(path: str) -> dict[str, Any] | None:
             "upgrade "
             f"with `pip install --upgrade fastlog-engine`"
         )
+    found = payload.pop(CHECKSUM, None)  # who writes one by hand leaves it out
+    if found is not None and found != checksum_of(payload):
+        raise CorruptLogError(
+            f"{path} is damaged: its {CHECKSUM} is {found!r}, expected {checksum_of(payload)!r}; nothing was touched. "
+            f"Bring the file back from a backup; if it was changed by hand, take the {CHECKSUM} out of it",
+            path,
+            0,
+        )
     return payload
 
 
 def write_json(path: str, payload: Mapping[str, Any]) -> None:
     """Write a file of ours as a whole, durably: either all of it is there, or nothing changed."""
-    oscalls.replace_file(path, json.dumps({"format": FORMAT_VERSION, **payload}, indent=1).encode() + b"\n")
+    content = {"format": FORMAT_VERSION, **payload}
+    content[CHECKSUM] = checksum_of(content)
+    oscalls.replace_file(path, json.dumps(content, indent=1).encode() + b"\n")
+
+
+def checksum_of(content: Mapping[str, Any]) -> str:
+    """CRC-32C of what a file of ours says, as eight hex digits."""
+    return f"{crc32c(json.dumps(content, sort_keys=True).encode()):08x}"
 
 
 # --- Kafka's small files ---------------------------------------------------------------------------------------------
@@ -175,17 +192,23 @@ def empty_folder(path: str) -> None:
 # --- locks -----------------------------------------------------------------------------------------------------------
 
 
-def wait_for_lock(fd: int, path: str, timeout: int, what: str, *, shared: bool = False) -> None:
-    """Take a ``flock``, within ``timeout`` milliseconds. Raises LockedError."""
+def wait_for_lock(fd: int, path: str, timeout: float, what: str, *, shared: bool = False) -> None:
+    """Take a ``flock``, within ``timeout`` milliseconds; asks often at first. Raises LockedError."""
     stop = oscalls.steady_clock() + timeout
+    pause = POLL_MS / 20
     while not oscalls.try_lock(fd, shared):
         if oscalls.steady_clock() >= stop:
-            raise LockedError(
-                f"{path} is locked: another process {what} for more than lock_timeout={timeout / 1000:g} s; it may be "
-                "stopped "
-                f"(a debugger, SIGSTOP): let it go on, or end it. Nothing was changed"
-            )
-        oscalls.nap(POLL_MS)
+            raise still_locked(path, timeout, what)
+        oscalls.nap(pause)
+        pause = min(pause * 1.5, POLL_MS)
+
+
+def still_locked(path: str, timeout: float, what: str) -> LockedError:
+    """The error for who waited ``timeout`` milliseconds in vain."""
+    return LockedError(
+        f"{path} is locked: another process {what} for more than {timeout / 1000:g} s; it may be stopped (a debugger, "
+        f"SIGSTOP): let it go on, or end it; lock_timeout says how long to wait. Nothing was changed"
+    )
 
 
 @contextmanager

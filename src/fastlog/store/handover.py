@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 
 from fastlog._native import oscalls
-from fastlog.errors import Error
+from fastlog.errors import CorruptLogError, Error
 from fastlog.partition import files as partition_files
 from fastlog.store import files, naming
 
@@ -30,9 +30,14 @@ def clean_marker(folder: str) -> partition_files.CleanMarker | None:
 
 
 def is_untouched(folder: str) -> bool:
-    """Whether the folder was made, and no log in it: who made it died, or could not go on."""
-    names = oscalls.list_directory(folder)
-    return partition_files.META not in names and not partition_files.segment_bases(names)
+    """Whether the folder was made, and no log in it yet: who made it died, or could not go on."""
+    bases = partition_files.segment_bases(oscalls.list_directory(folder))
+    if bases or partition_files.read_clean_marker(folder) is not None:
+        return False
+    try:
+        return partition_files.is_unmade(bases, partition_files.read_meta(folder))
+    except CorruptLogError:  # cut short before the first segment
+        return True
 
 
 def write_clean_state(topics: str) -> bool:

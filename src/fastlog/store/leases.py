@@ -199,7 +199,7 @@ class LogPool:
             entries = [*self._entries.values(), *self._stale]
         return [(entry.key, entry.log) for entry in entries if entry.log is not None]
 
-    def close(self) -> list[Error]:
+    def close(self) -> list[Exception]:
         """Close every handle, leased ones too; what went wrong."""
         with self._mutex:
             self._is_closed = True
@@ -207,13 +207,13 @@ class LogPool:
             self._entries.clear()
             self._stale.clear()
             self._idle.clear()
-        errors: list[Error] = []
+        errors: list[Exception] = []
         for entry in entries:
             with entry.lock:
                 log: Any = entry.log
             if log is not None:
                 try:
                     log.close()
-                except Error as error:
+                except Exception as error:
                     errors.append(error)
         return errors

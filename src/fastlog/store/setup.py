@@ -62,6 +62,8 @@ def set_up(root: str) -> str:
         files.write_meta_properties(f"{root}/{files.TOPICS}", cluster_id, naming.new_id())
         oscalls.reach_failpoint("store.folders_made")
         oscalls.sync_directory(root)
+        # somebody else may have made the root, and be about to sync the one above
+        oscalls.sync_parents(root)
         payload = {"cluster_id": cluster_id, "created": oscalls.wall_clock()}
         files.write_json(f"{root}/{files.STORE}", payload)
         oscalls.reach_failpoint("store.made")
