@@ -256,8 +256,9 @@ class Producer:
         """Deliver what was sent, then let go of everything. Idempotent.
 
         Args:
-            timeout: how long to wait; what is not delivered by then fails with ClosedError. None = until everything is
-                decided, which takes at most ``delivery_timeout``.
+            timeout: how long to wait; what is not delivered by then fails with ClosedError, but for what is being
+                appended at that moment, which is decided a little later. None = until everything is decided, which
+                takes at most ``delivery_timeout``.
 
         Raises the first failure that nobody has looked at, once. Cancelled, it leaves the producer to the store's
         ``close``, and the records on their way.

@@ -6,7 +6,7 @@ import logging
 import re
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import chain, islice
 from types import TracebackType
@@ -152,6 +152,10 @@ class Consumer(Generic[K, V]):
         self._closing = False
         self._closed = False
         self._is_finishing = False
+        if not isinstance(auto_commit, bool):
+            raise ConfigError(
+                f"auto_commit={auto_commit!r}: expected True or False; how often it commits is auto_commit_interval"
+            )
         self._auto_commit = auto_commit and group is not None
         self._commit_interval = parse_duration_ms(auto_commit_interval, "auto_commit_interval")
         self._committed_at = oscalls.steady_clock()
@@ -792,11 +796,14 @@ class Consumer(Generic[K, V]):
                 # before what is finished: that is still to be written; beyond: it stays, until there is more
                 found.written = min(entry.offset, found.finished)
 
-    def _write(self, offsets: dict[TopicPartition, OffsetAndMetadata]) -> None:
+    def _write(
+        self, offsets: Mapping[TopicPartition, OffsetAndMetadata], owners: Collection[TopicPartition] | None = None
+    ) -> None:
+        """Commit, as the owner of these partitions; None: of those whose offsets they are."""
         if self._membership is None or not offsets:
             return
         try:
-            self._membership.commit(offsets, self._epochs(offsets))
+            self._membership.commit(offsets, self._epochs(offsets if owners is None else owners), owners)
         except BaseException:
             self._counts["failed_commits"] += 1
             raise
@@ -1063,8 +1070,7 @@ class Consumer(Generic[K, V]):
         only ``commit_beside`` commits it, and ``remove_beside`` ends it.
         """
         with Call(self):
-            found = self._fetcher.add(name, position, is_new=True)
-            found.from_start = True
+            found = self._fetcher.add(name, position, from_start=True)
             self._beside.add(name)
             return found
 
@@ -1094,12 +1100,7 @@ class Consumer(Generic[K, V]):
             if self._membership is None:
                 raise GroupError("this consumer has no group, so there is nobody to remember: open it with group=…")
             owners = [owner] if isinstance(owner, TopicPartition) else list(owner)
-            try:
-                self._membership.commit(offsets, self._epochs(owners), owners)
-            except BaseException:
-                self._counts["failed_commits"] += 1
-                raise
-            self._counts["commits"] += 1
+            self._write(offsets, owners)
 
     def epochs_of(self, names: Iterable[TopicPartition]) -> dict[TopicPartition, OwnerEpoch]:
         """By what these partitions are owned while they are read. Those that are not are left out."""

@@ -109,13 +109,20 @@ class Fetcher:
 
     # --- which partitions --------------------------------------------------------------------------------------------
 
-    def add(self, name: TopicPartition, position: int | None, *, is_new: bool = False) -> Assigned:
-        """Read a partition from ``position`` on; None: where ``start`` says. Nothing of a new one is passed over."""
+    def add(
+        self, name: TopicPartition, position: int | None, *, is_new: bool = False, from_start: bool = False
+    ) -> Assigned:
+        """Read a partition from ``position`` on; None: where ``start`` says. Nothing of a new one is passed over.
+
+        ``from_start``: None is its first record, whatever ``start`` says, and so is a position that is gone.
+        """
         lease = self._directory.lease(name.topic, name.partition, self.isolation)
         try:
             if position is None:
-                position = start_offset(lease.log, "earliest" if is_new and self._start == "latest" else self._start)
+                is_whole = from_start or (is_new and self._start == "latest")
+                position = start_offset(lease.log, "earliest" if is_whole else self._start)
             found = Assigned(name, lease, position)
+            found.from_start = from_start
         except BaseException:
             lease.release()
             raise

@@ -150,8 +150,9 @@ class Producer(Accumulator):
         """Deliver what was sent, then let go of everything. Idempotent; any thread may call it; blocked sends end.
 
         Args:
-            timeout: how long to wait; what is not delivered by then fails with ClosedError. None = until everything is
-                decided, which takes at most ``delivery_timeout``.
+            timeout: how long to wait; what is not delivered by then fails with ClosedError, but for what is being
+                appended at that moment, which is decided a little later. None = until everything is decided, which
+                takes at most ``delivery_timeout``.
 
         Raises the first failure that nobody has looked at, once. In a forked child it only lets go of the handle.
         """

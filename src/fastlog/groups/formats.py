@@ -43,6 +43,7 @@ __all__ = [
 
 MAX_METADATA = 4096  # offset.metadata.max.bytes of a broker
 
+MOST_NAME_BYTES = 8192  # of a group: its name stands in the page of the group
 _KEY_VERSION = 1
 _UNTYPED_VERSION = 3
 _TYPED_VERSION = 4
@@ -89,8 +90,11 @@ def check_group(group: object) -> str:
     """The name itself. GroupError when it is none."""
     if not isinstance(group, str) or not group:
         raise GroupError(f"the name of a group is a str of at least one character, found {group!r}")
-    if utf8_of(group) is None:
+    found = utf8_of(group)
+    if found is None:
         raise GroupError(f"the name of a group is text that has a UTF-8 form, found {group!r}")
+    if len(found) > MOST_NAME_BYTES:
+        raise GroupError(f"the name of a group has at most {MOST_NAME_BYTES} bytes, found {len(found)}")
     return group
 
 

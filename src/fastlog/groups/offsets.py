@@ -309,10 +309,7 @@ class OffsetStore:
 
     def _exists(self, number: int) -> bool:
         """Whether the partition was ever used: looking must not make 50 folders."""
-        try:
-            return self.directory.is_created(CONSUMER_OFFSETS, number)
-        except UnknownTopicError:
-            return False
+        return self.directory.is_created(CONSUMER_OFFSETS, number)
 
 
 def as_partition(partition: tuple[str, int]) -> TopicPartition:

@@ -69,6 +69,7 @@ from fastlog.groups.assignors import Subscriber, assign
 from fastlog.groups.offsets import Condition, OffsetStore
 from fastlog.liveness import Timer
 from fastlog.records import TopicPartition
+from fastlog.store import files
 from fastlog.store.directory import Directory
 
 __all__ = ["GroupTable", "Member", "Table", "View"]
@@ -89,7 +90,6 @@ FIRST_OWNERS = 128
 FIRST_DOCUMENT = 16384
 
 TICK = 0.25  # seconds between two looks for members that stopped to poll
-LOCK_TIMEOUT = 30_000  # milliseconds
 PATIENCE = 500  # milliseconds that who looks after others waits for the group's lock: it comes back
 
 
@@ -339,6 +339,7 @@ class GroupTable:
         self.seats: weakref.WeakSet[Seat] = weakref.WeakSet()
         oscalls.make_directory(self.folder)
         self._lock_path = os.path.join(self.folder, "lock")
+        self._changes = f"is changing the group {group!r}"
         self._lock_file: oscalls.Descriptor | None = oscalls.Descriptor(
             oscalls.open_file(self._lock_path, writable=True, create=True)
         )
@@ -391,7 +392,7 @@ class GroupTable:
 
     # --- reading ---------------------------------------------------------------------------------------------------
 
-    def view(self, timeout_ms: float = LOCK_TIMEOUT) -> View:
+    def view(self, timeout_ms: float | None = None) -> View:
         """The page in use and its document, decoded once for each version and process.
 
         Waits for the group's lock only while the page is being replaced: LockedError when that takes too long.
@@ -421,15 +422,20 @@ class GroupTable:
     # --- changing --------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def locked(self, timeout_ms: float = LOCK_TIMEOUT) -> Iterator[View]:
-        """The group's lock, with everything repaired that a dead owner left: who is gone is put out first."""
+    def locked(self, timeout_ms: float | None = None) -> Iterator[View]:
+        """The group's lock, with everything repaired that a dead owner left: who is gone is put out first.
+
+        ``timeout_ms``: None = the ``lock_timeout`` of the store.
+        """
+        if timeout_ms is None:
+            timeout_ms = self.directory.lock_timeout
         if not self._mutex.acquire(timeout=timeout_ms / 1000):
-            raise self._is_locked(timeout_ms)
+            raise files.still_locked(self._lock_path, timeout_ms, self._changes)
         try:
             file = self._lock_file
             if file is None:
                 raise ClosedError(f"nobody in this process is a member of group {self.group!r} any more")
-            self._wait_for_lock(file, timeout_ms)
+            files.wait_for_lock(file.fd, self._lock_path, timeout_ms, self._changes)
             try:
                 yield self._settled()
             finally:
@@ -437,23 +443,7 @@ class GroupTable:
         finally:
             self._mutex.release()
 
-    def _wait_for_lock(self, file: oscalls.Descriptor, timeout_ms: float) -> None:
-        deadline = oscalls.steady_clock() + timeout_ms
-        pause = threading.Event()
-        nap = 0.0001
-        while not oscalls.try_lock(file.fd):
-            if oscalls.steady_clock() >= deadline:
-                raise self._is_locked(timeout_ms)
-            pause.wait(nap)
-            nap = min(nap * 1.5, 0.002)
-
-    def _is_locked(self, timeout_ms: float) -> LockedError:
-        return LockedError(
-            f"the lock of group {self.group!r} ({self._lock_path}) was not free for {timeout_ms / 1000:g} s: "
-            "is a process stopped that holds it?"
-        )
-
-    def update(self, change: Callable[[Table, View], object] | None = None, timeout_ms: float = LOCK_TIMEOUT) -> View:
+    def update(self, change: Callable[[Table, View], object] | None = None, timeout_ms: float | None = None) -> View:
         """Put out who is gone, follow the topics, apply ``change`` to the draft, and publish what became of it.
 
         ``change`` gets a draft, and what is published now. Without anything to publish nothing is. LockedError when the

@@ -25,7 +25,7 @@ from fastlog._native import oscalls
 from fastlog.errors import ClosedError, Error, FencedError, ProducerFencedError, UnknownTopicError
 from fastlog.records import TopicPartition
 from fastlog.store.internal import INTERNAL_PARTITIONS, TRANSACTION_STATE, partition_for_name
-from fastlog.transactions.registry import Registry, Running, name_word, nap
+from fastlog.transactions.registry import Registry, Running, name_word
 from fastlog.transactions.statelog import StateLog
 from fastlog.transactions.states import TransactionState
 
@@ -58,7 +58,7 @@ class Coordinator:
 
     def __init__(self, directory: Directory) -> None:
         self.directory = directory
-        self.registry = Registry(directory.control)
+        self.registry = Registry(directory.control, directory.lock_timeout)
         self.syncs = directory.durability != "os"
         self._logs: dict[int, StateLog] = {}
         self._lock = threading.RLock()
@@ -383,6 +383,12 @@ class Coordinator:
             if running.slot not in alive:
                 alive[running.slot] = self.directory.slots.is_alive(running.slot)
             dead = not alive[running.slot]
+            if dead:
+                # it may have gone on to another transaction before it died
+                latest = self.registry.latest(running)
+                if latest is None:
+                    continue
+                running = latest
             if (dead or running.expired(now)) and self.registry.claim(running):
                 try:
                     self._attend(running, dead=dead)
@@ -454,15 +460,15 @@ class Coordinator:
         Owners that live may take as long as their time-out.
         """
         deadline = None if timeout_ms is None else oscalls.steady_clock() + timeout_ms
-        pause = 0.001
+        pause = 1  # ms
         while log.last_stable_offset < offset:
             self.resolve_partition(partition, log)
             if log.last_stable_offset >= offset:
                 return True
             if deadline is not None and oscalls.steady_clock() >= deadline:
                 return False
-            nap(pause)
-            pause = min(2 * pause, 0.05)
+            oscalls.nap(pause)
+            pause = min(2 * pause, 50)
         return True
 
 

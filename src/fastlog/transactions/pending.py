@@ -9,7 +9,6 @@ from fastlog._native import oscalls
 from fastlog.records import TopicPartition
 from fastlog.store.internal import CONSUMER_OFFSETS
 from fastlog.transactions.coordinator import Coordinator
-from fastlog.transactions.registry import nap
 
 if TYPE_CHECKING:
     from fastlog.store.directory import Directory
@@ -35,7 +34,7 @@ def resolve_pending(
     coordinator = Coordinator.of(directory)
     partition = TopicPartition(CONSUMER_OFFSETS, offsets.partition_of(group))
     deadline = None if timeout_ms is None else oscalls.steady_clock() + timeout_ms
-    pause = 0.001
+    pause = 1  # ms
     with directory.lease(*partition) as lease:
         while True:
             coordinator.resolve_partition(partition, lease.log)
@@ -43,5 +42,5 @@ def resolve_pending(
                 return True
             if deadline is not None and oscalls.steady_clock() >= deadline:
                 return False
-            nap(pause)
-            pause = min(2 * pause, 0.05)
+            oscalls.nap(pause)
+            pause = min(2 * pause, 50)

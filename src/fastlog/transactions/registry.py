@@ -18,18 +18,18 @@ does. Entries are taken and freed under a lock on ``transactions.lock``; an owne
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from fastlog._core import SharedPage
 from fastlog._native import oscalls
-from fastlog.errors import LockedError, TransactionError
+from fastlog.errors import TransactionError
 from fastlog.liveness import Slot
+from fastlog.store import files
 from fastlog.store.internal import partition_for_name
 
-__all__ = ["Entry", "Registry", "Running", "name_word", "nap"]
+__all__ = ["Entry", "Registry", "Running", "name_word"]
 
 _HEADER = 8
 _USED, _RENEWS = 0, 1
@@ -38,14 +38,6 @@ _SLOT, _NAME, _PRODUCER_ID, _EPOCH, _START, _TIMEOUT, _CLAIM, _PID, _PROCESS_STA
 _MOST_ENTRIES = 4096
 _PARTITION_BITS = 6
 CLAIM_MS = 1000  # how long others leave it to whoever claimed it
-
-
-_never = threading.Event()
-
-
-def nap(seconds: float) -> None:
-    """Let others go on for a moment."""
-    _never.wait(seconds)
 
 
 def name_word(transactional_id: str) -> int:
@@ -86,8 +78,9 @@ class Running:
 class Registry:
     """The open page. Any thread."""
 
-    def __init__(self, control: str, lock_timeout_ms: int = 30_000) -> None:
-        """``control``: the store's ``control`` folder. Opens nothing yet."""
+    def __init__(self, control: str, lock_timeout_ms: int) -> None:
+        """``control``: the store's ``control`` folder. ``lock_timeout_ms``: how long to wait for the page's lock. Opens
+        nothing yet."""
         self._page_path = f"{control}/transactions.page"
         self._lock_path = f"{control}/transactions.lock"
         self._lock_timeout = lock_timeout_ms
@@ -121,13 +114,7 @@ class Registry:
         """
         fd = oscalls.open_file(self._lock_path, writable=True, create=True)
         try:
-            deadline = oscalls.steady_clock() + self._lock_timeout
-            while not oscalls.try_lock(fd):
-                if oscalls.steady_clock() > deadline:
-                    raise LockedError(
-                        f"{self._lock_path} stays locked by another process: is it stopped? Try again later"
-                    )
-                nap(0.002)
+            files.wait_for_lock(fd, self._lock_path, self._lock_timeout, "is changing the transactions under way")
             yield
         finally:
             oscalls.close_file(fd)
@@ -166,13 +153,22 @@ class Registry:
             if words[at]
         ]
 
+    def latest(self, seen: Running) -> Running | None:
+        """The entry as it is now; None when it is another process's, or another id's."""
+        found = self._entry(seen.index)
+        is_its = (found.slot, found.name, found.identity) == (seen.slot, seen.name, seen.identity)
+        return found if is_its else None
+
     def is_same(self, seen: Running) -> bool:
         """Whether the entry still is of the same owner and transaction."""
-        base = _HEADER + _ENTRY * seen.index
-        slot, name, producer_id, epoch, start = self.page.load_many(base, _START + 1)
-        return (slot - 1, name, producer_id, epoch, start) == (
+        found = self._entry(seen.index)
+        return (found.slot, found.name, found.producer_id, found.epoch, found.start) == (
             seen.slot, seen.name, seen.producer_id, seen.epoch, seen.start,
         )  # fmt: skip
+
+    def _entry(self, index: int) -> Running:
+        slot, *words = self.page.load_many(_HEADER + _ENTRY * index, _ENTRY)
+        return Running(index, slot - 1, *words)
 
     def claim(self, seen: Running) -> bool:
         """True for one of those who set out to end the same transaction at the same time, and again a second later."""
@@ -183,11 +179,10 @@ class Registry:
         return now - self.page.exchange(word, now) >= CLAIM_MS
 
     def free(self, seen: Running) -> None:
-        """Free the entry of a dead owner, unless it is somebody else's by now."""
+        """Free the entry of a dead owner, unless it is somebody else's by now, or of a transaction that began later."""
         with self.locked():
-            base = _HEADER + _ENTRY * seen.index
-            if self.page.load(base + _SLOT) == seen.slot + 1 and self.page.load(base + _NAME) == seen.name:
-                self.page.store(base + _SLOT, 0)
+            if self.is_same(seen):
+                self.page.store(_HEADER + _ENTRY * seen.index + _SLOT, 0)
 
     def close(self) -> None:
         if self._page is not None:

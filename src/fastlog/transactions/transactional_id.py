@@ -74,6 +74,7 @@ class TransactionalId:
         self._sequences: dict[TopicPartition, int] = {}
         self._decided: TransactionState | None = None  # the Prepare record of this transaction, once it was written
         self._in_doubt = False  # whether a decision was made cannot be told, before it is asked again
+        self._is_given_up = False  # it is to be aborted, and that could not be written down yet
         self._first_change = 0  # the transaction's records lie here or behind, in the state partition
         self._fenced: ProducerFencedError | None = None
         self._entry = self._coordinator.registry.enter(self._coordinator.slot, transactional_id, timeout_ms)
@@ -95,12 +96,16 @@ class TransactionalId:
     # --- the life of a transaction ------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Begin a transaction. Nothing is written before its first batch.
+        """Begin a transaction. Nothing is written before its first batch, but what is left of an abort that failed.
 
-        Raises TransactionError when one is open, ProducerFencedError when another instance was opened.
+        Raises TransactionError when one is open, ProducerFencedError when another instance was opened, StorageError
+        when the abort fails again.
         """
         with self._lock:
             self._require_usable()
+            if self.in_transaction and self._is_given_up:
+                self.abort()
+                self._require_usable()
             if self.in_transaction:
                 raise TransactionError(
                     f"{self.transactional_id}: a transaction is open already: commit or abort it first",
@@ -111,7 +116,7 @@ class TransactionalId:
                 self._take(self._coordinator.open(self.transactional_id, self.timeout_ms))
             self._entered.clear()
             self._is_written = False
-            self._decided, self._in_doubt = None, False
+            self._decided, self._in_doubt, self._is_given_up = None, False, False
             self._first_change = self._log.log.end_offset
             self.in_transaction = True
 
@@ -220,7 +225,8 @@ class TransactionalId:
     def abort(self) -> None:
         """Take everything of the transaction back. Harmless when it was aborted by others meanwhile.
 
-        Raises TransactionError when the transaction is decided already: to be committed. StorageError.
+        Raises TransactionError when the transaction is decided already: to be committed. StorageError: then the call
+        may be repeated, and ``begin`` does it.
         """
         with self._lock:
             self._require_open_transaction()
@@ -229,6 +235,7 @@ class TransactionalId:
                 return
             if self._decided is None and self._in_doubt:
                 self._find_out()
+            self._is_given_up = self._decided is None or not self._decided.commits
             if self._decided is None:
                 try:
                     self._decided = self._change(
