@@ -12,7 +12,7 @@ import click
 
 import fastlog
 from fastlog.cli.output import EXIT_PROBLEMS, encode_json
-from fastlog.cli.store import StorePath
+from fastlog.cli.store import StorePath, given_store
 from fastlog.config import parse_duration_ms
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def run(
     """
     from fastlog.delivery.workers import Workers
 
-    given = store or click.get_current_context().find_root().params.get("store")
+    given = given_store(store)
     crew = Workers(
         target,
         workers,

@@ -33,6 +33,11 @@ class StorePath(click.Path):
         super().__init__(file_okay=False, path_type=Path)
 
 
+def given_store(own: Path | None) -> Path | None:
+    """``--store`` of the command itself, else that of the command line before the noun; None when there is neither."""
+    return own or click.get_current_context().find_root().params.get("store")
+
+
 def store_option(function: Callable[..., None]) -> Callable[..., None]:
     """``--store``, handed to the command as ``store``: its own, else that of the command line before the noun."""
 
@@ -40,8 +45,7 @@ def store_option(function: Callable[..., None]) -> Callable[..., None]:
                   help=f"Folder of the store. Default: ${STORE_VARIABLE}, else ./{DEFAULT_STORE}.")  # fmt: skip
     @functools.wraps(function)
     def command(*args: Any, store: Path | None, **kwargs: Any) -> None:
-        given = store or click.get_current_context().find_root().params.get("store")
-        function(*args, store=Path(given or os.environ.get(STORE_VARIABLE) or DEFAULT_STORE), **kwargs)
+        function(*args, store=Path(given_store(store) or os.environ.get(STORE_VARIABLE) or DEFAULT_STORE), **kwargs)
 
     return command
 

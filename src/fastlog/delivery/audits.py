@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy
 
 from fastlog.errors import InvalidRecordError
+from fastlog.records import is_offset
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -94,6 +95,8 @@ def audit_of(record: Record) -> Audit:
     try:
         told = json.loads(record.value or b"")
         runs = tuple((_number(first), _number(length)) for first, length in told["offsets"])
+        for first, length in runs:
+            _number(first + length)
         target, by = told.get("to"), told["by"]
         if not isinstance(by, str) or not (target is None or isinstance(target, str)):
             raise TypeError("names are text")
@@ -111,9 +114,9 @@ def audit_of(record: Record) -> Audit:
 
 
 def _number(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 63:
+    if not is_offset(value):
         raise ValueError(f"expected a number, found {value!r:.40}")
-    return value
+    return int(value)
 
 
 class Handled:
@@ -147,4 +150,6 @@ class Handled:
 
     def action_at(self, offset: int) -> str | None:
         """What was done with the dead letter at this offset; None when nothing was."""
-        return next((action for start, stop, action in self._runs if start <= offset < stop), None)
+        # the first run that ends behind the offset: whatever comes later begins later
+        at = int(numpy.searchsorted(self._stops, offset, "right"))
+        return self._runs[at][2] if at < len(self._runs) and self._runs[at][0] <= offset else None

@@ -23,11 +23,13 @@ from fastlog._native import oscalls
 from fastlog.clients.producer import Producer
 from fastlog.config import parse_duration_ms
 from fastlog.errors import ConfigError, InvalidRecordError, NotSupportedError, ProducerFencedError, UnknownTopicError
-from fastlog.records import TopicPartition
+from fastlog.records import TopicPartition, is_offset
+from fastlog.store.places import aware
 from fastlog.transactions import Coordinator
 
 from .audits import AUDIT_PAIRS, Audit, Handled, audit_value, audits_in
 from .headers import DEAD_LETTER_PREFIX, DeadLetter, letter_of, redriven_headers
+from .items import name_of
 from .naming import DEAD_LETTER, RETRY, dead_letter_topics, owned_topic, require_topic
 
 if TYPE_CHECKING:
@@ -652,8 +654,7 @@ def class_name(exception: type[BaseException]) -> str:
     """The name of an exception's class as dead letters have it."""
     if not isinstance(exception, type) or not issubclass(exception, BaseException):
         raise ConfigError(f"exception={exception!r}: expected the class of an exception, or its name")
-    module = exception.__module__
-    return exception.__qualname__ if module == "builtins" else f"{module}.{exception.__qualname__}"
+    return name_of(exception)
 
 
 def _partitions(given: int | Iterable[int] | None, count: int) -> Sequence[int]:
@@ -670,7 +671,7 @@ def _partitions(given: int | Iterable[int] | None, count: int) -> Sequence[int]:
 
 def _numbers(given: Iterable[int]) -> NDArray[numpy.int64]:
     numbers = list(given)
-    if not all(isinstance(one, int) and not isinstance(one, bool) and 0 <= one < 1 << 63 for one in numbers):
+    if not all(map(is_offset, numbers)):
         raise ConfigError(f"offsets={numbers!r:.80}: expected a range, or numbers from 0")
     return numpy.array(numbers, dtype=numpy.int64)
 
@@ -690,9 +691,7 @@ def _texts(given: str | Iterable[str], name: str) -> frozenset[str]:
 def _milliseconds(moment: Moment, name: str) -> int:
     """A moment, ms since the epoch. Raises ConfigError."""
     if isinstance(moment, datetime):
-        if moment.tzinfo is None:
-            raise ConfigError(f"{name}={moment!r} has no time zone: pass an aware datetime, e.g. with tzinfo=UTC")
-        return int(moment.timestamp() * 1000)
+        return int(aware(moment, name).timestamp() * 1000)
     if isinstance(moment, timedelta):
         return oscalls.wall_clock() + int(moment.total_seconds() * 1000)
     if isinstance(moment, str) and moment.startswith("-"):

@@ -18,7 +18,6 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from fastlog._native import oscalls
-from fastlog.config import parse_duration_ms
 from fastlog.errors import (
     ClosedError,
     ConfigError,
@@ -32,7 +31,7 @@ from fastlog.errors import (
     UnsupportedFormatError,
 )
 
-from .policy import Duration
+from .policy import Duration, least_duration
 
 if TYPE_CHECKING:
     from fastlog._core import Record
@@ -89,9 +88,7 @@ class Deduplicator:
     ttl_ms: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        ttl_ms = parse_duration_ms(self.ttl, "Deduplicator.ttl")
-        if ttl_ms < 1:
-            raise ConfigError(f"Deduplicator.ttl={self.ttl!r} is too short: expected at least 1 ms")
+        ttl_ms = least_duration(self.ttl, "Deduplicator.ttl", 1)
         if self.id is not None and not callable(self.id):
             raise ConfigError(f"Deduplicator.id={self.id!r}: expected a function that gives the id of a record")
         if self.path is not None and not isinstance(self.path, (str, os.PathLike)):
@@ -314,6 +311,9 @@ def translated(path: str, action: str) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise as_error(error, path, action) from error
+    except UnicodeDecodeError as error:
+        # what SQLite says of a damaged table may quote its damage
+        raise damaged(path, error) from error
 
 
 def as_error(error: sqlite3.Error, path: str, action: str) -> Error:

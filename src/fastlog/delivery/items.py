@@ -38,8 +38,7 @@ class Failure:
     @classmethod
     def of(cls, error: BaseException, at: int) -> Failure:
         """What is kept of an exception. An exception that cannot even be printed is named by its class alone."""
-        kind = type(error)
-        name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+        name = name_of(type(error))
         try:
             message = str(error)[:MESSAGE_CHARACTERS]
         except Exception:
@@ -49,6 +48,11 @@ class Failure:
         except Exception:
             told = ""
         return cls(name, message, told, at)
+
+
+def name_of(kind: type[BaseException]) -> str:
+    """The name of an exception's class as dead letters have it: with its module, unless that is ``builtins``."""
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def told_of(error: BaseException, name: str, message: str) -> str:

@@ -315,16 +315,13 @@ class Lanes:
         self._list_followers(lane)
         self._let_go(lane, item)
 
-    def set_aside(self, item: Item, to_retry: bool, holds_lane: bool) -> None:
-        """An item in hand has to be moved. Those behind it wait until it is, if it holds the lane."""
+    def set_aside(self, item: Item, to_retry: bool) -> None:
+        """An item in hand has to be moved. Those behind it wait until it is."""
         item.stage = MOVING
         lane = self._lane_of(item)
         if lane is None:
             return
-        if holds_lane:
-            self._push_ahead(lane, item)
-        else:
-            item.lane = None
+        self._push_ahead(lane, item)
         if to_retry:
             lane.parked += 1
             self._list_followers(lane)
@@ -413,7 +410,3 @@ class Lanes:
         self._push_ahead(lane, item)
         lane.parked += 1
         return item
-
-    def __len__(self) -> int:
-        """How many lanes there are."""
-        return len(self._lanes)

@@ -42,7 +42,7 @@ class RetryLater(Error):
     retriable = True
 
     def __init__(self, delay: Duration, message: str | None = None) -> None:
-        self.delay_ms = _least_duration(delay, "RetryLater.delay", 0)
+        self.delay_ms = least_duration(delay, "RetryLater.delay", 0)
         super().__init__(message if message is not None else f"asked to be called again in {_told(self.delay_ms)}")
 
 
@@ -175,7 +175,7 @@ class Breaker:
 
     def __post_init__(self) -> None:
         _whole(self.failures, "Breaker.failures", "the number of failed calls in a row")
-        object.__setattr__(self, "pause_ms", _least_duration(self.pause, "Breaker.pause", 1))
+        object.__setattr__(self, "pause_ms", least_duration(self.pause, "Breaker.pause", 1))
 
 
 class BreakerState:
@@ -258,7 +258,7 @@ def _whole(value: object, name: str, meaning: str) -> int:
     return value
 
 
-def _least_duration(value: object, name: str, least_ms: int) -> int:
+def least_duration(value: object, name: str, least_ms: int) -> int:
     """Milliseconds, at least so many. Raises ConfigError."""
     milliseconds = parse_duration_ms(value, name)  # type: ignore[arg-type]  # it checks what it is given
     if milliseconds < least_ms:
@@ -274,7 +274,7 @@ def _bounds(backoff: object) -> tuple[int, int]:
             f'Retry.backoff={backoff!r}: expected the shortest and the longest wait, such as ("1s", "5m"), or one '
             f"duration for both"
         )
-    least, most = (_least_duration(value, "Retry.backoff", 0) for value in pair)
+    least, most = (least_duration(value, "Retry.backoff", 0) for value in pair)
     if least > most:
         raise ConfigError(f"Retry.backoff={backoff!r}: the shortest wait exceeds the longest one, turn them round")
     return least, most

@@ -238,7 +238,7 @@ class Runner:
             else subscriber.deduplicate.open(directory.root, subscriber.group, directory.durability)
         )
         self._ids: dict[Item, bytes | None] = {}  # of what is in hand
-        self._fresh_ids: list[bytes] = []
+        self._fresh_ids: dict[bytes, None] = {}  # a set that keeps its order
         self._dispatched_at = self._clock.wall()
         self._fetched_at = 0
         self._move_again_at = 0
@@ -302,10 +302,6 @@ class Runner:
         self._stopping.set()
         self._consumer.wakeup()
 
-    def wake(self) -> None:
-        """Let it look around: the clock was turned, or something was written by hand. From any thread."""
-        self._consumer.wakeup()
-
     def close(self) -> None:
         """Wait for what is in hand (as long as ``drain_timeout``), commit, leave the group. Idempotent."""
         if self._closed:
@@ -362,11 +358,6 @@ class Runner:
             problem=self._problem,
             **self._counts,
         )
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether calls are with the handler, or have come back and are not taken in."""
-        return self._calls > 0 or not self._done.empty()
 
     def next_due(self) -> int | None:
         """Wall ms of the earliest record that only waits for its time, None when there is none."""
@@ -667,7 +658,7 @@ class Runner:
             except Exception as error:
                 self._fail(place, item, error)
         wanted = [one for one in ids.values() if one is not None]
-        known = set(self._fresh_ids).intersection(wanted) | memory.known(wanted, self._clock.wall())
+        known = (self._fresh_ids.keys() & set(wanted)) | memory.known(wanted, self._clock.wall())
         called = []
         for item, one in ids.items():
             if one in known:
@@ -683,7 +674,7 @@ class Runner:
         """Before anything says that they are finished: write down the ids of what is."""
         if not self._fresh_ids or self._memory is None:
             return
-        ids, self._fresh_ids = self._fresh_ids, []
+        ids, self._fresh_ids = list(self._fresh_ids), {}
         try:
             self._memory.remember(ids, self._clock.wall())
         except Error as error:
@@ -745,7 +736,7 @@ class Runner:
         for item in items:
             work.succeed(item)
             if self._memory is not None and (known := self._ids.get(item)) is not None:
-                self._fresh_ids.append(known)
+                self._fresh_ids[known] = None
         self._counts["succeeded"] += len(items)
         place.changed += len(items)
 
@@ -837,7 +828,7 @@ class Runner:
         ended the process too often."""
         now = self._clock.steady()
         return now >= self._move_again_at and any(
-            place.work.moves(1)
+            place.work.moves(MOST_MOVES)
             for place in self._places.values()
             if place.work is not None and place.doubtful is None and place.resume_at <= now
         )
@@ -897,9 +888,7 @@ class Runner:
             return
         if in_doubt:
             place.doubtful = moves
-        self._back_off(
-            place, f"{len(moves)} records of {place.source.topic}-{place.source.partition} could not be moved", error
-        )
+        self._back_off(place, f"{len(moves)} records of {place.title} could not be moved", error)
 
     def _settle(self, place: Place) -> bool:
         """Find out what became of moves whose outcome is unknown. Whether the next ones may come."""
@@ -974,9 +963,7 @@ class Runner:
         except Error as error:
             self._counts["failed_commits"] += 1
             for place in chosen:
-                self._back_off(
-                    place, f"offsets of {place.source.topic}-{place.source.partition} were not committed", error
-                )
+                self._back_off(place, f"offsets of {place.title} were not committed", error)
             return False
         for place in chosen:
             place.written = encoded[place.source]

@@ -6,7 +6,6 @@ import copy
 import inspect
 import re
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from typing import Any, Final, Literal
 
 from fastlog.clients.starting import Start, start_of
@@ -15,14 +14,13 @@ from fastlog.errors import ConfigError
 
 from .deduplicator import Deduplicator
 from .naming import check_group, check_names
-from .policy import Breaker, Retry
+from .policy import Breaker, Duration, Retry
+from .work import ORDERS
 
 __all__ = ["ORDERS", "Duration", "Handler", "Subscriber"]
 
-Duration = float | str | timedelta
 Handler = Callable[..., Any]
 
-ORDERS: Final = ("partition", "key", "none")
 MOST_AT_ONCE: Final = 10_000
 
 
@@ -50,23 +48,23 @@ class Subscriber:
         topics: str | Sequence[str] | re.Pattern[str],
         *,
         group: str,
-        name: str | None = None,
-        concurrency: int = 1,
-        order_by: Literal["partition", "key", "none"] = "key",
-        retry: Retry | None = None,
-        dead_letter: bool = True,
-        retry_topic: str | None = None,
-        dead_letter_topic: str | None = None,
-        timeout: Duration | None = None,
-        batch: int | None = None,
-        start: Start = "earliest",
-        block_on_dead_letter: bool = False,
-        breaker: Breaker | None = None,
-        deduplicate: Deduplicator | None = None,
-        key_deserializer: Callable[[bytes], Any] | None = None,
-        value_deserializer: Callable[[bytes], Any] | None = None,
-        drain_timeout: Duration = "30s",
-        max_poll_interval: Duration = "5m",
+        name: str | None,
+        concurrency: int,
+        order_by: Literal["partition", "key", "none"],
+        retry: Retry | None,
+        dead_letter: bool,
+        retry_topic: str | None,
+        dead_letter_topic: str | None,
+        timeout: Duration | None,
+        batch: int | None,
+        start: Start,
+        block_on_dead_letter: bool,
+        breaker: Breaker | None,
+        deduplicate: Deduplicator | None,
+        key_deserializer: Callable[[bytes], Any] | None,
+        value_deserializer: Callable[[bytes], Any] | None,
+        drain_timeout: Duration,
+        max_poll_interval: Duration,
     ) -> None:
         if not callable(handler):
             raise ConfigError(f"a subscriber is a function, found {handler!r}")

@@ -542,15 +542,15 @@ class PartitionWork:
         if self._is_careful:
             self._close_step()
 
-    def _give_up(self, item: Item, attempts: int, failure: Failure, holds_lane: bool = True) -> None:
+    def _give_up(self, item: Item, attempts: int, failure: Failure) -> None:
         to: Literal["dead_letter", "nowhere"] = "dead_letter" if self._dead_letter else "nowhere"
         item.failure = failure
         if self._blocks and self._dead_letter and item.key is not None:
             self._blocked.add(item.key)
-        self._set_aside(Move(item, to, attempts, 0, "head", failure), holds_lane)
+        self._set_aside(Move(item, to, attempts, 0, "head", failure))
 
-    def _set_aside(self, move: Move, holds_lane: bool = True) -> None:
-        self._lanes.set_aside(move.item, move.to == "retry", holds_lane)
+    def _set_aside(self, move: Move) -> None:
+        self._lanes.set_aside(move.item, move.to == "retry")
         self._failed.append(move)
 
     def _side(self, item: Item) -> Side:
@@ -658,11 +658,11 @@ class PartitionWork:
         """(source, retry) as they are now, for a plain commit.
 
         ``clean`` is asked for when the partition is given up in good order. It is granted when nothing is in hand and
-        nothing is left that may have ended the process before this one.
+        nothing is left that may have ended the process before this one: a record that was marked may not be read yet.
         """
         marks = self._marks(not clean)
         is_clean = clean and not self._in_hand
-        if self._is_careful and (self._source.known or self._suspects):
+        if self._is_careful and (self._source.known or self._suspects or self._is_looking or marks != UNMARKED):
             is_clean = False
         if not clean:
             self._offered = marks

@@ -19,15 +19,17 @@ from typing import NamedTuple
 
 import fastlog
 from fastlog.delivery.headers import item_of_retry
+from fastlog.delivery.naming import dead_letter_topic_name, retry_topic_name
 from fastlog.demo import handlers
 from fastlog.demo.dataset import Dataset
 from fastlog.demo.handlers import AIRPORTS, ATTEMPTS, CANCELLED, DELAYS, EVENTS, GROUPS
 from fastlog.demo.job import Check
+from fastlog.demo.supervisor import records_of
 
 __all__ = ["DEAD_LETTER_TOPIC", "RETRY_TOPIC", "check_all", "lag_of"]
 
-RETRY_TOPIC = f"{EVENTS}.{DELAYS}.retry"
-DEAD_LETTER_TOPIC = f"{EVENTS}.{DELAYS}.dlq"
+RETRY_TOPIC = retry_topic_name(EVENTS, DELAYS)
+DEAD_LETTER_TOPIC = dead_letter_topic_name(EVENTS, DELAYS)
 # An app commits a partition when so many of its records are finished, or after a second, whatever comes first; and it
 # looks whether it has to when it has called the handler so often.
 MOST_NOT_COMMITTED = 1000 + 500
@@ -60,6 +62,7 @@ def check_all(store: fastlog.Store, folder: Path, dataset: Dataset) -> list[Chec
     delays = effects_of(diaries, DELAYS)
     airports = effects_of(diaries, AIRPORTS)
     partitions = store.topic(EVENTS).partitions
+    failing = cancelled(events)
     return [
         check_source(store, dataset),
         check_effects(DELAYS, delays, [expected_delay(event) for event in events]),
@@ -68,8 +71,8 @@ def check_all(store: fastlog.Store, folder: Path, dataset: Dataset) -> list[Chec
         check_effects(AIRPORTS, airports, [f"{event['origin']} {event['hour']}" for event in events]),
         check_repeats(DELAYS, delays, partitions),
         check_repeats(AIRPORTS, airports, partitions),
-        check_retries(store, dataset, cancelled(events), given_up, len(killed)),
-        check_dead_letters(letters, dataset, cancelled(events), len(killed) * partitions),
+        check_retries(store, dataset, failing, given_up, len(killed)),
+        check_dead_letters(letters, dataset, failing, len(killed) * partitions),
         check_no_dead_letters(store, AIRPORTS),
         check_nothing_waits(store),
     ]
@@ -81,12 +84,6 @@ def check_all(store: fastlog.Store, folder: Path, dataset: Dataset) -> list[Chec
 def flight_of(record: fastlog.Record) -> int:
     """The number of its row in the source."""
     return int(record.headers["id"] or b"-1")
-
-
-def records_of(store: fastlog.Store, name: str) -> list[fastlog.Record]:
-    """Every committed record of a topic, partition by partition."""
-    topic = store.topic(name)
-    return [record for number in range(topic.partitions) for record in topic.partition(number).records()]
 
 
 def check_source(store: fastlog.Store, dataset: Dataset) -> Check:
@@ -289,7 +286,8 @@ def check_no_dead_letters(store: fastlog.Store, group: str) -> Check:
 
 def lag_of(store: fastlog.Store, group: str) -> int:
     """Records that a group has not finished: flights, and what waits to be tried again."""
-    topics = [EVENTS, *(name for name in (f"{EVENTS}.{group}.retry",) if name in store.topics())]
+    retry = retry_topic_name(EVENTS, group)
+    topics = [EVENTS, retry] if retry in store.topics() else [EVENTS]
     return sum(lag.records for lag in store.group_lag(group, topics=topics).values())
 
 

@@ -26,6 +26,7 @@ from fastlog.demo.accounts import DEAD_LETTER_TOPIC, RETRY_TOPIC, check_all, lag
 from fastlog.demo.dataset import Dataset
 from fastlog.demo.handlers import DELAYS, EFFECTS_VARIABLE, EVENTS, GROUPS
 from fastlog.demo.job import Check
+from fastlog.demo.supervisor import FAILPOINT_VARIABLE, GIVE_UP_AFTER, LOOK_EVERY, REPORT_EVERY, records_in
 
 __all__ = ["HandlersDemo", "HandlersReport", "HandlersSnapshot"]
 
@@ -34,12 +35,8 @@ WORKERS = 2
 EVENTS_PER_CALL = 2000
 MOVE_FAILPOINTS = ("move.entered", "move.offsets", "move.appended", "move.committed")
 OPERATOR_FAILPOINTS = ("transaction.entered", "transaction.decided", "transaction.marked", "transaction.completed")
-FAILPOINT_VARIABLE = "FASTLOG_FAILPOINT"
 KILLS_AFTER_REDRIVE = 1
-LOOK_EVERY = 0.05
-REPORT_EVERY = 0.5
 PATIENCE = 60.0
-GIVE_UP_AFTER = 600.0
 LAST_LINES = 20
 
 FIRST = "fastlog.demo.handlers:first"
@@ -290,7 +287,7 @@ class HandlersDemo:
         return HandlersSnapshot(
             monotonic() - self._started,
             self._doing,
-            {name: offsets_in(store, name) for name in topics},
+            {name: records_in(store, name) for name in topics},
             {group: lag_of(store, group) for group in GROUPS},
             {group: members_of(store, group) for group in GROUPS},
             fastlog.DeadLetters.open(store, DEAD_LETTER_TOPIC).count() if has_letters else 0,
@@ -311,12 +308,6 @@ def produce(store: fastlog.Store, dataset: Dataset) -> None:
                 timestamps=dataset.timestamps[first : first + EVENTS_PER_CALL],
                 headers=[[("id", b"%d" % number)] for number in range(first, first + len(values))],
             )
-
-
-def offsets_in(store: fastlog.Store, name: str) -> int:
-    """Offsets taken in a topic; control records have some of them."""
-    topic = store.topic(name)
-    return sum(topic.partition(number).end_offset for number in range(topic.partitions))
 
 
 def members_of(store: fastlog.Store, group: str) -> int:
