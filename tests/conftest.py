@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,11 +15,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.crash.recording import RecorderUnavailable, build_library
+from tests.folders import MEMORY
+from tests.injector import SOURCE, environment
 from tests.oracle.broker import KafkaBroker, KafkaClients
 from tests.oracle.kafka import KafkaOracle, OracleUnavailable
 
 UNDER_CI = os.environ.get("CI", "").lower() in {"1", "true"}
-MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 slow_to_draw = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
 settings.register_profile("dev", max_examples=50, deadline=None, print_blob=True, suppress_health_check=slow_to_draw)
@@ -53,6 +57,30 @@ def folder() -> Iterator[Path]:
     """A fresh directory in memory where there is such a thing; removed at the end."""
     with tempfile.TemporaryDirectory(prefix="fastlog-test-", dir=MEMORY, ignore_cleanup_errors=True) as name:
         yield Path(name)
+
+
+@pytest.fixture
+def run_injected(folder: Path) -> Callable[..., list[Any]]:
+    """Runs ``python …`` with the library of ``tests.injector``; every line of JSON that it prints."""
+    try:
+        library = build_library(SOURCE, folder)
+    except RecorderUnavailable as problem:
+        if UNDER_CI and sys.platform == "linux":
+            pytest.fail(f"the library has to be there under CI: {problem}")
+        pytest.skip(str(problem))
+    if os.environ.get("FASTLOG_SANITIZED"):
+        pytest.skip("a sanitizer stands in front of the allocators")
+    path = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    preloaded = {**os.environ, "PYTHONPATH": path, **environment(library)}
+
+    def run(*arguments: str) -> list[Any]:
+        command = [sys.executable, "-X", "faulthandler", *arguments]
+        result = subprocess.run(command, check=False, capture_output=True, text=True, env=preloaded)
+        said = f"{result.stdout[-500:]}\n{result.stderr[-3000:]}"
+        assert result.returncode == 0, f"ended with {result.returncode}:\n{said}"
+        return [json.loads(line) for line in result.stdout.splitlines()]
+
+    return run
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
-"""The victim of ``test_kill.py``: a warm interpreter that forks one writer per line on standard input.
+"""The server of ``victims``: a warm interpreter that forks one writer per line on standard input.
 
-A line is ``<folder> <durability> <seed>``. The writer appends, flushes, deletes and reopens at random until it is
-killed, and reports on standard output, one line each, written with a single ``write``:
+A line is ``<folder> <durability> <seed> [<failpoint>:<nth>]``. The writer appends, flushes, deletes and reopens at
+random until it is killed, and reports on standard output, one line each, written with a single ``write``:
 
 ====================  ======================================================================
 ``pid N``             the writer runs
@@ -26,10 +26,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import fastlog
+from fastlog._native import oscalls
 
 SOME_TIME = 1_700_000_000_000
 CONFIG: dict[str, Any] = {"segment_bytes": 24_000, "index_interval_bytes": 500, "max_message_bytes": 4_000}
 KEPT_RECORDS = 1500
+DURABLE = ("group", "batch")  # levels at which what is acknowledged survives power loss
 
 
 def report(line: str) -> None:
@@ -53,7 +55,7 @@ def append(log: Any, chance: random.Random) -> None:
     timestamps = [SOME_TIME + chance.randint(-1000, 1000) for _ in range(count)]
     headers = [chance.choice([(), (("h", b"1"), ("h", None))]) for _ in range(count)]
     report(f"try {count}")
-    codec = chance.choice([None, None, "lz4", "zstd"])
+    codec = chance.choice([None, None, None, "gzip", "snappy", "lz4", "zstd"])
     base = log.append(values, keys=keys, timestamps=timestamps, headers=headers, compression=codec)
     crc = checksum(zip(range(base, base + count), timestamps, keys, values, headers, strict=True))
     report(f"ack {base} {count} {crc}")
@@ -81,11 +83,14 @@ def write_until_killed(folder: str, durability: str, seed: int) -> None:
 
 def main() -> None:
     for line in sys.stdin:
-        folder, durability, seed = line.split()
+        folder, durability, seed, *failpoint = line.split()
         pid = os.fork()
         if pid == 0:
             report(f"pid {os.getpid()}")
             try:
+                for place in failpoint:
+                    name, nth = place.split(":")
+                    oscalls.arm(name, "kill", int(nth))
                 write_until_killed(folder, durability, int(seed))
             except BaseException:  # noqa: BLE001 - a forked child must never return to its parent's loop
                 traceback.print_exc()

@@ -59,6 +59,19 @@ class Streamed:
         return self.source.__arrow_c_stream__()
 
 
+class ArrowSchemaStruct(ctypes.Structure):
+    _fields_ = [
+        ("format", ctypes.c_char_p),
+        ("name", ctypes.c_char_p),
+        ("metadata", ctypes.c_char_p),
+        ("flags", ctypes.c_int64),
+        ("n_children", ctypes.c_int64),
+        ("children", ctypes.c_void_p),
+        ("dictionary", ctypes.c_void_p),
+        ("release", ctypes.c_void_p),
+    ]
+
+
 class ArrowArrayStruct(ctypes.Structure):
     _fields_ = [
         ("length", ctypes.c_int64),
@@ -67,14 +80,39 @@ class ArrowArrayStruct(ctypes.Structure):
         ("n_buffers", ctypes.c_int64),
         ("n_children", ctypes.c_int64),
         ("buffers", ctypes.c_void_p),
+        ("children", ctypes.c_void_p),
+        ("dictionary", ctypes.c_void_p),
+        ("release", ctypes.c_void_p),
     ]
 
 
-def struct_of(producer: OneShot) -> ArrowArrayStruct:
+def address_of(capsule: Any, name: bytes) -> int:
     pointer = ctypes.pythonapi.PyCapsule_GetPointer
     pointer.restype = ctypes.c_void_p
     pointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
-    return ArrowArrayStruct.from_address(pointer(producer.capsules[1], b"arrow_array"))
+    found: int = pointer(capsule, name)
+    return found
+
+
+def struct_of(producer: OneShot) -> ArrowArrayStruct:
+    return ArrowArrayStruct.from_address(address_of(producer.capsules[1], b"arrow_array"))
+
+
+def schema_of(producer: OneShot) -> ArrowSchemaStruct:
+    return ArrowSchemaStruct.from_address(address_of(producer.capsules[0], b"arrow_schema"))
+
+
+def release_nothing(struct: Any) -> None:
+    """Its own release would stumble over the nonsense: leave it out, and leak a little."""
+    place = type(struct).release.offset
+    harmless = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(
+        lambda address: ctypes.memset(address + place, 0, ctypes.sizeof(ctypes.c_void_p))
+    )
+    KEPT.append(harmless)
+    struct.release = ctypes.cast(harmless, ctypes.c_void_p).value
+
+
+KEPT: list[Any] = []  # callbacks that C may still call
 
 
 DATA = pa.py_buffer(b"x" * 100)
@@ -299,14 +337,69 @@ def test_null_data_buffer_of_empty_strings(checked_log: OpenLog) -> None:
 def test_nonsense_in_an_arrow_array_is_refused(checked_log: OpenLog, field: str, value: int, words: str) -> None:
     producer = OneShot(pa.array([b"a", b"b"]))
     array = struct_of(producer)
-    release = ctypes.c_void_p.from_address(ctypes.addressof(array) + 64)
-    # its own release would stumble over the nonsense: leave it out, and leak one small array
-    harmless = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(
-        lambda address: ctypes.memset(address + 64, 0, ctypes.sizeof(ctypes.c_void_p))
-    )
-    release.value = ctypes.cast(harmless, ctypes.c_void_p).value
+    release_nothing(array)
     setattr(array, field, value)
     refused(checked_log(), words, producer)
+
+
+@pytest.mark.parametrize("is_table", [False, True])
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("format", None, "names no format"),
+        ("format", b"w:99999999999999999999", "not binary or text"),
+        ("n_children", -1, "has -1 children, and none is there"),
+        ("n_children", 2, "has 2 children, and none is there"),
+    ],
+)
+def test_nonsense_in_an_arrow_schema_is_refused(
+    checked_log: OpenLog, field: str, value: Any, words: str, is_table: bool
+) -> None:
+    producer = OneShot(pa.record_batch({"only": pa.array([b"a"])}) if is_table else pa.array([b"a"]))
+    schema = schema_of(producer)
+    release_nothing(schema)
+    if is_table:  # of the only column
+        schema = ArrowSchemaStruct.from_address(ctypes.c_void_p.from_address(schema.children).value)
+    setattr(schema, field, value)
+    refused(checked_log(), words, producer)
+
+
+@pytest.mark.parametrize(("place", "words"), [("children", "none is there"), ("child", "child 0 of the Arrow schema")])
+def test_missing_columns_of_an_arrow_schema_are_refused(checked_log: OpenLog, place: str, words: str) -> None:
+    producer = OneShot(pa.record_batch({"only": pa.array([b"a"])}))
+    schema = schema_of(producer)
+    release_nothing(schema)
+    if place == "children":
+        schema.children = None
+    else:
+        ctypes.c_void_p.from_address(schema.children).value = None
+    refused(checked_log(), words, producer)
+
+
+def test_arrow_lengths_that_nothing_stands_behind_are_refused(checked_log: OpenLog) -> None:
+    """Before memory is asked for; nulls need none, but their number has to be one."""
+    log = checked_log()
+    table = OneShot(pa.record_batch({"only": pa.array([b"a"])}))
+    array = struct_of(table)
+    release_nothing(array)
+    array.n_children, array.length = 0, 2**60
+
+    class Plain:  # an array that is a struct, under a schema that is none
+        def __arrow_c_array__(self, requested_schema: object = None) -> Any:
+            return pa.array([], pa.binary(3)).__arrow_c_array__()[0], table.capsules[1]
+
+    refused(log, "has 1 buffers and 0 children, its type wants 2 and 0", Plain())
+
+
+def test_nulls_have_no_buffer_of_times(checked_log: OpenLog) -> None:
+    producer = OneShot(pa.nulls(3))
+    array = struct_of(producer)
+    release_nothing(array)
+    buffers = (ctypes.c_void_p * 2)(None, 8)  # of which nothing may be read
+    array.n_buffers, array.buffers = 2, ctypes.addressof(buffers)
+    log = checked_log()
+    log.append([b"a", b"b", b"c"], timestamps=producer)
+    assert [record.timestamp for record in log.read(0)] == [None] * 3
 
 
 def test_consumed_arrow_capsules_are_refused(checked_log: OpenLog) -> None:

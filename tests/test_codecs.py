@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 import fastlog
 from fastlog._native.inspect import decode
-from tests.conftest import MEMORY
+from tests.folders import MEMORY
 from tests.foreign import as_reference, read_all, write_foreign_log
 from tests.oracle.kafka import KafkaOracle
 from tests.reference import codecs as reference

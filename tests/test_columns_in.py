@@ -124,6 +124,25 @@ def test_what_is_no_column_is_refused(checked_log: OpenLog, values: Any, words: 
         refused(log, words.replace("values", "keys"), [b"v"] * len(values), keys=values)
 
 
+class Unasked:
+    """Has items, and no memory left to be asked what else it is."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> bytes:
+        return b"a"
+
+    @property
+    def __class__(self) -> Any:  # type: ignore[override]
+        raise MemoryError
+
+
+def test_an_error_while_it_is_asked_what_values_are_is_that_error(checked_log: OpenLog) -> None:
+    with pytest.raises(MemoryError):
+        checked_log().append(Unasked())
+
+
 def test_released_memoryview_is_refused(checked_log: OpenLog) -> None:
     view = memoryview(b"gone")
     view.release()

@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from fastlog._native import oscalls
 from fastlog.errors import CorruptLogError, StorageError
 from fastlog.partition import compaction
 from tests.compacting import Writer, compact_folder, read_segments, write_segments
+from tests.dying import dies_at_change
 from tests.reference.batch import Record, decode_log, encode_batch, make_batch
 from tests.reference.compaction import Segment
 from tests.strategies import SOME_TIME
@@ -527,31 +529,45 @@ def test_failpoints_are_reached_in_order_and_names_cover_the_log(folder: Path, s
     assert [name for name in reached if name] == [f"compaction.{step}" for step in steps] * len(story.groups)
 
 
-@pytest.mark.parametrize("step", ["swapped", "indexes_unlinked", "moved", "sources_unlinked", "indexes_installed"])
-@pytest.mark.parametrize("forgets", [False, True])
-def test_a_reader_alone_sees_the_whole_log_in_the_middle_of_a_swap(folder: Path, step: str, forgets: bool) -> None:
-    """The one who compacts is killed; nobody opens the log for writing. Or power is lost: a source is gone, and that
-    the new segment took the place of the first one is forgotten."""
-    path = folder / "log-0"
-    config = fastlog.LogConfig(
-        cleanup_policy="compact", min_cleanable_dirty_ratio=0, segment_bytes=6000, max_message_bytes=5000
-    )
-    with fastlog.PartitionLog.open(path, config=config, durability="os") as log:
+SWAPPING = ["swapped", "indexes_unlinked", "moved", "sources_unlinked", "indexes_installed"]
+COMPACTED = fastlog.LogConfig(
+    cleanup_policy="compact", min_cleanable_dirty_ratio=0, segment_bytes=6000, max_message_bytes=5000
+)
+
+
+def log_to_compact(path: Path) -> tuple[str, str]:
+    """A log whose next compaction makes one segment of several; the first two of these."""
+    with fastlog.PartitionLog.open(path, config=COMPACTED, durability="os") as log:
         for number in range(40):
             log.append([b"%d" % number, b"x" * 400], keys=[b"key %d" % number, b"same"])
             if number == 30:
                 log.maintain()  # what is left of them is small and becomes one segment with the next round
         first, second = (segment.path for segment in log.segments()[:2])
-    old = Path(first).read_bytes()
+    return first, second
+
+
+def compact_until(path: Path, step: str) -> None:
+    """A process that compacts dies at this step."""
     pid = os.fork()
     if pid == 0:
         try:
-            log = fastlog.PartitionLog.open(path, config=config)
+            log = fastlog.PartitionLog.open(path, config=COMPACTED)
             oscalls.arm(f"compaction.{step}", "kill")
             log.maintain()
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("step", SWAPPING)
+@pytest.mark.parametrize("forgets", [False, True])
+def test_a_reader_alone_sees_the_whole_log_in_the_middle_of_a_swap(folder: Path, step: str, forgets: bool) -> None:
+    """The one who compacts is killed; nobody opens the log for writing. Or power is lost: a source is gone, and that
+    the new segment took the place of the first one is forgotten."""
+    path = folder / "log-0"
+    first, second = log_to_compact(path)
+    old = Path(first).read_bytes()
+    compact_until(path, step)
     if forgets:
         Path(second).unlink(missing_ok=True)
         Path(first).unlink()
@@ -566,6 +582,72 @@ def test_a_reader_alone_sees_the_whole_log_in_the_middle_of_a_swap(folder: Path,
     assert offsets == sorted(set(offsets))
     assert [value for _, key, value in found if key != b"same"] == [b"%d" % number for number in range(40)]
     assert found[-1] == (79, b"same", b"x" * 400)
-    with fastlog.PartitionLog.open(path, config=config) as log:
+    with fastlog.PartitionLog.open(path, config=COMPACTED) as log:
         assert set(found) >= {(record.offset, record.key, record.value) for record in log.records()}
         assert log.verify().ok
+
+
+@pytest.mark.parametrize("step", SWAPPING)
+@pytest.mark.parametrize("has_read", [False, True])
+def test_a_reader_among_others_sees_the_whole_log_in_the_middle_of_a_swap(
+    folder: Path, step: str, has_read: bool
+) -> None:
+    """The new segment has its place already, and reaches beyond the next one, which is still there."""
+    path = folder / "log-0"
+    log_to_compact(path)
+    with fastlog.PartitionLog.open(path, config=COMPACTED, durability="os") as log:
+        if has_read:
+            assert len(list(log.records())) > 40
+        compact_until(path, step)
+        found = {record.offset: record.value for record in log.records()}
+        assert list(found) == sorted(found)
+        assert {value for value in found.values() if value != b"x" * 400} == {b"%d" % number for number in range(40)}
+        assert {log.read(offset)[0].offset for offset in found} == set(found)
+        assert log.verify().ok
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_I4_a_swap_beside_a_clean_marker_is_finished_by_who_may_die(folder: Path, is_damaged: bool) -> None:
+    """The one who compacts is killed, the others close the log cleanly; the next one dies in opening it."""
+    path, kept = folder / "log-0", folder / "kept"
+    log_to_compact(path)
+    with fastlog.PartitionLog.open(path, config=COMPACTED, durability="os"):
+        compact_until(path, "swapped")
+    assert (path / ".fastlog-clean").exists() and list(path.glob("*.log.swap"))
+    if is_damaged:
+        (path / ".fastlog-meta").write_bytes(b"")
+    shutil.copytree(path, kept)
+    wanted = {b"%d" % number for number in range(40)}
+    for nth in range(1, 200):
+        alive = not dies_at_change(nth, partial(open_and_close, path))
+        with fastlog.PartitionLog.open(path, config=COMPACTED, durability="os") as log:
+            assert {record.value for record in log.records()} - {b"x" * 400} == wanted, f"after call {nth}"
+            assert log.verify().ok and not list(path.glob("*.swap"))
+        if alive:
+            break
+        for left in path.iterdir():  # the folder itself stays: another one would be a copy
+            left.unlink()
+        for file in kept.iterdir():
+            shutil.copy(file, path)
+    assert alive and nth > 20
+
+
+def open_and_close(path: Path) -> None:
+    fastlog.PartitionLog.open(path, config=COMPACTED, durability="os").close()
+
+
+def test_I6_a_batch_that_lies_about_its_end_makes_no_hole(folder: Path) -> None:
+    """Offsets may be missing where a log was compacted, but not those that the batch in front of them had."""
+    path = folder / "log-0"
+    first, _ = log_to_compact(path)
+    with fastlog.PartitionLog.open(path, config=COMPACTED, durability="os") as log:
+        log.maintain()
+        one = next(found for found in fastlog.scan_segment(first) if found.last_offset > found.base_offset)
+        assert log.read(one.last_offset).base_offset >= one.last_offset
+    with open(first, "r+b") as file:
+        file.seek(one.position + 23)
+        file.write((0).to_bytes(4, "big"))
+    with fastlog.PartitionLog.open(path, config=COMPACTED, durability="os") as log:
+        with pytest.raises(fastlog.CorruptLogError, match="the CRC-32C does not match"):
+            log.read(one.last_offset)
+        assert not log.verify().ok

@@ -6,7 +6,6 @@ wrote is in the log before the exchange that replaces him, and nothing of his co
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import signal
@@ -22,10 +21,10 @@ import pytest
 import fastlog
 from fastlog._core import Bells, SharedPage, encode_batch
 from fastlog._native import oscalls
+from tests.forking import SERVER, wait_until_stopped
 
 NOTHING = -(2**63)  # every word of a page that was retired
 PRODUCER = 1 << 41
-SPAWN = multiprocessing.get_context("spawn")
 APPEND_STEPS = [name for name in oscalls.FAILPOINTS if name.startswith("append.")]
 BEHIND_THE_END = {"append.published", "append.unlocked"}
 
@@ -187,21 +186,16 @@ class Child:
     """A process with the log and the page open that does one thing, with a failpoint armed; then it ends."""
 
     def __init__(self, folder: Path, action: str, failpoint: str, how: str) -> None:
-        heard, told = SPAWN.Pipe(duplex=False)
-        self.process: BaseProcess = SPAWN.Process(target=act, args=(str(folder), action, failpoint, how, told))
+        heard, told = SERVER.Pipe(duplex=False)
+        self.process: BaseProcess = SERVER.Process(target=act, args=(str(folder), action, failpoint, how, told))
         self.process.start()
         told.close()
         self.heard = heard
 
     def stopped(self) -> None:
         """Wait until it has stopped itself."""
-        deadline = time.monotonic() + 30
-        while True:
-            state = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0]
-            if state == "T":
-                return
-            assert self.process.is_alive() and time.monotonic() < deadline, f"it did not stop, its state is {state}"
-            time.sleep(0.002)
+        assert self.process.pid is not None
+        wait_until_stopped(self.process.pid)
 
     def go_on(self) -> None:
         assert self.process.pid is not None
@@ -328,7 +322,7 @@ def compete(folder: str, seed: int, worker: int, seconds: float) -> None:
 
 
 def test_no_owner_writes_behind_the_next_one(folder: Path, seed: int, page: SharedPage) -> None:
-    workers = [SPAWN.Process(target=compete, args=(str(folder), seed + i, i, 1.5)) for i in range(3)]
+    workers = [SERVER.Process(target=compete, args=(str(folder), seed + i, i, 1.5)) for i in range(3)]
     for worker in workers:
         worker.start()
     for worker in workers:

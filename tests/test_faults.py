@@ -6,6 +6,7 @@ Faults are injected below the one room that makes system calls; where the kernel
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -29,16 +30,9 @@ from fastlog._native import oscalls  # type: ignore[attr-defined]
 from tests.foreign import as_reference, copy_folder, read_all
 from tests.reference.batch import Record
 from tests.strategies import SOME_TIME
+from tests.trials import CONFIG, FULL, SWEEP, WRITES, Trial, fault_was_hit
 
 OpenLog = Callable[..., Any]
-CONFIG: dict[str, Any] = {"segment_bytes": 20_000, "index_interval_bytes": 100, "max_message_bytes": 15_000}
-WRITES = ("pwrite", "pwritev", "ftruncate")
-FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-SWEEP = (
-    [(call, code) for call in WRITES for code in (*FULL, errno.EIO)]
-    + [(call, errno.EIO) for call in ("fdatasync", "fsync", "pread", "fstat", "unlink", "rename")]
-    + [("open", errno.EMFILE), ("open", errno.ENOSPC), ("rename", errno.ENOSPC), ("mmap", errno.ENOMEM)]
-)
 
 
 def run_python(script: str, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -49,119 +43,6 @@ def run_python(script: str, *arguments: object, **options: Any) -> subprocess.Co
     }
     command = [sys.executable, "-X", "faulthandler", "-c", textwrap.dedent(script), *map(str, arguments)]
     return subprocess.run(command, check=False, capture_output=True, text=True, timeout=120, env=environment, **options)
-
-
-class Trial:
-    """One life of a log with one fault somewhere in it. Acknowledged records must survive whatever happens."""
-
-    def __init__(self, path: Path, durability: str) -> None:
-        self.path = path
-        self.durability = durability
-        self.config = fastlog.LogConfig(**CONFIG)
-        self.expected: list[Record] = []
-        self.unsure: list[Record] = []  # a failed append: after a failed sync it may be there
-        self.start_offset = 0
-        self.log: Any = None
-        self.failures: list[fastlog.StorageError] = []
-
-    def attempt(self, action: Callable[[], Any]) -> Any:
-        try:
-            return action()
-        except fastlog.StorageError as failure:
-            assert failure.errno is None or failure.errno > 0
-            self.failures.append(failure)
-            return None
-
-    def open(self) -> None:
-        self.log = fastlog.PartitionLog.open(self.path, durability=self.durability, config=self.config)
-        self.compare_after_opening()
-
-    def compare_after_opening(self) -> None:
-        found = read_all(self.log)
-        wanted = [record for record in self.expected if record.offset >= self.log.start_offset]
-        assert found[: len(wanted)] == wanted
-        doubtful = found[len(wanted) :]
-        assert doubtful == self.unsure[: len(doubtful)]
-        self.expected += found[len(wanted) :]
-        self.unsure = []
-
-    def append(self, values: list[bytes | None], compression: str | None = None) -> None:
-        if self.log is None:
-            return
-        end = self.log.end_offset
-        drawn = [Record(end + i, SOME_TIME + i, None, value) for i, value in enumerate(values)]
-        times = [record.timestamp for record in drawn]
-        failures = len(self.failures)
-        self.attempt(lambda: self.log.append(values, timestamps=times, compression=compression))
-        if len(self.failures) == failures:
-            # a sync that could not even begin has doomed nothing: the next one covers those records as well
-            self.expected += self.unsure + drawn if self.unsure and self.unsure[-1].offset < end else drawn
-            self.unsure = []
-            assert self.log.end_offset == end + len(values)
-        elif self.log.end_offset == end:
-            self.unsure = self.unsure or drawn
-        else:  # written, but its sync failed
-            assert self.log.end_offset == end + len(values)
-            self.unsure = [record for record in self.unsure if record.offset < end] + drawn
-
-    def read(self) -> None:
-        if self.log is None:
-            return
-        readable = [r for r in self.expected if self.log.start_offset <= r.offset < self.log.readable_offset]
-        found = self.attempt(lambda: read_all(self.log))
-        assert found is None or found[: len(readable)] == readable
-        self.attempt(lambda: self.log.offset_for_time(SOME_TIME))
-
-    def delete(self) -> None:
-        if self.log is not None:
-            before = min(self.start_offset + 3, self.log.readable_offset)
-            if self.attempt(lambda: self.log.delete_records(before=before)) is not None:
-                self.start_offset = before
-            assert self.log.start_offset >= self.start_offset
-
-    def close(self) -> None:
-        if self.log is not None:
-            self.attempt(self.log.close)
-            self.log.close()
-            self.log = None
-
-    def live(self) -> None:
-        self.attempt(self.open)
-        for number in range(6):
-            self.append([b"small %d" % number, None, b""])
-            self.append([bytes([number]) * 5000])
-        self.read()
-        if self.log is not None:
-            self.attempt(self.log.flush)
-        self.delete()
-        self.append([b"x" * 100] * 40)
-        self.append([b"y" * 100] * 400, "lz4")
-        self.close()
-        self.attempt(self.open)
-        self.append([b"second session"])
-        self.read()
-        self.close()
-
-    def settle(self) -> None:
-        """The fault is gone: everything has to work again, and nothing may be missing."""
-        oscalls.clear()
-        if self.log is None:
-            self.open()
-        self.expected = [record for record in self.expected if record.offset >= self.log.start_offset]
-        assert self.log.start_offset >= self.start_offset
-        self.append([b"afterwards"])
-        assert self.expected[-1].value == b"afterwards"
-        assert read_all(self.log) == self.expected
-        assert self.log.verify().ok
-        self.log.close()
-        with fastlog.PartitionLog.open(self.path, read_only=True) as log:
-            assert log.recovery is None
-            assert read_all(log) == self.expected
-            assert log.verify().ok
-
-
-def fault_was_hit(call: str, nth: int, before: dict[str, int]) -> bool:
-    return bool(oscalls.call_counts()[call] - before[call] >= nth)
 
 
 @pytest.mark.slow
@@ -190,6 +71,57 @@ def test_I9_every_call_may_fail(folder: Path, call: str, code: int, sticky: bool
         nth += 1 if nth < 40 else 7
     assert nth > 1, f"the scenario never calls {call}"
     print(f"{call} {errno.errorcode[code]}: {nth - 1} places, {met} errors")
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOMEM])
+def test_I6_bytes_that_cannot_be_read_are_not_taken_for_the_end(folder: Path, error: int) -> None:
+    """What lies behind damage decides whether it is a torn tail: who cannot read it may not cut."""
+    path = folder / "events-0"
+    config = fastlog.LogConfig(max_message_bytes=4 << 20)
+    with fastlog.PartitionLog.open(path, durability="os", config=config) as log:
+        for size in (10, 2 << 20, 3 << 20, 10):
+            log.append([b"x" * size], timestamps=SOME_TIME)
+    [segment] = path.glob("*.log")
+    content = bytearray(segment.read_bytes())
+    content[1 << 20] ^= 1
+    for file in path.iterdir():
+        file.unlink()
+    segment.write_bytes(content)  # as another program has written it: nothing says how much of it is durable
+    for nth in range(1, 30):
+        before = oscalls.call_counts()
+        oscalls.inject("pread", errno=error, nth=nth)
+        with pytest.raises((fastlog.StorageError, fastlog.CorruptLogError)) as caught:
+            fastlog.PartitionLog.open(path, durability="os", config=config)
+        was_hit = fault_was_hit("pread", nth, before)
+        oscalls.clear()
+        assert segment.read_bytes() == content
+        assert [file.name for file in path.glob("*.torn*")] == []
+        if not was_hit:
+            break
+        assert isinstance(caught.value, fastlog.StorageError), nth
+    assert nth > 4
+    assert "valid batches follow" in str(caught.value)
+
+
+@pytest.mark.parametrize(("call", "code"), [("open", errno.EMFILE), ("mmap", errno.ENOMEM)])
+def test_I9_a_segment_that_could_not_begin_leaves_nothing_open(folder: Path, call: str, code: int) -> None:
+    config = fastlog.LogConfig(segment_bytes=2_000, index_interval_bytes=100)
+    met = 0
+    for nth in range(1, 12):
+        path = folder / f"events-{nth}"
+        log = fastlog.PartitionLog.open(path, durability="os", config=config)
+        oscalls.inject(call, errno=code, nth=nth)
+        for number in range(12):
+            with contextlib.suppress(fastlog.StorageError):
+                log.append([b"x" * 300])
+            met += number == 11 and log.end_offset < 12
+        oscalls.clear()
+        log.close()
+        del log
+        links = [Path(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")]
+        left = [os.readlink(link) for link in links if link.is_symlink()]
+        assert [name for name in left if name.startswith(str(path))] == [], nth
+    assert met
 
 
 @pytest.mark.parametrize("call", ["pread", "pwrite", "pwritev"])
@@ -271,6 +203,22 @@ def test_I3_a_failed_sync_poisons_until_reopened(folder: Path) -> None:
         assert next(log.records()).value == b"durable"
         log.append([b"later"])
         assert log.verify().ok
+
+
+def test_a_recovery_reads_no_more_than_was_written_since_the_recovery_point(folder: Path) -> None:
+    """Which moves with the bytes that were written, too: a fast disk takes much in five seconds."""
+    script = """
+        import os, sys, fastlog
+        log = fastlog.PartitionLog.open(sys.argv[1])
+        for _ in range(100):
+            log.append([bytes(1_000_000)])
+        os._exit(0)
+    """
+    assert run_python(script, folder / "events-0").returncode == 0
+    with fastlog.PartitionLog.open(folder / "events-0") as log:
+        assert log.end_offset == 100
+        assert log.recovery is not None
+        assert 0 < log.recovery.scanned_bytes < (64 << 20) + 2_000_000
 
 
 def test_I9_a_full_file_system(folder: Path) -> None:
@@ -556,6 +504,33 @@ def test_row11_a_close_between_any_two_steps_of_another_thread(folder: Path, see
     with fastlog.PartitionLog.open(folder / "events-0", durability="os") as log:
         assert log.recovery is None
         assert log.verify().ok
+
+
+@pytest.mark.parametrize("turn", [1, 2, 3, 4])
+@pytest.mark.parametrize("read", [lambda log: log.read(0), lambda log: list(log.records(0))], ids=["read", "records"])
+def test_row11_an_append_and_a_close_while_a_file_is_measured(
+    folder: Path, turn: int, read: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Measured before it grew, judged after it was closed: that is no damage."""
+    log = fastlog.PartitionLog.open(folder / "events-0", durability="os")
+    log.append([b"first"], timestamps=SOME_TIME)
+    inode_of, calls = oscalls.inode_of, []
+
+    def others_have_a_turn(fd: int) -> int:
+        calls.append(fd)
+        if len(calls) == turn:
+            log.append([b"second"], timestamps=SOME_TIME)
+            log.close()
+        return inode_of(fd)
+
+    monkeypatch.setattr(oscalls, "inode_of", others_have_a_turn)
+    with contextlib.suppress(fastlog.ClosedError):
+        assert len(read(log)) in (1, 2)
+    monkeypatch.undo()
+    log.close()
+    assert calls
+    with fastlog.PartitionLog.open(folder / "events-0", read_only=True) as again:
+        assert len(again.read(0)) == (2 if len(calls) >= turn else 1)
 
 
 def until_closed(log: Any, action: Callable[[Any], Any], failures: list[BaseException]) -> None:

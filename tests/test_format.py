@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastlog
-from tests.conftest import MEMORY
+from fastlog._native import oscalls  # type: ignore[attr-defined]
+from tests.folders import MEMORY
 from tests.foreign import as_reference, read_all, write_foreign_log
 from tests.reference.batch import (
     DELETE_HORIZON,
@@ -219,3 +220,18 @@ def test_what_is_read_can_be_decoded_by_the_reference_again(folder: Path, checke
     assert size == len(data)
     assert [record.value for record in batch.records] == [b"a", None, b""]
     assert {record.headers for record in batch.records} == {(("trace", b"1"), ("none", None))}
+
+
+def test_the_start_of_an_adopted_log_is_found_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file that keeps it is new in the folder: its name is synced before anything can be deleted."""
+    path = write_foreign_log(folder / "t-0", [make_batch([Record(0, SOME_TIME, b"k", b"v")])]).parent
+    was_there: list[bool] = []
+    sync_directory = oscalls.sync_directory
+
+    def noting(folder: str) -> None:
+        was_there.append(Path(folder, ".fastlog-meta").exists())
+        sync_directory(folder)
+
+    monkeypatch.setattr(oscalls, "sync_directory", noting)
+    with fastlog.PartitionLog.open(path):
+        assert was_there[-1]

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import fastlog
+from fastlog._native import oscalls
 from tests.foreign import write_foreign_log
 from tests.reference.batch import (
     HEADER_SIZE,
@@ -75,6 +76,7 @@ CORRUPTIONS: dict[str, bytes] = {
     "length below the header": patch(8, "i", 48),
     "length one too short": patch(8, "i", len(GOOD) - 13),
     "length only the header": patch(8, "i", 49),
+    "length largest": patch(8, "i", 2**31 - 1),
     "magic 0": patch(16, "b", 0),
     "magic 1": patch(16, "b", 1),
     "magic 3": patch(16, "b", 3),
@@ -225,6 +227,26 @@ def test_I13_a_hostile_batch_at_the_end_is_refused_or_cut_and_kept(folder: Path,
         assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("mmap", [True, False])
+@pytest.mark.parametrize("length", [2**31 - 1, 2**31 - 12, -1, -(2**31), 0, 48])
+def test_I13_a_length_that_lies_in_our_own_log_is_named(folder: Path, length: int, mmap: bool) -> None:
+    """A clean log is not scanned: what reads it first is what looks at the length."""
+    path = folder / "t-0"
+    with fastlog.PartitionLog.open(path) as log:
+        for value in (b"first", b"second"):
+            log.append([value])
+    [segment] = path.glob("*.log")
+    second = list(fastlog.scan_segment(segment))[1].position
+    with segment.open("r+b") as file:
+        file.seek(second + 8)
+        file.write(struct.pack(">i", length))
+    with fastlog.PartitionLog.open(path, config=fastlog.LogConfig(mmap=mmap)) as log:
+        assert log.recovery is None
+        assert log.get(0).value == b"first"
+        with pytest.raises(fastlog.CorruptLogError):
+            log.get(1)
+
+
 @dataclass(frozen=True)
 class Mutation:
     """One random change of a valid batch's record area, CRC made right."""
@@ -284,3 +306,20 @@ def test_I13_random_lies_are_judged_as_the_reference_judges_them(folder: Path, s
         refused += not info.is_valid
         path.unlink()
     assert accepted > 100 and refused > 500
+
+
+def test_I13_what_looks_like_batches_everywhere_is_read_once(folder: Path) -> None:
+    """Each byte of the values could be the magic byte of the next batch, where it is looked for behind damage."""
+    with fastlog.PartitionLog.open(folder / "log-0", durability="os") as log:
+        for _ in range(3):
+            log.append([b"\2" * 900_000])
+        (segment,) = (Path(one.path) for one in log.segments())
+    content = bytearray(segment.read_bytes())
+    content[100] ^= 1
+    segment.write_bytes(content)
+    with fastlog.PartitionLog.open(folder / "log-0", durability="os") as log:
+        before = oscalls.call_counts()["pread"]
+        with pytest.raises(fastlog.CorruptLogError, match="reading can go on at offset 1"):
+            log.read(0)
+        assert not log.verify().ok
+        assert oscalls.call_counts()["pread"] - before < 100

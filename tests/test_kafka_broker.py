@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 
 import fastlog
-from tests.conftest import MEMORY
+from tests.folders import MEMORY
 from tests.foreign import copy_folder
 from tests.oracle.broker import KafkaBroker, KafkaClients, Step, send
 from tests.oracle.kafka import KafkaOracle, KafkaRecord

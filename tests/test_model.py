@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import fastlog
 from fastlog._native import oscalls  # type: ignore[attr-defined]
-from tests.conftest import MEMORY
+from tests.folders import MEMORY
 from tests.foreign import as_reference, read_all
 from tests.reference.batch import Record
 from tests.reference.log import ModelConfig, ModelError, ModelLog

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import gc
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +23,7 @@ import pytest
 
 import fastlog
 from fastlog._native import oscalls  # type: ignore[attr-defined]
+from fastlog._native.checksum import crc32c
 from fastlog.partition import files
 from tests.foreign import read_all
 from tests.strategies import SOME_TIME
@@ -131,6 +135,44 @@ def test_close_twice_and_use_afterwards(folder: Path) -> None:
     ):  # fmt: skip
         with pytest.raises(fastlog.ClosedError):
             action()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("mmap", [True, False])
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_closed_log_holds_no_descriptor(folder: Path, mmap: bool, read_only: bool) -> None:
+    """Neither of its active segment nor, without maps, of those that were read, though somebody still knows it."""
+    path = folder / "events-0"
+    log = fastlog.PartitionLog.open(path, durability="os", config=fastlog.LogConfig(**SMALL, mmap=mmap))
+    for _ in range(5):
+        log.append([b"x" * 400] * 3)
+    if read_only:
+        log.close()
+        log = fastlog.PartitionLog.open(path, read_only=True, config=fastlog.LogConfig(mmap=mmap))
+    assert len(log.segments()) > 3 and len(list(log.records())) == 15
+    held = descriptors_of(path)
+    log.close()
+    assert held and not descriptors_of(path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_forgotten_log_holds_no_descriptor(folder: Path) -> None:
+    path = folder / "events-0"
+    log = fastlog.PartitionLog.open(path, durability="os", config=fastlog.LogConfig(**SMALL))
+    for _ in range(5):
+        log.append([b"x" * 400] * 3)
+    log.delete_records(before=7)
+    assert sum(".fastlog-meta" in name for name in descriptors_of(path)) > 1
+    log.flush()  # nobody in the background has it any more
+    del log
+    gc.collect()
+    assert not descriptors_of(path)
+
+
+def descriptors_of(path: Path) -> list[str]:
+    """What this process has open below a folder."""
+    links = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
+    return [os.readlink(link) for link in links if os.path.lexists(link) and str(path) in os.readlink(link)]
 
 
 def test_an_unclosed_log_is_closed_by_the_garbage_collector(folder: Path) -> None:
@@ -652,6 +694,16 @@ def test_a_segment_is_rolled_for_each_reason(checked_log: OpenLog, options: dict
     assert read_all(log)[39].offset == 39
 
 
+def test_what_is_deleted_is_durable_first(folder: Path) -> None:
+    """A start above what power loss leaves could not be kept: its offsets would be given out once more."""
+    with fastlog.PartitionLog.open(folder / "events-0", durability="os") as log:
+        log.append([b"v"] * 10)
+        log.append([b"v"] * 10)
+        assert log.durable_offset == 0
+        log.delete_records(before=15)
+        assert log.durable_offset >= 15
+
+
 def test_delete_records_raises_the_start(checked_log: OpenLog) -> None:
     log = checked_log(config=fastlog.LogConfig(**SMALL))
     for i in range(60):
@@ -891,6 +943,89 @@ def test_I7_indexes_are_rebuilt_when_lost(folder: Path) -> None:
             assert log.verify().ok
 
 
+def test_I7_an_index_that_does_not_rise_finds_the_right_batch(folder: Path) -> None:
+    """Its checksum is right: whoever wrote the files wrote that too."""
+    path = folder / "events-0"
+    with fastlog.PartitionLog.open(path, durability="os", config=fastlog.LogConfig(index_interval_bytes=1)) as log:
+        for i in range(12):
+            log.append([b"v" * 30, b"w"], timestamps=SOME_TIME + i)
+    index = path / f"{0:020d}.index"
+    entries = [index.read_bytes()[at : at + 8] for at in range(0, index.stat().st_size, 8)]
+    beyond = entries[0][:4] + b"\x7f\xff\xff\xff"
+    for lies in ([*entries[5:], *entries[:5]], entries[::-1], [entries[6], beyond, beyond, beyond]):
+        index.write_bytes(b"".join(lies))
+        ((base, known),) = files.read_index_checksums(str(path)).items()
+        files.write_index_checksums(str(path), {base: (crc32c(index.read_bytes()), *known[1:])})
+        with fastlog.PartitionLog.open(path, read_only=True) as log:
+            assert [int(log.read(i, 1).offsets[0]) for i in range(24)] == list(range(24))
+
+
+# --- state files that say what no fastlog writes ----------------------------------------------------------------------
+
+FIELDS = ("layout", "start_offset", "recovery_position", "epoch", "inode", "cleaned_offset", "clock_seen", "gap_ranges")
+
+
+def with_meta(path: Path, payload: bytes) -> None:
+    line = b"%08x %s\n" % (crc32c(payload), payload)
+    (path / ".fastlog-meta").write_bytes(line.ljust(4096) * 2)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("value", ["text", None, -7, 2**63, [1], {"segment_bytes": "1"}], ids=str)
+def test_a_meta_file_with_impossible_values_is_damaged(folder: Path, name: str, value: object) -> None:
+    path = folder / "events-0"
+    with fastlog.PartitionLog.open(path, durability="os") as log:
+        log.append([b"a"])
+    (path / ".fastlog-clean").unlink()
+    payload = json.loads((path / ".fastlog-meta").read_bytes()[9:4096])
+    with_meta(path, json.dumps({**payload, name: value}).encode())
+    with pytest.raises(fastlog.CorruptLogError, match=f"fastlog-meta: {name} is .*, which no fastlog writes"):
+        fastlog.PartitionLog.open(path)
+
+
+@pytest.mark.parametrize(
+    "payload", [b"\xff", b"[" * 100_000, b"{}", b"7", b'{"format":1}'], ids=["utf-8", "deep", "{}", "7", "bare"]
+)
+def test_sealed_files_may_say_anything(folder: Path, payload: bytes) -> None:
+    path = folder / "events-0"
+    with fastlog.PartitionLog.open(path, durability="os") as log:
+        log.append([b"a"])
+    line = b"%08x %s\n" % (crc32c(payload), payload)
+    for name in (".fastlog-clean", ".fastlog-indexes"):
+        (path / name).write_bytes(line)
+    with fastlog.PartitionLog.open(path, durability="os") as log:
+        assert log.recovery is not None
+        assert [record.value for record in log.records()] == [b"a"]
+    (path / ".fastlog-clean").unlink()
+    (path / ".fastlog-meta").write_bytes(line * 2)
+    with pytest.raises((fastlog.CorruptLogError, fastlog.UnsupportedFormatError), match="fastlog-meta"):
+        fastlog.PartitionLog.open(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"meta": 5},
+        {"meta": None},
+        {"end_offset": -1},
+        {"files": []},
+        {"files": {"x.log": 5}},
+        {"files": {f"{0:020d}.log": "1"}},
+    ],
+    ids=str,
+)
+def test_a_clean_marker_with_impossible_values_vouches_for_nothing(folder: Path, change: dict[str, object]) -> None:
+    path = folder / "events-0"
+    with fastlog.PartitionLog.open(path, durability="os") as log:
+        log.append([b"a"])
+    payload = {**json.loads((path / ".fastlog-clean").read_bytes()[9:]), **change}
+    text = json.dumps(payload).encode()
+    (path / ".fastlog-clean").write_bytes(b"%08x %s\n" % (crc32c(text), text))
+    with fastlog.PartitionLog.open(path, durability="os") as log:
+        assert log.recovery is not None
+        assert [record.value for record in log.records()] == [b"a"]
+
+
 # --- headers, errors --------------------------------------------------------------------------------------------------
 
 
@@ -1005,6 +1140,25 @@ def test_I3_a_new_segment_counts_once_its_name_is_durable(folder: Path, monkeypa
         assert len(log.segments()) == 4
 
 
+def test_what_a_dead_process_was_about_to_name_is_removed(folder: Path) -> None:
+    """By whoever has the log alone and may write; a store may be writing the metadata of the partition just now."""
+    path = folder / "events-0"
+    fastlog.PartitionLog.open(path).close()
+    kept = ["partition.metadata.01234567.tmp", "notes.01234567.tmp", ".fastlog-clean.tmp", ".fastlog-clean.old.tmp"]
+    left = [f"{name}.89abcdef.tmp" for name in (".fastlog-clean", ".fastlog-indexes", "leader-epoch-checkpoint")]
+    left += [f"{0:020}.{kind}.89abcdef.tmp" for kind in ("snapshot", "txnindex")]
+    for name in (*kept, *left):
+        (path / name).write_bytes(b"half")
+    with fastlog.PartitionLog.open(path, read_only=True):
+        pass
+    assert {file.name for file in path.iterdir()} >= {*kept, *left}
+    with fastlog.PartitionLog.open(path) as log:
+        assert log.recovery is None
+        (path / left[0]).write_bytes(b"of somebody who is there, too")
+        fastlog.PartitionLog.open(path).close()
+        assert sorted(file.name for file in path.glob("*.tmp")) == sorted([*kept, left[0]])
+
+
 def test_a_clean_log_stays_clean_when_its_first_segment_falls_below_the_start(folder: Path) -> None:
     """The start lies at the end; the next append rolls there, and what lies before is no part of the log any more."""
     path = str(folder / "events-0")
@@ -1014,6 +1168,7 @@ def test_a_clean_log_stays_clean_when_its_first_segment_falls_below_the_start(fo
         log.delete_records(before=1)
         log.append([bytes(600)])
         assert [segment.base_offset for segment in log.segments()][-1] == 1
+    assert sorted(name.name for name in Path(path).glob("*.log")) == [f"{1:020d}.log"], "what the marker vouches for"
     with fastlog.PartitionLog.open(path, durability="os") as log:
         assert log.recovery is None
         assert [record.offset for record in log.records()] == [1]
@@ -1034,3 +1189,24 @@ def test_a_clean_log_without_its_first_segment_is_not_clean(folder: Path) -> Non
             log.read(0)
     with pytest.raises(fastlog.CorruptLogError, match="incomplete copy"):
         fastlog.PartitionLog.open(copy, durability="os")
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_log_that_was_emptied_and_rolled_over_opens_after_a_kill(folder: Path, read_only: bool) -> None:
+    """The recovery point lies in a segment that was deleted to its end before the next one began."""
+    script = f"""
+        import fastlog
+        from fastlog._native import oscalls
+        config = fastlog.LogConfig(segment_bytes=4000, max_message_bytes=2000)
+        log = fastlog.PartitionLog.open({str(folder / "events-0")!r}, durability="batch", config=config)
+        log.append([b"v" * 1000] * 3)
+        log.delete_records(before=3)
+        oscalls.arm("roll.published")
+        log.append([b"v" * 1000] * 3)
+    """
+    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    with fastlog.PartitionLog.open(folder / "events-0", read_only=read_only) as log:
+        assert (log.start_offset, log.end_offset) == (3, 3)
+    with fastlog.PartitionLog.open(folder / "events-0") as log:
+        assert log.append([b"next"]) == 3

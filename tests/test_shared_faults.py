@@ -23,9 +23,7 @@ from tests.histories.driver import SLOWNESS
 from tests.histories.nursery import Nursery
 from tests.histories.puppet import Puppet
 from tests.reference.batch import TRANSACTIONAL, Batch, Record, encode_batch, make_batch
-
-SMALL = fastlog.LogConfig(segment_bytes=1 << 14, index_interval_bytes=256, segment_index_bytes=1 << 12)
-VALUE = b"x" * 1000
+from tests.small_logs import SMALL, VALUE, fill, open_log, segments
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -51,20 +49,6 @@ def puppets() -> Iterator[Callable[[str], Puppet]]:
         for puppet in made:
             puppet.signal(signal.SIGCONT)
             puppet.kill()
-
-
-def open_log(path: str, **options: Any) -> fastlog.PartitionLog:
-    return fastlog.PartitionLog.open(path, **{"durability": "os", "config": SMALL, **options})
-
-
-def segments(path: str) -> list[str]:
-    return sorted(name.name for name in Path(path).glob("*.log"))
-
-
-def fill(log: fastlog.PartitionLog, count: int) -> None:
-    """Append until there are ``count`` segments."""
-    while len(segments(log.path)) < count:
-        log.append([VALUE])
 
 
 def transactional() -> bytes:
@@ -191,6 +175,31 @@ def test_a_log_that_comes_while_the_flusher_looks(path: str, monkeypatch: pytest
     assert looked_at.wait(10)
     for log in (first, second):
         log.close()
+
+
+def test_a_roll_while_the_segment_before_is_synced(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The background syncs what was closed while it was busy, too: nobody else may come for a long time."""
+    log = open_log(path)
+    is_busy, may_go_on = threading.Event(), threading.Event()
+    open_directory = oscalls.open_directory
+
+    def open_slowly(folder: str) -> int:
+        if threading.current_thread().name == "fastlog-sync":
+            is_busy.set()
+            may_go_on.wait(10)
+        return int(open_directory(folder))
+
+    monkeypatch.setattr(oscalls, "open_directory", open_slowly)
+    fill(log, 2)
+    assert is_busy.wait(10)
+    fill(log, 3)
+    may_go_on.set()
+    active = int(segments(path)[-1][:20])
+    deadline = time.monotonic() + 10
+    while (meta := files.read_meta(path)) is None or meta.recovery_point < active:
+        assert time.monotonic() < deadline, "the recovery point stays behind"
+        time.sleep(0.01)
+    log.close()
 
 
 # --- steps that fail half-way -----------------------------------------------------------------------------------------

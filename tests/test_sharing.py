@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 
 import fastlog
+from fastlog._core import mark_deleted
 from fastlog._native import oscalls
 from tests.conftest import UNDER_CI
 from tests.histories.driver import SLOWNESS
@@ -1183,3 +1184,33 @@ def test_two_builds_share_a_partition(puppets: Callable[..., Puppet], path: str,
         two.do("log.close()")
         three.do("log.close()")
     assert values(path) == [*[b"x" * 500, b"y" * 500] * 50, b"z", b"z", b"after"]
+
+
+def test_a_log_that_is_closed_while_others_are_told_of_its_deletion(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its control file was there a moment ago; or is another one by now, of somebody who opened the log since."""
+    path = folder / "log-0"
+    logs = [fastlog.PartitionLog.open(path, durability="os")]
+    original = oscalls.identity
+    opens_again = [False]
+
+    def identity(name: str) -> Any:
+        found = original(name)
+        if name.endswith(".fastlog-control") and logs:
+            logs.pop().close()
+            if opens_again[0]:
+                opened.append(fastlog.PartitionLog.open(path, durability="os"))
+        return found
+
+    opened: list[Any] = []
+    monkeypatch.setattr(oscalls, "identity", identity)
+    assert mark_deleted(str(path), 1000) is False
+    monkeypatch.undo()
+    logs.append(fastlog.PartitionLog.open(path, durability="os"))
+    opens_again[0] = True
+    monkeypatch.setattr(oscalls, "identity", identity)
+    assert mark_deleted(str(path), 1000) is True
+    with pytest.raises(fastlog.UnknownTopicError):
+        opened[0].append([b"v"])
+    opened[0].close()

@@ -12,48 +12,21 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import fastlog
-from tests.conftest import MEMORY
+from tests.folders import MEMORY
 from tests.foreign import copy_folder, read_all
+from tests.specimens import KINDS, compacted, producers, recovery_point_of, small_log
 from tests.strategies import SOME_TIME
-from tests.sweeping import plain
+from tests.sweeping import Damage, plain
 
-Damage = list[Any]
 SEGMENT_SUFFIXES = (".log", ".index", ".timeindex")
 STATE_FILES = (".fastlog-meta", ".fastlog-clean", ".fastlog-indexes", "leader-epoch-checkpoint")
-KINDS = ("clean", "crashed", "copied")
-
-
-def small_log(path: Path, batches: int) -> Any:
-    """Two segments of a few hundred bytes, every batch but the first indexed."""
-    config = fastlog.LogConfig(segment_bytes=900, index_interval_bytes=1)
-    log = fastlog.PartitionLog.open(path, durability="os", config=config)
-    for number in range(batches):
-        values = [b"first %d" % number, None if number % 3 else b""]
-        headers = [(("h", b"x"), ("h", None)), ()]
-        times = [SOME_TIME + (number * 7) % 5 * 10, SOME_TIME + number]
-        codec = "lz4" if number % 4 == 2 else None
-        log.append(values, keys=[b"key", None], timestamps=times, headers=headers, compression=codec)
-        if number == 9:
-            assert len(log.segments()) == 2
-            wait_for_recovery_point(path, log.segments()[1].base_offset)
-    return log
-
-
-def wait_for_recovery_point(path: Path, offset: int) -> None:
-    """A closed segment is synced in the background."""
-    deadline = time.monotonic() + 20
-    while json.loads((path / ".fastlog-meta").read_bytes()[9:4096])["recovery_point"] < offset:
-        assert time.monotonic() < deadline, "the recovery point did not move behind a closed segment"
-        time.sleep(0.001)
 
 
 @dataclass
@@ -81,9 +54,7 @@ def pristine() -> Iterator[Pristine]:
         log.close()
         copy_folder(made.place("clean"), made.folder("clean") / "log")
         for kind in ("clean", "crashed"):
-            recovery_point = json.loads((made.folder(kind) / "log" / ".fastlog-meta").read_bytes()[9:4096])[
-                "recovery_point"
-            ]
+            recovery_point = recovery_point_of(made.folder(kind) / "log")
             assert 0 < recovery_point <= len(records)
             expected = {"records": records, "durable": recovery_point}
             (made.folder(kind) / "expected.json").write_text(json.dumps(expected))
@@ -275,3 +246,76 @@ def test_I11_both_copies_of_the_meta_file_damaged(pristine: Pristine, folder: Pa
             assert log.end_offset == 22
             assert log.verify().ok
         assert {file.name: file.read_bytes() for file in path.glob("*.log")} == before
+
+
+# --- where offsets may skip -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def compacted_log(folder: Path) -> Path:
+    """A log whose first two segments were compacted, closed."""
+    path = folder / "events-0"
+    compacted(path).close()
+    assert len(list(path.glob("*.log"))) == 3
+    return path
+
+
+@pytest.mark.parametrize("left", [None, 0, -1])
+def test_I6_a_compacted_segment_that_is_missing_or_short_is_noticed(compacted_log: Path, left: int | None) -> None:
+    """Its neighbours do not tell: nobody knows how many offsets compaction has left out between them."""
+    victim = sorted(compacted_log.glob("*.log"))[1]
+    if left is None:
+        victim.unlink()
+    else:
+        os.truncate(victim, list(fastlog.scan_segment(victim))[left].position)
+    before = {file.name: file.read_bytes() for file in compacted_log.iterdir()}
+    for read_only in (True, False):
+        with pytest.raises(fastlog.CorruptLogError, match=victim.name) as caught:
+            fastlog.PartitionLog.open(compacted_log, read_only=read_only)
+        assert caught.value.path == str(victim)
+    assert {file.name: file.read_bytes() for file in compacted_log.iterdir()} == before
+    fastlog.PartitionLog.repair(compacted_log)
+    with fastlog.PartitionLog.open(compacted_log, durability="os") as log:
+        assert list(log.records()) and log.verify().ok
+
+
+@pytest.mark.parametrize("bit", [0, 16, 33, 41])
+def test_I6_an_offset_behind_the_next_segment_is_noticed(compacted_log: Path, bit: int) -> None:
+    """A base offset that rises may skip offsets, but not those of the next segment: the rest would be out of sight."""
+    first = min(compacted_log.glob("*.log"))
+    data = bytearray(first.read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    first.write_bytes(data)
+    with fastlog.PartitionLog.open(compacted_log, durability="os") as log:
+        with pytest.raises(fastlog.CorruptLogError, match=first.name):
+            list(log.records())
+        with pytest.raises(fastlog.CorruptLogError, match=first.name):
+            list(log.replay())
+        with pytest.raises(fastlog.CorruptLogError):
+            log.offset_for_time(SOME_TIME - 10_000)
+        assert log.verify().damages
+        rest = [record.offset for record in log.records(log.segments()[1].base_offset)]
+        assert rest and rest == sorted(rest)
+
+
+@pytest.mark.parametrize("missing", [False, True], ids=["cut", "missing"])
+def test_I6_damage_does_not_bring_back_what_was_aborted(folder: Path, missing: bool) -> None:
+    """The markers of some transactions are lost with the segment: nobody may take them for committed."""
+    path = folder / "events-0"
+    log = producers(path)
+    visible = {record.offset for record in log.records()}
+    victim = next(file for file in sorted(path.glob("*.txnindex")) if file.stem != max(path.glob("*.log")).stem)
+    log.close()
+    segment = path / f"{victim.stem}.log"
+    if missing:
+        segment.unlink()
+    else:
+        os.truncate(segment, list(fastlog.scan_segment(segment))[-1].position)
+    with fastlog.PartitionLog.open(path, durability="os") as log:
+        found = set()
+        with pytest.raises(fastlog.CorruptLogError, match=victim.stem):
+            for offset in range(log.end_offset):
+                found |= {record.offset for record in log.read(offset, 1)}
+        assert found <= visible
+    with fastlog.PartitionLog.open(path, durability="os", isolation="read_uncommitted") as log:
+        assert next(log.records()).offset == 0

@@ -84,6 +84,11 @@ REFUSED: dict[str, tuple[bytes, type[fastlog.Error], str]] = {
     "nothing": (b"", INVALID, "empty"),
     "a torn header": (encode_batch(some_batch())[:60], CORRUPT, "cut off"),
     "a torn batch": (encode_batch(some_batch())[:-1], CORRUPT, "cut off"),
+    "the largest length": (
+        encode_batch(some_batch())[:8] + (2**31 - 1).to_bytes(4, "big") + encode_batch(some_batch())[12:],
+        CORRUPT,
+        "cut off",
+    ),
     "bytes behind": (encode_batch(some_batch()) + b"\0", CORRUPT, "batch 1 at position"),
     "magic 1": (seal(some_batch(), b"", count=0, magic=1), CORRUPT, "magic"),
     "magic 3": (seal(some_batch(), b"", count=0, magic=3), CORRUPT, "magic"),

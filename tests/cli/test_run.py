@@ -390,7 +390,7 @@ def test_who_cannot_find_the_app_ends_at_once(start: Callable[..., Running]) -> 
             "ended with exit code 9 while it was loading 'bad:app': no other worker was started",
         ),
         ("raise SystemExit(4)", "ended with exit code 4 while it was loading 'bad:app'"),
-        ("import os; os.kill(os.getpid(), 11)", "was killed by SIGSEGV while it was loading 'bad:app'"),
+        ("import os; os.kill(os.getpid(), 6)", "was killed by SIGABRT while it was loading 'bad:app'"),
     ],
 )
 def test_what_fails_while_it_is_loaded_is_told(

@@ -7,6 +7,7 @@
 ``replayer.py``   the rules of what a sync keeps, and the disks that these rules allow at each moment
 ``checker.py``    what a log that is opened on such a disk has to hold
 ``workloads.py``  what is recorded: one function each
+``running.py``    a workload recorded, and its disks checked one after the other
 ``__main__.py``   one disk of a failure again, by itself: ``python -m tests.crash <folder that the failure named>``
 ================  ====================================================================================================
 

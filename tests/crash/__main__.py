@@ -12,8 +12,6 @@ import tempfile
 import traceback
 from pathlib import Path
 
-from fastlog._native import oscalls
-from tests.crash.checker import partition
 from tests.crash.failures import load_failure
 from tests.crash.replayer import Place, Replayer
 
@@ -23,27 +21,21 @@ def main() -> int:
     failure = load_failure(Path(sys.argv[1]))
     replayer = Replayer(failure.recorded)
     print(replayer.describe(failure.at, failure.losses))
-    print("promised:", failure.history.promise(failure.at))
+    print("promised:", failure.history.told(failure.at))
     with tempfile.TemporaryDirectory(prefix="fastlog-crash-") as name:
         root = Path(sys.argv[2]) if len(sys.argv) > 2 else Path(name, "root")
         root.mkdir(exist_ok=True)
         assert not any(root.iterdir()), f"{root} is not empty"
-        Place(root, Path(name)).put(replayer.disk(failure.at, failure.losses))
-        pretend_to_be(root, failure.recorded.inodes)
+        place = Place(root)
+        place.put(replayer.disk(failure.at, failure.losses))
         try:
-            failure.history.check(partition(root), failure.at, failure.number)
+            with place.believed():
+                failure.history.check(root, failure.at, failure.number)
         except Exception:  # noqa: BLE001 - a failure is what is looked for
             traceback.print_exc(file=sys.stdout)
             return 1
     print("this disk is fine")
     return 0
-
-
-def pretend_to_be(root: Path, inodes: dict[str, int]) -> None:
-    """A log believes its recovery point in the very folder that it was written in: give these the inodes of those."""
-    real = oscalls.inode
-    recorded = {str(root / name): inode for name, inode in inodes.items()}
-    oscalls.inode = lambda path: recorded.get(path) or real(path)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ struct entry {
 
 #define MAGIC 0x31646f6365526c66ull
 #define FIRST 4096
-#define MOST_MAPPINGS 64
+#define MOST_MAPPINGS 512
 #define MOST_MAPPED (1 << 20)
 
 struct mapping {
@@ -93,7 +93,8 @@ static void give_up(const char *why) {
     abort();
 }
 
-__attribute__((constructor)) static void begin(void) {
+/* At once where the environment says so; else a process may say it to itself later. */
+__attribute__((constructor)) void fastlog_record(void) {
     const char *path = getenv("FASTLOG_RECORD"), *below = getenv("FASTLOG_RECORD_FOLDER");
     struct stat status;
     if (path == NULL || below == NULL || record != NULL)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import importlib
 import json
 import os
 import platform
@@ -9,11 +12,13 @@ import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
+
+from tests.histories.nursery import Nursery
 
 CAPACITY = 1 << 30  # bytes of the record; sparse, so that only what is written counts
 SOURCE = Path(__file__).with_name("recorder.c")
@@ -27,7 +32,7 @@ MAGIC = 0x31646F6365526C66
 
 
 class RecorderUnavailable(Exception):
-    """The recorder cannot be built on this machine; the message says why."""
+    """A library that stands in front of others cannot be built on this machine; the message says why."""
 
 
 class Kind(IntEnum):
@@ -87,7 +92,7 @@ class Entry:
 class Record:
     """Everything that happened in a run, and what was in the folder before it.
 
-    ``inodes`` are those of the directories, by path: a log knows the folder that it was written in.
+    ``inodes`` are those of the directories that were there, by path: a log knows the folder that it was written in.
     """
 
     entries: list[Entry]
@@ -104,56 +109,121 @@ class Record:
 
 def build_recorder(folder: Path) -> Path:
     """Compile the recorder into ``folder``; return the library. Raises RecorderUnavailable."""
+    return build_library(SOURCE, folder)
+
+
+def build_library(source: Path, folder: Path) -> Path:
+    """Compile a library for LD_PRELOAD into ``folder``. Raises RecorderUnavailable."""
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
-        raise RecorderUnavailable("the recorder stands in front of glibc's system calls: Linux with glibc only")
+        raise RecorderUnavailable(f"{source.name} stands in front of glibc's functions: Linux with glibc only")
     compiler = os.environ.get("CC") or next(filter(shutil.which, ("gcc", "cc", "clang")), None)
     if compiler is None:
-        raise RecorderUnavailable("the recorder is compiled when it is needed, and there is no C compiler")
-    library = folder / "recorder.so"
-    command = [*compiler.split(), "-O2", "-Wall", "-shared", "-fPIC", "-o", str(library), str(SOURCE), "-pthread"]
+        raise RecorderUnavailable(f"{source.name} is compiled when it is needed, and there is no C compiler")
+    library = folder / f"{source.stem}.so"
+    options = ["-O2", "-Wall", "-shared", "-fPIC", "-o", str(library), str(source), "-pthread", "-ldl"]
+    command = [*compiler.split(), *options]
     result = subprocess.run(command, check=False, capture_output=True, text=True)
     if result.returncode != 0:
-        raise RecorderUnavailable(f"the recorder does not compile: {result.stderr}")
+        raise RecorderUnavailable(f"{source.name} does not compile: {result.stderr}")
     return library
 
 
-def record_run(library: Path, root: Path, trace: Path, arguments: list[str], timeout: float = 120) -> Record:
+def record_run(
+    library: Path,
+    root: Path,
+    trace: Path,
+    arguments: list[str],
+    inodes: Mapping[int, int] | None = None,
+    timeout: float = 120,
+) -> Record:
     """Run ``python <arguments>`` with everything recorded that it does below ``root``; the record is made at ``trace``.
 
-    Raises AssertionError when the program fails, or did something that cannot be replayed.
+    ``inodes``: of directories that the program takes for others. Raises AssertionError when the program fails, or did
+    something that cannot be replayed.
     """
     root = root.resolve()
     recorded = Record([])
-    look_at_folder(root, recorded)
-    with trace.open("wb") as file:
-        file.truncate(CAPACITY)
-    preloaded = [name for name in os.environ.get("LD_PRELOAD", "").split() if name]
+    look_at_folder(root, recorded, inodes or {})
+    make_trace(trace)
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(ROOT), *(name for name in sys.path if name)]),
-        "LD_PRELOAD": " ".join([*preloaded, str(library)]),
-        "FASTLOG_RECORD": str(trace),
-        "FASTLOG_RECORD_FOLDER": str(root),
-        "FASTLOG_RECORD_LATENCY": str(LATENCY),
+        "LD_PRELOAD": preloading(library),
+        **told_to_record(root, trace),
     }
     result = subprocess.run(
         [sys.executable, *arguments], check=False, capture_output=True, text=True, env=environment, timeout=timeout
     )
     assert result.returncode == 0, f"the workload failed with {result.returncode}:\n{result.stdout}\n{result.stderr}"
     recorded.entries = read_entries(trace, root)
-    for entry in recorded.entries:
-        if entry.kind == Kind.MKDIR:
-            recorded.inodes[entry.path] = entry.inode
     return recorded
 
 
-def look_at_folder(root: Path, recorded: Record) -> None:
+def make_trace(trace: Path) -> None:
+    with trace.open("wb") as file:
+        file.truncate(CAPACITY)
+
+
+def preloading(library: Path) -> str:
+    """What LD_PRELOAD has to be, for the recorder to stand in front of whatever else does."""
+    return " ".join([*os.environ.get("LD_PRELOAD", "").split(), str(library)])
+
+
+def told_to_record(root: Path, trace: Path) -> dict[str, str]:
+    return {
+        "FASTLOG_RECORD": str(trace),
+        "FASTLOG_RECORD_FOLDER": str(root),
+        "FASTLOG_RECORD_LATENCY": str(LATENCY),
+    }
+
+
+@contextlib.contextmanager
+def recorders(library: Path, errors: Path) -> Iterator[Nursery]:
+    """A server whose children may record: all of them have imported everything already.
+
+    ``errors`` is a file for what they write to standard error.
+    """
+    with Nursery(environment={"LD_PRELOAD": preloading(library)}, preloaded=["tests.crash.store_life"],
+                 errors=errors) as nursery:  # fmt: skip
+        yield nursery
+
+
+def record_child(
+    nursery: Nursery,
+    root: Path,
+    trace: Path,
+    role: str,
+    arguments: dict[str, Any],
+    inodes: Mapping[int, int] | None = None,
+) -> Record:
+    """As ``record_run``, of a child of ``recorders``, which calls ``role`` (``"module:function"``)."""
+    root = root.resolve()
+    recorded = Record([])
+    look_at_folder(root, recorded, inodes or {})
+    make_trace(trace)
+    told = told_to_record(root, trace)
+    child = nursery.start("tests.crash.recording:be_recorded", told=told, work=role, arguments=arguments)
+    status = child.wait(120)
+    assert status == 0, f"the workload failed with {os.waitstatus_to_exitcode(status)}:\n{nursery.words()}"
+    recorded.entries = read_entries(trace, root)
+    return recorded
+
+
+def be_recorded(told: dict[str, str], work: str, arguments: dict[str, Any]) -> None:
+    """The life of such a child."""
+    os.environ.update(told)
+    ctypes.CDLL(None).fastlog_record()
+    module, _, function = work.partition(":")
+    getattr(importlib.import_module(module), function)(**arguments)
+
+
+def look_at_folder(root: Path, recorded: Record, inodes: Mapping[int, int]) -> None:
     """Note what is in the folder."""
-    recorded.inodes[""] = root.stat().st_ino
-    for path in sorted(root.rglob("*")):
-        name = path.relative_to(root).as_posix()
+    for path in (root, *sorted(root.rglob("*"))):
+        name = path.relative_to(root).as_posix() if path != root else ""
         if path.is_dir():
-            recorded.inodes[name] = path.stat().st_ino
+            inode = path.stat().st_ino
+            recorded.inodes[name] = inodes.get(inode, inode)
         else:
             recorded.files[name] = path.read_bytes()
             recorded.file_inodes[name] = path.stat().st_ino
@@ -204,6 +274,34 @@ def read_entries(trace: Path, root: Path) -> list[Entry]:
         at += size
     assert len(entries) == count
     return entries
+
+
+# --- marks alone ----------------------------------------------------------------------------------------------------
+
+
+def marks_after_a_cut(file: Path, heard: int) -> Record:
+    """What the marks of a run say (``workloads.run_marking``) whose power was cut when ``heard`` bytes of them were
+    there.
+
+    What was told later was promised to nobody, but what was tried then may be on the disk.
+    """
+    entries: list[Entry] = []
+    lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
+    position = 0
+    for line in lines:
+        position += len(line)
+        thread, _, text = line.partition(b" ")
+        if not line.endswith(b"\n"):
+            break
+        facts = json.loads(text)
+        if position > heard:
+            if facts["what"] in ("durable", "deleted", "end", "failed"):
+                continue
+            if facts["what"] == "ack":
+                facts["durable"] = False
+        data = json.dumps(facts).encode()
+        entries.append(Entry(len(entries), Kind.MARK, 0, int(thread), 0, 0, "", "", data, False))
+    return Record(entries)
 
 
 # --- a record that is kept ------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ The rules, which promise no more than POSIX and less than any file system of tod
   content.
 - Of everything else any part may be there, whatever the order: a write as a whole or in pieces of 512 bytes or 4 KiB,
   only the size of it (zeros, or whatever was on those blocks), a later one without an earlier one, a name or not.
-- Renaming happens to both names or to none.
+- Renaming happens to both names or to none. A folder that is renamed takes along what is in it.
 - Memory that is mapped for writing may reach the disk at any time: its file holds anything that it ever held.
 
 A ``Disk`` is told by a moment and its ``losses``: what happened to each operation that no sync had kept. Operations
@@ -23,12 +23,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fastlog._native import oscalls
 from tests.crash.recording import Entry, Kind, Record
 
-DIRECTORY = -1
+ROOT = -1  # folders have numbers below zero, files the others
 SECTOR = 512
 PAGE = 4096
 MOST_ENUMERATED = 5  # so many unsynced operations are lost in every combination; more of them at random
+MOST_SCRAMBLED = 1 << 16  # mapped files that are larger hold one of the contents that they had
+
+Name = tuple[int, str]  # a folder, and a name in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +47,10 @@ class DataOperation:
 
 @dataclass(frozen=True, slots=True)
 class NameOperation:
-    """Names that change at once: each to a file, or to nothing. A sync of one of ``directories`` keeps it."""
+    """Names that change at once: each to a file or folder, or to nothing. A sync of any of their folders keeps it."""
 
     number: int
-    directories: frozenset[str]
-    changes: tuple[tuple[str, int | None], ...]
+    changes: tuple[tuple[Name, int | None], ...]
 
 
 Operation = DataOperation | NameOperation
@@ -64,7 +67,7 @@ class Moment:
     """
 
     at: int
-    names: Mapping[str, int]
+    names: Mapping[Name, int]
     images: Mapping[int, bytes]
     pending: tuple[Operation, ...]
     pages: Mapping[int, tuple[bytes, ...]]
@@ -72,17 +75,26 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """Names of files and directories, and the files' contents by number."""
+    """Paths of folders and of files, by number, and the files' contents by number.
 
+    ``inodes`` are those that the folders had when they were recorded: a log knows its own. ``mapped`` are the files
+    that anything may be in: disks that differ in them only are equal.
+    """
+
+    folders: Mapping[str, int]  # what contains others comes first
     names: Mapping[str, int]
     contents: Mapping[int, bytes]
+    inodes: Mapping[str, int]
+    mapped: frozenset[int]
 
     def __hash__(self) -> int:
-        return hash(frozenset((name, self.contents.get(file)) for name, file in self.names.items()))
+        mapped = self.mapped
+        files = ((name, None if file in mapped else self.contents[file]) for name, file in self.names.items())
+        return hash((frozenset(self.folders), frozenset(files)))
 
     def files(self) -> dict[str, bytes]:
         """Content of each file by name."""
-        return {name: self.contents[file] for name, file in self.names.items() if file != DIRECTORY}
+        return {name: self.contents[file] for name, file in self.names.items()}
 
 
 class Replayer:
@@ -91,23 +103,25 @@ class Replayer:
     def __init__(self, recorded: Record) -> None:
         self.entries = recorded.entries
         self._files = 0
+        self._folders = -1
+        self._inodes = {ROOT: recorded.inodes.get("", 0)}  # of folders
         self._sizes: dict[int, int] = {}  # as the program sees them
         self._by_inode: dict[int, int] = {}
-        names: dict[str, int] = {name: DIRECTORY for name in recorded.inodes if name}
+        self._now: dict[Name, int] = {}  # names as the program sees them
+        self._syncing: dict[int, int | None] = {}  # number of the beginning of a folder's sync -> folder
         images: dict[int, bytes] = {}
-        for name, content in recorded.files.items():
-            inode = recorded.file_inodes[name]
+        for path, inode in sorted(recorded.inodes.items()):
+            if path:
+                self._now[self._name(path)] = self._new_folder(inode)
+        for path, content in recorded.files.items():
+            inode = recorded.file_inodes[path]
             file = self._by_inode.get(inode)
             if file is None:
                 file = self._new_file(inode)
-            names[name] = file
+            self._now[self._name(path)] = file
             images[file] = content
             self._sizes[file] = len(content)
-        for entry in self.entries:
-            # directories of this run are not there yet
-            if entry.kind == Kind.MKDIR:
-                names.pop(entry.path, None)
-        moment = Moment(0, names, images, (), {})
+        moment = Moment(0, dict(self._now), images, (), {})
         self.moments = [moment]
         for at, entry in enumerate(self.entries, 1):
             moment = self._after(moment, at, entry)
@@ -118,6 +132,30 @@ class Replayer:
         self._sizes[self._files] = 0
         self._files += 1
         return self._files - 1
+
+    def _new_folder(self, inode: int) -> int:
+        self._folders -= 1
+        self._inodes[self._folders] = inode
+        return self._folders
+
+    def _folder(self, path: str) -> int | None:
+        """The folder at a path as the program sees it; None when there is none (any more)."""
+        folder: int | None = ROOT
+        for part in path.split("/") if path else ():
+            folder = None if folder is None else self._now.get((folder, part))
+        return folder
+
+    def _name(self, path: str) -> Name:
+        above, _, name = path.rpartition("/")
+        folder = self._folder(above)
+        assert folder is not None, f"{path} lies in a folder that nobody has made"
+        return folder, name
+
+    def _change(self, number: int, *changes: tuple[str, int | None]) -> NameOperation:
+        """The program has changed names."""
+        operation = NameOperation(number, tuple((self._name(path), node) for path, node in changes))
+        rename(self._now, operation)
+        return operation
 
     def _after(self, moment: Moment, at: int, entry: Entry) -> Moment:
         kind = entry.kind
@@ -147,19 +185,22 @@ class Replayer:
         elif kind == Kind.CREATE:
             file = self._new_file(entry.inode)
             images = {**images, file: b""}
-            operation = name_operation(number, (entry.path, file))
+            operation = self._change(number, (entry.path, file))
         elif kind == Kind.MKDIR:
-            operation = name_operation(number, (entry.path, DIRECTORY))
+            operation = self._change(number, (entry.path, self._new_folder(entry.inode)))
         elif kind == Kind.LINK:
-            operation = name_operation(number, (entry.target, self._by_inode[entry.inode]))
+            operation = self._change(number, (entry.target, self._by_inode[entry.inode]))
         elif kind == Kind.RENAME:
-            assert not entry.is_directory
-            if entry.path == entry.target:
+            moved = self._now[self._name(entry.path)]
+            if moved == self._now.get(self._name(entry.target)):
+                # two names of one file: nothing happens
                 return Moment(at, moment.names, images, moment.pending, moment.pages)
-            operation = name_operation(number, (entry.path, None), (entry.target, self._by_inode[entry.inode]))
+            operation = self._change(number, (entry.path, None), (entry.target, moved))
         elif kind in (Kind.UNLINK, Kind.RMDIR):
-            operation = name_operation(number, (entry.path, None))
+            operation = self._change(number, (entry.path, None))
         else:
+            if kind == Kind.SYNC_BEGIN and entry.is_directory:
+                self._syncing[number] = self._folder(entry.path)
             return Moment(at, moment.names, images, moment.pending, moment.pages)
         return Moment(at, moment.names, images, (*moment.pending, operation), moment.pages)
 
@@ -168,12 +209,13 @@ class Replayer:
         begin = entry.position
         kept: list[Operation] = []
         if entry.is_directory:
+            folder = self._syncing.pop(begin)
             names = dict(moment.names)
             for operation in moment.pending:
                 if (
                     isinstance(operation, NameOperation)
                     and operation.number < begin
-                    and entry.path in operation.directories
+                    and any(where == folder for (where, _), _ in operation.changes)
                 ):
                     rename(names, operation)
                 else:
@@ -214,18 +256,29 @@ class Replayer:
                     del names[name]
             else:
                 scramble(image, pages, outcome)
-        # a file whose directory was lost is lost with it
-        reachable = {
-            name: file
-            for name, file in sorted(names.items())
-            if all(names.get(parent) == DIRECTORY for parent in parents(name))
-        }
+        return self._reachable(names, moment, changed)
+
+    def _reachable(self, names: dict[Name, int], moment: Moment, changed: dict[int, bytearray]) -> Disk:
+        """What can be found from the root. A file whose folder was lost is lost with it."""
+        within: dict[int, list[tuple[str, int]]] = {}
+        for (folder, name), node in names.items():
+            within.setdefault(folder, []).append((name, node))
+        folders: dict[str, int] = {}
+        files: dict[str, int] = {}
+        ahead = [("", ROOT)]
+        for path, folder in ahead:
+            for name, node in sorted(within.get(folder, ())):
+                if node >= 0:
+                    files[path + name] = node
+                else:
+                    folders[path + name] = node
+                    ahead.append((f"{path}{name}/", node))
         contents = {
-            file: bytes(changed[file]) if file in changed else moment.images[file]
-            for file in reachable.values()
-            if file != DIRECTORY
+            file: bytes(changed[file]) if file in changed else moment.images[file] for file in set(files.values())
         }
-        return Disk(reachable, contents)
+        inodes = {path: self._inodes[folder] for path, folder in folders.items()}
+        inodes[""] = self._inodes[ROOT]
+        return Disk(folders, files, contents, inodes, frozenset(moment.pages))
 
     def describe(self, at: int, losses: Losses) -> str:
         """What happened last before the cut, and what became of everything that was not kept."""
@@ -241,17 +294,7 @@ class Replayer:
         return "\n".join(lines)
 
 
-def parents(name: str) -> Iterator[str]:
-    while "/" in name:
-        name = name.rpartition("/")[0]
-        yield name
-
-
-def name_operation(number: int, *changes: tuple[str, int | None]) -> NameOperation:
-    return NameOperation(number, frozenset(name.rpartition("/")[0] for name, _ in changes), changes)
-
-
-def rename(names: dict[str, int], operation: NameOperation) -> None:
+def rename(names: dict[Name, int], operation: NameOperation) -> None:
     for name, file in operation.changes:
         if file is None:
             names.pop(name, None)
@@ -351,7 +394,7 @@ def may_tear(operation: Operation) -> bool:
 def moves_segment(operation: Operation) -> bool:
     """Whether a segment loses a name or gets another one."""
     return isinstance(operation, NameOperation) and any(
-        file is None and ".log" in name for name, file in operation.changes
+        file is None and ".log" in name for (_, name), file in operation.changes
     )
 
 
@@ -403,7 +446,9 @@ def random_losses(moment: Moment, chance: random.Random) -> Losses:
                 losses[operation.number] = random_tear(operation, chance) if tears else "lost"  # type: ignore[arg-type]
     for file, pages in moment.pages.items():
         seed = chance.randrange(1 << 30)
-        options = ["", "absent", "zeros", f"random:{seed}", f"mixed:{seed}", f"page:{seed % len(pages)}"]
+        options = ["", "absent", "zeros", f"page:{seed % len(pages)}"]
+        if len(pages[-1]) <= MOST_SCRAMBLED:
+            options += [f"random:{seed}", f"mixed:{seed}"]
         losses[-1 - file] = chance.choice(options)
     return {number: outcome for number, outcome in losses.items() if outcome}
 
@@ -473,48 +518,66 @@ def choose_disks(
 
 @dataclass(slots=True)
 class Place:
-    """Where disks are put: a folder whose directories stay, as a log knows the inode that it was written in.
+    """A folder that disks are put into, one after the other.
 
-    ``parked`` is a folder beside it, for directories that a disk does not have.
+    A log believes its recovery point in the very folder that it was written in: within ``believed`` the folders have
+    the inodes that they had when they were recorded.
     """
 
     root: Path
-    parked: Path
-    _parked: dict[str, Path] = field(default_factory=dict)
+    inodes: dict[int, int] = field(default_factory=dict)  # of a folder: what it was recorded as
 
     def put(self, disk: Disk) -> None:
         """Make the folder hold exactly this disk."""
-        self.restore()
         root = str(self.root)
-        for folder, directories, files in os.walk(root, topdown=False):
-            for name in files:
-                os.unlink(f"{folder}/{name}")
-            for name in directories:
-                path = f"{folder}/{name}"
-                relative = path[len(root) + 1 :]
-                if disk.names.get(relative) != DIRECTORY:
-                    target = self.parked / str(len(self._parked))
-                    os.rename(path, target)
-                    self._parked[relative] = target
+        clear(root, "", disk.folders)
+        for path in disk.folders:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(f"{root}/{path}", 0o700)
         first: dict[int, str] = {}
-        for name, file in disk.names.items():  # sorted: a directory comes before what is in it
+        for name, file in disk.names.items():
             path = f"{root}/{name}"
-            if file == DIRECTORY:
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(path, 0o700)
-            elif file in first:
+            if file in first:
                 os.link(first[file], path)
-            else:
-                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-                os.write(fd, disk.contents[file])
-                os.close(fd)
-                first[file] = path
+                continue
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            os.write(fd, disk.contents[file])
+            os.close(fd)
+            first[file] = path
+        self.inodes.clear()
+        for path, inode in disk.inodes.items():
+            self.inodes[os.stat(f"{root}/{path}").st_ino] = inode
 
-    def restore(self) -> None:
-        """Bring back the directories that the last disk did not have, over what was made in their place."""
-        while self._parked:
-            relative, source = self._parked.popitem()
-            target = self.root / relative
-            for path in sorted(target.rglob("*"), reverse=True) if target.exists() else ():
-                path.rmdir() if path.is_dir() else path.unlink()
-            os.rename(source, target)
+    @contextlib.contextmanager
+    def believed(self) -> Iterator[None]:
+        """Let fastlog see the folders in the place of the recorded ones."""
+        with pretending(self.inodes):
+            yield
+
+
+@contextlib.contextmanager
+def pretending(inodes: Mapping[int, int]) -> Iterator[None]:
+    """Let fastlog see other inodes of folders."""
+    real = oscalls.inode
+
+    def pretended(path: str) -> int:
+        found = int(real(path))
+        return inodes.get(found, found)
+
+    oscalls.inode = pretended
+    try:
+        yield
+    finally:
+        oscalls.inode = real
+
+
+def clear(path: str, relative: str, kept: Mapping[str, int]) -> None:
+    """Remove every file, and the folders that shall not stay."""
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                clear(entry.path, f"{relative}{entry.name}/", kept)
+            else:
+                os.unlink(entry.path)
+    if relative and relative[:-1] not in kept:
+        os.rmdir(path)

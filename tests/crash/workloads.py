@@ -1,7 +1,8 @@
 """What is recorded: short lives of a log, one function each.
 
-``python -m tests.crash.workloads NAME FOLDER SEED`` runs one below FOLDER. Functions mark what was promised, and what
-is about to be tried, in the record; ``checker.History`` reads the marks:
+``python -m tests.crash.workloads NAME FOLDER SEED INODES`` runs one below FOLDER; INODES is a file that says what its
+folders have to be taken for. Functions mark what was promised, and what is about to be tried, in the record;
+``checker.History`` reads the marks:
 
 ==================================  ===================================================================================
 ``try WRITER NUMBER COUNT``         an append of ``make_records(seed, writer, number)`` is about to start
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import functools
 import json
 import os
 import random
@@ -26,15 +28,18 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from threading import Thread
+from threading import Thread, get_native_id
 from typing import Any
 
 import fastlog
 from fastlog._native import oscalls
+from tests.crash.replayer import pretending
+from tests.histories.nursery import die_with
 from tests.reference.batch import TRANSACTIONAL, Record, encode_batch, make_batch
 
 SOME_TIME = 1_700_000_000_000
 NAME = "events-0"
+KNOWN = 4000  # appends whose records are kept in mind: they are wanted again for every disk
 CONFIG: dict[str, Any] = {"segment_bytes": 12_000, "index_interval_bytes": 500, "max_message_bytes": 5_500}
 
 COMPACTED: dict[str, Any] = {
@@ -44,6 +49,7 @@ COMPACTED: dict[str, Any] = {
 Stored = tuple[int, bytes | None, bytes | None, tuple[tuple[str, bytes | None], ...]]
 
 
+@functools.lru_cache(KNOWN)
 def make_records(seed: int, writer: int, number: int) -> list[Stored]:
     """The records of one append: (timestamp, key, value, headers) each. The key tells which one it is."""
     chance = random.Random(f"{seed} {writer} {number}")
@@ -63,10 +69,12 @@ def make_records(seed: int, writer: int, number: int) -> list[Stored]:
 
 
 def mark(what: str, **facts: Any) -> None:
-    """Leave a mark in the record; nothing happens when nobody records."""
+    """Leave a mark in the record, or as a line of the file of ``run_marking``; nothing happens when nobody records."""
     text = json.dumps({"what": what, **facts}).encode()
     if MARKER is not None:
         MARKER(text, len(text))
+    elif MARKS >= 0:
+        os.write(MARKS, b"%d %b\n" % (get_native_id(), text))
 
 
 try:
@@ -74,8 +82,10 @@ try:
     MARKER.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
 except AttributeError:
     MARKER = None
+MARKS = -1
 
 
+@functools.lru_cache(KNOWN)
 def make_keyed_records(seed: int, writer: int, number: int) -> list[Stored]:
     """The same for a log that is compacted: few keys, many tombstones; a header tells which one it is."""
     chance = random.Random(f"keyed {seed} {writer} {number}")
@@ -167,15 +177,21 @@ class Operation:
         """Do it, on a log; the base offset. ``records`` are left out of the end of a transaction."""
         if self.is_end:
             return int(log.end_transaction(self.producer, self.epoch, commit=self.kind == "commit"))
+        return int(log.append_batch(self.encoded(tuple(records))))
+
+    @functools.lru_cache(KNOWN)  # noqa: B019 - as for records
+    def encoded(self, records: tuple[Stored, ...]) -> bytes:
+        """The batch of it."""
         batch = make_batch([Record(offset, *record) for offset, record in enumerate(records)])
-        encoded = dataclasses.replace(
-            batch,
-            attributes=TRANSACTIONAL if self.kind == "transactional" else 0,
-            producer_id=self.producer,
-            producer_epoch=self.epoch,
-            base_sequence=self.sequence,
+        return encode_batch(
+            dataclasses.replace(
+                batch,
+                attributes=TRANSACTIONAL if self.kind == "transactional" else 0,
+                producer_id=self.producer,
+                producer_epoch=self.epoch,
+                base_sequence=self.sequence,
+            )
         )
-        return int(log.append_batch(encode_batch(encoded)))
 
 
 class Producer(Writer):
@@ -269,20 +285,22 @@ def deaths(folder: Path, seed: int) -> None:
     """Sessions that die without closing, some in the middle of a write, and the recovery by the next one."""
     for generation in range(5):
         writer = Writer(folder, seed, generation)
-        pid = os.fork()
-        if pid == 0:
-            run_and_exit(die, writer)
-        assert os.waitpid(pid, 0)[1] == 0
+        assert os.waitpid(in_child(die, writer), 0)[1] == 0
     writer = Writer(folder, seed, 9)
     with writer.open("batch") as log:
         mark("durable", end=log.end_offset)
         writer.append(log, 3)
 
 
-def run_and_exit(function: Callable[..., None], *arguments: Any) -> None:
-    """The life of a forked child: it never returns to what its parent was doing."""
+def in_child(function: Callable[..., None], *arguments: Any) -> int:
+    """Run it in a forked child; its process id. It never returns to what its parent was doing, nor outlives it."""
+    parent = os.getpid()
+    pid = os.fork()
+    if pid:
+        return pid
     status = 1
     try:
+        die_with(parent)
         function(*arguments)
         status = 0
     except BaseException:  # noqa: BLE001 - whatever it is, it is told and the child ends
@@ -443,12 +461,7 @@ def watch(folder: Path, seed: int, kind: type[Writer] = Writer) -> None:
 
 def in_processes(lives: list[Callable[[], None]], *, may_die: bool = False) -> None:
     """Run each in a process of its own, all at once."""
-    processes = []
-    for life in lives:
-        pid = os.fork()
-        if pid == 0:
-            run_and_exit(life)
-        processes.append(pid)
+    processes = [in_child(life) for life in lives]
     allowed = {0, -signal.SIGKILL} if may_die else {0}
     ends = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in processes]
     assert set(ends) <= allowed, f"processes ended with {ends}"
@@ -536,10 +549,27 @@ WORKLOADS: dict[str, Callable[[Path, int], None]] = {
 }
 
 
-def main() -> None:
-    name, folder, seed = sys.argv[1:]
+def run_marking(workload: str, folder: str, seed: int, marks: str) -> None:
+    """A workload as a process of a nursery: each mark is written to a file as it happens."""
+    global MARKS
+    MARKS = os.open(marks, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    from tests.crash.store_life import STORE_LIVES  # which imports this module
+
+    {**WORKLOADS, **STORE_LIVES}[workload](Path(folder), seed)
+
+
+def run_recorded(workload: str, folder: str, seed: int, inodes: list[Any]) -> None:
+    """A workload as a process of ``recording.recorders``."""
+    from tests.crash.store_life import STORE_LIVES  # which imports this module
+
     assert MARKER is not None, "nobody records"
-    WORKLOADS[name](Path(folder), int(seed))
+    with pretending(dict(inodes)):
+        {**WORKLOADS, **STORE_LIVES}[workload](Path(folder), seed)
+
+
+def main() -> None:
+    workload, folder, seed, inodes = sys.argv[1:]
+    run_recorded(workload, folder, int(seed), json.loads(Path(inodes).read_text()))
 
 
 if __name__ == "__main__":

@@ -87,6 +87,14 @@ def values_of(store: fastlog.Store, topic: str) -> list[bytes | None]:
     return [record.value for record in records_of(store, topic)]
 
 
+def is_read(store: fastlog.Store, group: str = "mail") -> bool:
+    """Whether the group has nothing to come, neither in its topics nor in what waits."""
+    topics = ["orders", f"orders.{group}.retry"]
+    if topics[1] not in store.topics():
+        return False
+    return not any(lag.records for lag in store.group_lag(group, topics).values())
+
+
 def committed(store: fastlog.Store, group: str) -> dict[fastlog.TopicPartition, fastlog.OffsetAndMetadata]:
     from fastlog.groups.offsets import OffsetStore
 

@@ -9,7 +9,7 @@ from typing import Any
 import fastlog
 from fastlog import Headers, Record
 from fastlog.delivery.dead_letters import DeadLetters
-from fastlog.delivery.headers import dead_letter_headers
+from fastlog.delivery.headers import dead_letter_headers, item_of_retry
 from fastlog.delivery.items import Failure, Item, Move
 from fastlog.delivery.naming import DEAD_LETTER, RETRY, require_topic
 
@@ -86,3 +86,22 @@ def exact_sum(store: fastlog.Store, letters: DeadLetters) -> Counter[bytes | Non
     for topic in (AGAIN, SOURCE):
         found += values_of(content(store, topic))
     return found
+
+
+def check_each_once(count: int, store: fastlog.Store, *, done: bool) -> int:
+    """Each of so many records is somewhere once, and the audits say so; how many letters were handled.
+
+    ``done``: all of them are.
+    """
+    letters = DeadLetters.open(store, DLQ)
+    handled = [letter.value for letter in letters.list(state="handled")]
+    audited = [at for one in letters.audits() for first, length in one.offsets for at in range(first, first + length)]
+    assert len(audited) == len(set(audited)) == len(handled)
+    discarded = values_of(one for one in letters.list(state="handled") if one.state == "discarded")
+    assert exact_sum(store, letters) + discarded == Counter(raw_of(number, 0).value for number in range(count))
+    for record in content(store, AGAIN):
+        raw = item_of_retry(record).raw
+        assert raw == raw_of(raw.offset, 0) and raw.headers == raw_of(raw.offset, 0).headers
+    if done:
+        assert letters.count() == 0 and len(handled) == count
+    return len(handled)

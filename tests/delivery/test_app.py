@@ -188,6 +188,26 @@ def test_without_retry_there_is_one_attempt(store: fastlog.Store, clock: HandClo
     assert not records_of(store, "orders.mail.retry")
 
 
+def test_where_a_group_begins_is_said_of_the_source_alone(store: fastlog.Store, clock: HandClock) -> None:
+    """The retry topic is read from its first record on, wherever ``start`` begins with the source."""
+    store.create_topic("orders")
+    send(store, "orders", [b"old", b"older", b"bad"])
+    app = App(store, clock=clock)
+    calls = []
+    starts = {fastlog.TopicPartition("orders", 0): 2}
+
+    @app.subscriber("orders", group="mail", retry=plain_retry(2), start=lambda partition: starts[partition])
+    def mail(record: fastlog.Record) -> None:
+        calls.append(record.value)
+        if len(calls) == 1:
+            raise ValueError
+
+    with driven(app, clock) as running:
+        assert calls == [b"bad"]
+        running.advance(10 * SECOND)
+        assert calls == [b"bad", b"bad"]
+
+
 def test_what_is_given_up_on_is_not_tried_again(store: fastlog.Store, clock: HandClock) -> None:
     store.create_topic("orders")
     send(store, "orders", [b"bad"])

@@ -8,7 +8,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +17,9 @@ import pytest
 import fastlog
 from fastlog.delivery.app import SAME_SIGNAL_MS
 from fastlog.delivery.headers import letter_of
-from tests.delivery.apps import records_of, send, values_of
-from tests.delivery.worker import Worker, read_diary
-
-PATIENCE = 25.0
-
-
-class Fleet:
-    """Worker processes on one store."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.diary = folder / "diary"
-        self.workers: list[Worker] = []
-
-    def start(self, failpoint: str | None = None, **options: Any) -> Worker:
-        """A worker, as soon as it has come to its app."""
-        worker = Worker(self.folder, failpoint, options)
-        self.workers.append(worker)
-        until(lambda: worker.code is not None or (worker.pid, "start", "worker") in read_diary(self.diary), "started")
-        return worker
-
-    def kill(self) -> None:
-        for worker in self.workers:
-            worker.kill()
-
-    def calls(self, event: str = "begin") -> list[str]:
-        return [value for _, found, value in read_diary(self.diary) if found == event]
+from tests.delivery.apps import is_read, records_of, send, values_of
+from tests.delivery.fleet import PATIENCE, Fleet, check_order, everything, until
+from tests.delivery.worker import read_diary
 
 
 @pytest.fixture
@@ -57,27 +33,6 @@ def fleet(folder: Path) -> Iterator[Fleet]:
 def store(folder: Path) -> Iterator[fastlog.Store]:
     with fastlog.open(folder / "store", durability="os") as opened:
         yield opened
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.01)
-
-
-def is_read(store: fastlog.Store, group: str = "mail") -> bool:
-    """Whether the group has nothing to come, neither in its topics nor in what waits."""
-    topics = ["orders", "orders.mail.retry"]
-    if topics[1] not in store.topics():
-        return False
-    return not any(lag.records for lag in store.group_lag(group, topics).values())
-
-
-def everything(store: fastlog.Store, fleet: Fleet) -> Counter[str]:
-    """How often each record came to an end: handled, or a dead letter."""
-    dead = [(value or b"").decode() for value in values_of(store, "orders.mail.dlq")]
-    return Counter(fleet.calls("end")) + Counter(dead)
 
 
 # --- death -----------------------------------------------------------------------------------------------------------
@@ -249,19 +204,6 @@ def test_a_move_of_a_process_that_was_stopped_too_long_does_not_count(
 # --- order -----------------------------------------------------------------------------------------------------------
 
 
-def check_order(diary: list[tuple[int, str, str]], keys: int) -> None:
-    """No record of a key begins before the one before it has ended for good."""
-    ended: dict[int, int] = {}
-    for _, event, value in diary:
-        if event == "start":
-            continue
-        _, key, number = value.split("-")
-        if event == "begin":
-            assert int(number) <= ended.get(int(key), -1) + 1, f"{value} began after {ended.get(int(key))}"
-        elif event == "end":
-            ended[int(key)] = max(ended.get(int(key), -1), int(number))
-
-
 @pytest.mark.parametrize("kills", [False, True])
 def test_keys_stay_in_order_while_workers_come_and_go(
     store: fastlog.Store, fleet: Fleet, seed: int, kills: bool
@@ -284,7 +226,7 @@ def test_keys_stay_in_order_while_workers_come_and_go(
     until(lambda: len(set(fleet.calls("end"))) == keys * each and is_read(store), "everything is handled")
     for worker in workers:
         worker.end(PATIENCE)
-    check_order(read_diary(fleet.diary), keys)
+    check_order(read_diary(fleet.diary))
     ends = Counter(fleet.calls("end"))
     if not kills:
         assert set(ends.values()) == {1}

@@ -347,7 +347,8 @@ AUDIT = {"action": "redrive", "to": AGAIN, "offsets": [[0, 1]], "at": 1, "by": "
 @pytest.mark.parametrize(
     "change",
     [
-        {"offsets": 7}, {"offsets": [[1]]}, {"offsets": [[-1, 1]]}, {"offsets": [["0", 1]]}, {"at": None},
+        {"offsets": 7}, {"offsets": [[1]]}, {"offsets": [[-1, 1]]}, {"offsets": [["0", 1]]},
+        {"offsets": [[2**63 - 1, 1]]}, {"at": None},
         {"by": 7}, {"to": 7},
     ],
     ids=str,

@@ -15,7 +15,7 @@ import pytest
 import fastlog
 from fastlog.delivery.dead_letters import DeadLetters
 from tests.delivery.lettering import DLQ, GROUP, SOURCE
-from tests.delivery.test_dead_letters_kills import Operator
+from tests.delivery.operators import Operator
 
 RECORDS = 60
 

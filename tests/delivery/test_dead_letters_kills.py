@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,64 +20,10 @@ import fastlog
 from fastlog._native import oscalls
 from fastlog.delivery import dead_letters
 from fastlog.delivery.dead_letters import DeadLetters
-from fastlog.delivery.headers import item_of_retry
 from tests.delivery import lettering
-from tests.delivery.lettering import AGAIN, DLQ, SOURCE, content, exact_sum, fill, prepare, values_of
+from tests.delivery.lettering import DLQ, SOURCE, content, exact_sum, fill, prepare
 from tests.delivery.operator_worker import PORTION
-
-LETTERS = 14
-# the coordinator's record of each partition, the decision, markers in two partitions, the end: of three transactions
-STEPS = [
-    ("transaction.opened", 1), ("transaction.entered", 2), ("transaction.entered", 4), ("transaction.decided", 1),
-    ("transaction.decided", 3), ("transaction.marked", 1), ("transaction.marked", 2), ("transaction.completed", 1),
-]  # fmt: skip
-APPENDS = [
-    ("append.written", 4), ("append.written", 6), ("append.written", 8), ("append.written", 12), ("append.dirty", 7),
-    ("append.published", 9),
-]  # fmt: skip
-
-
-class Operator:
-    """An operator in a process of its own, ready to begin."""
-
-    def __init__(
-        self, path: Path, name: str, action: str, failpoint: str = "", what: str = "kill", nth: int = 1,
-        durability: str = "os", most_bytes: int | None = None,
-    ) -> None:  # fmt: skip
-        self.child = subprocess.Popen(
-            [sys.executable, "-m", "tests.delivery.operator_worker", str(path), durability, name, action, failpoint,
-             what, str(nth), *([] if most_bytes is None else [str(most_bytes)])],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        assert self.line() == "ready"
-
-    def line(self) -> str:
-        assert self.child.stdout is not None
-        return self.child.stdout.readline().strip()
-
-    def go(self) -> None:
-        assert self.child.stdin is not None
-        self.child.stdin.write("go\n")
-        self.child.stdin.flush()
-
-    def died(self) -> None:
-        assert self.child.wait(30) == -signal.SIGKILL
-
-    def stopped(self) -> None:
-        deadline = time.monotonic() + 30
-        while Path(f"/proc/{self.child.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
-            assert time.monotonic() < deadline and self.child.poll() is None
-            time.sleep(0.005)
-
-    def close(self) -> None:
-        self.child.kill()
-        self.child.wait()
-        for file in (self.child.stdin, self.child.stdout):
-            assert file is not None
-            try:
-                file.close()
-            except OSError:
-                pass
+from tests.delivery.operators import APPENDS, LETTERS, STEPS, Operator, check, finish
 
 
 @pytest.fixture
@@ -97,30 +41,6 @@ def start(folder: Path) -> Iterator[Callable[..., Operator]]:
     yield begin
     for operator in started:
         operator.close()
-
-
-WANTED = Counter(lettering.raw_of(number, 0).value for number in range(LETTERS))
-
-
-def check(store: fastlog.Store, *, done: bool) -> int:
-    """Every record is somewhere once, and the audits say so; how many were handled."""
-    letters = DeadLetters.open(store, DLQ)
-    handled = [letter.value for letter in letters.list(state="handled")]
-    audited = [at for one in letters.audits() for first, length in one.offsets for at in range(first, first + length)]
-    assert len(audited) == len(set(audited)) == len(handled)
-    discarded = values_of(one for one in letters.list(state="handled") if one.state == "discarded")
-    assert exact_sum(store, letters) + discarded == WANTED
-    for record in content(store, AGAIN):
-        raw = item_of_retry(record).raw
-        assert raw == lettering.raw_of(raw.offset, 0) and raw.headers == lettering.raw_of(raw.offset, 0).headers
-    if done:
-        assert letters.count() == 0 and len(handled) == LETTERS
-    return len(handled)
-
-
-def finish(store: fastlog.Store, action: str) -> int:
-    letters = DeadLetters.open(store, DLQ, by="second")
-    return (letters.discard() if action == "discard" else letters.redrive(to=action)).letters  # type: ignore[arg-type]
 
 
 # --- death ------------------------------------------------------------------------------------------------------------
@@ -192,7 +112,7 @@ def test_killed_again_and_again(folder: Path, start: Callable[..., Operator], se
     """Until nothing is left; at any of the points, wherever the one before it died."""
     chance = random.Random(seed)
     points = [*{name for name, _ in (*STEPS, *APPENDS)}]
-    for number in range(8):
+    for number in range(4):
         operator = start(f"operator {number}", "retry", chance.choice(sorted(points)), "kill", chance.randrange(1, 9))
         operator.go()
         operator.child.wait(30)

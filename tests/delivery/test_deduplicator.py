@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -331,6 +332,18 @@ def test_damage_inside_is_told_when_it_is_met(folder: Path) -> None:
         finally:
             memory.close()
     assert caught.value.path == str(path)
+
+
+def test_damage_that_is_no_text_is_told_too(folder: Path) -> None:
+    """SQLite quotes the name of the table that it finds damaged, as it finds it."""
+    path = written(folder)
+    content = path.read_bytes()
+    at = content.index(b"CREATE TABLE finished") - len(b"finished")
+    for offset in range(at - 40, at + 8):
+        for bit in (0x80, 0xE9):
+            path.write_bytes(content[:offset] + bytes([content[offset] ^ bit]) + content[offset + 1 :])
+            with contextlib.suppress(fastlog.Error):
+                fastlog.Deduplicator().open(str(folder), "mail").close()
 
 
 def test_any_damage_is_an_error_of_ours_or_harmless(folder: Path, seed: int) -> None:

@@ -263,6 +263,22 @@ def test_a_record_that_ended_its_process_too_often() -> None:
     assert move.failure is not None and move.failure.exception == "WorkerDied" and move.failure.at == NOW
 
 
+@pytest.mark.parametrize("mark", [None, Mark(0, 1)])
+def test_an_owner_that_has_not_looked_leaves_the_suspects_to_the_next(mark: Mark | None) -> None:
+    """Released before anything was read, or before the record with the mark was."""
+    dead = (Finished(0, clean=False, mark=mark), Finished(0, clean=False))
+    said = work(attempts=1, committed=dead).finished(clean=True)
+    assert said == dead
+    made = work(attempts=1, committed=said)
+    made.take(NOW, 10)
+    assert made.finished(clean=True)[0] == Finished(0, clean=mark is None, mark=mark), (
+        "there is nothing to be suspected"
+    )
+    if mark is not None:
+        made.add_source([source(0, b"a")])
+        assert made.take(NOW, 10) == [] and [move.to for move in move_all(made)] == ["dead_letter"]
+
+
 @pytest.mark.parametrize("free", [1, 10])
 def test_careful_steps_after_the_suspects(free: int) -> None:
     """Whatever is begun between two commits would be a suspect, had the process ended in it."""

@@ -6,6 +6,8 @@ import os
 import random
 import signal
 import time
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,10 @@ class Crowd:
     options: dict[str, Any] = field(default_factory=dict)
     workers: list[Worker] = field(default_factory=list)
     kills: int = 0
+    freezes: int = 0
+    deaths: Counter[str] = field(default_factory=Counter)  # by the failpoint that somebody killed himself at
+    waits: list[float] = field(default_factory=list)  # seconds from a death to an append of somebody else
+    summary: str = ""
 
     def __post_init__(self) -> None:
         self.path = self.folder / "events-0"
@@ -98,11 +104,15 @@ class Crowd:
         worker.child.kill()
         self.kills += 1
 
-    def died_by_itself(self, worker: Worker, timeout: float = 30) -> None:
-        """Wait for a worker that kills itself at a failpoint."""
-        status = worker.child.wait(timeout)
-        assert status == signal.SIGKILL, f"{worker.child.name} ended with {status} without reaching its failpoint"
+    def dies(self, name: str, nth: int = 1, **options: Any) -> Worker:
+        """A writer that kills itself when it passes a failpoint for the ``nth`` time; when this returns it is dead."""
+        worker = self.start("write", failpoint=[name, "kill", nth], **options)
+        status = worker.child.wait(30)
+        words = self.last_words(worker)
+        assert status == signal.SIGKILL, f"{worker.child.name} ended with {status} without reaching {name}: {words}"
         self.kills += 1
+        self.deaths[name] += 1
+        return worker
 
     def settled(self, worker: Worker, timeout: float = 30) -> None:
         """Wait until a worker has its first acknowledgement, or its first read."""
@@ -139,7 +149,15 @@ class Crowd:
                     return int(words[4])
             return 0
 
-        return (self.until(ended, timeout, "acknowledged an append again", worker) - after) / 1e9
+        seconds: float = (self.until(ended, timeout, "acknowledged an append again", worker) - after) / 1e9
+        return seconds
+
+    def all_go_on(self, workers: Iterable[Worker], after: int, within: float) -> None:
+        """Each of the survivors has an append through within so many seconds of a death."""
+        for worker in workers:
+            seconds = self.goes_on(worker, after)
+            assert seconds < within, f"{worker.child.name} went on only after {seconds:.2f} s"
+            self.waits.append(seconds)
 
     def __enter__(self) -> Crowd:
         return self
@@ -182,7 +200,8 @@ class Crowd:
         self.stop()
         history = self.history()
         self.summary = (
-            f"{self.kills} kills, {len(self.workers)} processes, {len(history.appends)} appends, "
+            f"{self.kills} kills, {self.freezes} freezes, {len(self.workers)} processes, "
+            f"{len(history.appends)} appends, "
             f"{sum(a.base is not None for a in history.appends.values())} acknowledged, "
             f"{sum(a.error is not None for a in history.appends.values())} refused, {len(history.reads)} reads, "
             f"{history.end_offset} records"

@@ -43,9 +43,9 @@ class Run(NamedTuple):
 
     offset: int
     append: AppendId
-    index: int
+    index: int  # type: ignore[assignment]  # of a tuple that is never searched
     records: int
-    count: int
+    count: int  # type: ignore[assignment]
 
 
 @dataclass(slots=True)
@@ -113,9 +113,9 @@ class History:
             if letter == "R":
                 handle, *numbers = rest.split(" ", 8)
                 runs = numbers.pop() if len(numbers) == 7 else ""
-                read = Read(handle, *map(int, numbers), runs=tuple(parse_runs(runs)))
-                self.reads.append(read)
-                latest = read.ended
+                begun, latest, start, end, readable, durable = map(int, numbers)
+                found = tuple(parse_runs(runs))
+                self.reads.append(Read(handle, begun, latest, start, end, readable, durable, found))
                 continue
             words = rest.split(" ")
             if letter == "O":
@@ -134,11 +134,11 @@ class History:
                     self.appends[which].ended, self.appends[which].error = (latest := int(words[3])), words[4]
                 else:
                     raise ValueError(f"unknown event {line!r}")
-        for handle in mine:
-            if handle.gone == 0:
-                handle.gone = max(latest, alive_until)
-                handle.dead_by = handle.gone if dead_by is None else dead_by
-            self.handles[handle.name] = handle
+        for one in mine:
+            if one.gone == 0:
+                one.gone = max(latest, alive_until)
+                one.dead_by = one.gone if dead_by is None else dead_by
+            self.handles[one.name] = one
 
     def copy(self) -> History:
         """A history of its own, to be spoilt by a test of the checker."""

@@ -9,6 +9,7 @@ processes may live in a pid namespace of their own.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import json
@@ -19,11 +20,21 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+PRELOADED = ("tests.histories.workers", "tests.histories.puppet", "tests.histories_messaging.workers")
 _PR_SET_PDEATHSIG = 1
+
+
+def die_with(parent: int) -> None:
+    """This process, a child of ``parent``, is killed when that one dies: nobody is left over. Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(4)
 
 
 class Stopping:
@@ -88,22 +99,35 @@ class Child:
 
 
 class Nursery:
-    """A server and its children. ``prefix`` is put before its command, ``environment`` added to its own."""
+    """A server and its children. ``prefix`` is put before its command, ``environment`` added to its own.
 
-    def __init__(self, prefix: list[str] | None = None, environment: dict[str, str] | None = None) -> None:
+    ``preloaded``: modules that roles are in, besides those of histories and puppets. ``errors``: a file for what all of
+    them write to standard error.
+    """
+
+    def __init__(
+        self,
+        prefix: list[str] | None = None,
+        environment: dict[str, str] | None = None,
+        preloaded: Sequence[str] = (),
+        errors: Path | None = None,
+    ) -> None:
         paths = [path for path in sys.path if path]
         inherited = {name: value for name, value in os.environ.items() if name != "FASTLOG_FAILPOINT"}
+        self.errors = errors
         self.children: dict[int, Child] = {}
         self.ready = False
         self.rest = b""
-        self.process = subprocess.Popen(
-            [*(prefix or []), sys.executable, "-m", "tests.histories"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            cwd=ROOT,
-            env={**inherited, "PYTHONPATH": os.pathsep.join(paths), **(environment or {})},
-            bufsize=0,
-        )
+        with contextlib.ExitStack() as stack:
+            self.process = subprocess.Popen(
+                [*(prefix or []), sys.executable, "-m", "tests.histories", *preloaded],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=None if errors is None else stack.enter_context(errors.open("ab")),
+                cwd=ROOT,
+                env={**inherited, "PYTHONPATH": os.pathsep.join(paths), **(environment or {})},
+                bufsize=0,
+            )
 
     def __enter__(self) -> Nursery:
         self.hear_until(lambda: self.ready, 60, "the nursery did not start")
@@ -122,6 +146,10 @@ class Nursery:
             self.process.kill()
             self.process.wait()
         self.process.stdout.close()
+
+    def words(self) -> str:
+        """The end of what all of them wrote to standard error."""
+        return "" if self.errors is None else self.errors.read_text(errors="replace")[-5000:]
 
     def send(self, message: dict[str, Any]) -> None:
         assert self.process.stdin
@@ -179,10 +207,7 @@ def run_child(message: dict[str, Any], server: int) -> None:
     """All of a child's life. It never returns to the server's loop."""
     status = 3
     try:
-        if sys.platform == "linux":
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != server:
-                os._exit(4)
+        die_with(server)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -218,9 +243,8 @@ def bury(numbers: dict[int, int]) -> None:
 
 
 def main() -> None:
-    importlib.import_module("tests.histories.workers")
-    importlib.import_module("tests.histories.puppet")
-    importlib.import_module("tests.histories_messaging.workers")
+    for name in (*PRELOADED, *sys.argv[1:]):
+        importlib.import_module(name)
     wake, waker = os.pipe()
     os.set_blocking(waker, False)
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)

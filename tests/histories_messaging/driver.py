@@ -6,6 +6,8 @@ import random
 import signal
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from fastlog.store.internal import CONSUMER_OFFSETS, partition_for_name
 from tests.histories.checker import Anomaly
 from tests.histories.nursery import Child, Nursery
 from tests.histories_messaging.checker import Checker, History, Process, Stored
-from tests.histories_messaging.notes import read_notes
+from tests.histories_messaging.notes import Event, read_notes
 from tests.histories_messaging.workers import EOS_GROUP, IN, OUT
 
 MODULE = "tests.histories_messaging.workers"
@@ -27,12 +29,17 @@ TRANSACTION = [f"transaction.{step}" for step in ("opened", "entered", "synced",
 GROUP = [f"group.{step}" for step in ("stripped", "seated", "published", "taken", "released")]
 EXCHANGE = ["exchange.compared", "exchange.stored"]
 PAGE = ["page.filling", "page.filled", "page.published", "group.moving", "group.copied", "group.retired"]
+STORE = [
+    *("store.topic_written", "store.topic_deleting", "store.partition_made", "store.partition_named"),
+    *("store.partition_renamed", "store.topic_forgotten"),
+]
 FAILPOINTS = {
     "produce": APPEND,
     "transact": APPEND + TRANSACTION * 2,
     "transform": APPEND + TRANSACTION * 2 + GROUP + EXCHANGE + PAGE,
     "consume": APPEND + GROUP * 2 + EXCHANGE * 2 + PAGE,
     "follow": [],
+    "garden": APPEND + STORE * 2,
 }
 POSTS: dict[str, tuple[str, dict[str, Any]]] = {
     "producer": ("produce", {"topics": [IN, IN, OUT]}),
@@ -43,6 +50,14 @@ POSTS: dict[str, tuple[str, dict[str, Any]]] = {
     "member b": ("consume", {"group": "plain"}),
     "seeker": ("consume", {"group": "seeking", "seeks": True}),
     "reader": ("follow", {}),
+}
+# beside them, or in their place: tasks of asyncio, and topics that come and go
+MORE_POSTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "async producer": ("produce", {"topics": [IN, OUT], "asynchronous": True}),
+    "async transformer": ("transform", {"transactional_id": "eos-c", "asynchronous": True}),
+    "async member": ("consume", {"group": "plain", "asynchronous": True}),
+    "gardener": ("garden", {}),
+    "async gardener": ("garden", {"asynchronous": True}),
 }
 
 
@@ -59,6 +74,7 @@ class Worker:
     wakes_at: float | None = None  # when a frozen one is let go on
     read_to: int = 0
     calls: int = 0
+    heard: int | None = None  # bytes of its notes that count as told, when power was cut under it
 
     def count(self) -> int:
         """Calls that it has noted so far."""
@@ -73,12 +89,17 @@ class Worker:
 
 @dataclass
 class Gang:
-    """Processes on one store. ``options`` are those of every worker."""
+    """Processes on one store. ``options`` are those of every worker.
+
+    The store lies in ``place``; the notes, and by default the store too, in ``folder``.
+    """
 
     nursery: Nursery
     folder: Path
     seed: int
     options: dict[str, Any] = field(default_factory=dict)
+    place: Path | None = None
+    durability: str = "os"
     posts: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=lambda: dict(POSTS))
     workers: list[Worker] = field(default_factory=list)
     at_post: dict[str, Worker] = field(default_factory=dict)
@@ -89,13 +110,16 @@ class Gang:
     drained: list[tuple[str, Worker]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.path = self.folder / "store"
+        self.path = (self.place or self.folder) / "store"
         self.notes = self.folder / "notes"
         self.notes.mkdir(exist_ok=True)
         self.chance = random.Random(self.seed)
         self.partitions = {IN: 3, OUT: 3}
         self.summary = ""
-        with fastlog.open(self.path, durability="os") as store:
+        # what takes locks that a frozen worker may hold happens beside the thread that wakes the frozen
+        self.beside = ThreadPoolExecutor(1)
+        self.growing: Future[None] | None = None
+        with fastlog.open(self.path, durability=self.durability) as store:
             for topic, count in self.partitions.items():
                 store.create_topic(topic, count)
 
@@ -105,6 +129,7 @@ class Gang:
     def __exit__(self, *_: object) -> None:
         for worker in self.living():
             worker.child.kill()
+        self.beside.shutdown()
 
     # --- processes --------------------------------------------------------------------------------------------------
 
@@ -119,7 +144,7 @@ class Gang:
             failpoint = [self.chance.choice(names), self.chance.choice(["kill", "kill", "stop"]), nth]
         everything: dict[str, Any] = {
             "max_poll_interval": MAX_POLL_INTERVAL, "transaction_timeout": TRANSACTION_TIMEOUT, "failpoint": failpoint,
-            **self.options, **settings, **options,
+            "durability": self.durability, **self.options, **settings, **options,
         }  # fmt: skip
         notes = self.notes / f"{number}"
         child = self.nursery.start(
@@ -159,10 +184,16 @@ class Gang:
             self.look_after()
             if not calm:
                 self.strike()
+        while self.growing is not None:
+            self.look_after()
+            time.sleep(0.01)
 
     def look_after(self) -> None:
         """Wake who has slept long enough, and fill empty posts."""
         now = time.monotonic()
+        if self.growing is not None and self.growing.done():
+            self.growing.result()
+            self.growing = None
         for worker in self.living():
             if worker.wakes_at is None and worker.child.stopped:
                 worker.wakes_at = now + self.chance.choice([0.05, 0.3, 1.5])  # at a failpoint
@@ -201,11 +232,24 @@ class Gang:
             self.counts["asked to stop"] += 1
         elif dice < 0.43:
             topic = self.chance.choice([IN, OUT])
-            if self.partitions[topic] < 5:
+            if self.partitions[topic] < 5 and self.growing is None:
                 self.partitions[topic] += 1
-                with fastlog.open(self.path, durability="os") as store:
-                    store.add_partitions(topic, self.partitions[topic])
+                self.growing = self.beside.submit(self.grow, topic, self.partitions[topic])
                 self.counts["partitions added"] += 1
+
+    def grow(self, topic: str, partitions: int) -> None:
+        with fastlog.open(self.path, durability=self.durability) as store:
+            store.add_partitions(topic, partitions)
+
+    def lose_power(self, cut: Callable[[], None]) -> None:
+        """Power is cut under all of them: what they have noted by now was promised, if the level is a durable one."""
+        living = self.living()
+        for worker in living:
+            worker.heard = worker.notes.stat().st_size if worker.notes.exists() else 0
+        cut()
+        for worker in living:
+            worker.child.kill()
+        self.counts["power cuts"] += 1
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
@@ -241,6 +285,7 @@ class Gang:
                 if any(group == one for one, _ in self.drained):
                     continue
                 options: dict[str, Any] = {"drains": True, "drained": [IN] if group == EOS_GROUP else [IN, OUT]}
+                options["asynchronous"] = False
                 if "transactional_id" in self.posts[post][1]:
                     options["transactional_id"] = "drain"
                 drain = self.start(post, **options)
@@ -254,18 +299,26 @@ class Gang:
         history = History(complaints=list(self.complaints), max_poll_interval=MAX_POLL_INTERVAL)
         for worker in self.workers:
             child = worker.child
-            if child.status not in (0, signal.SIGKILL):
+            if worker.heard is None and child.status not in (0, signal.SIGKILL):
                 last = worker.notes.read_text().splitlines()[-2:] if worker.notes.exists() else []
                 history.complaints.append(Anomaly("damage", f"{child.name} ended with {child.status}: {last}"))
-            history.processes.append(
-                Process(worker.number, worker.role, read_notes(worker.notes), child.signalled_at, child.dead_by)
-            )
         with fastlog.open(self.path, durability="os") as store:
             for topic in (IN, OUT):
                 for number in range(store.topic(topic).partitions):
                     read_partition(history, store, topic, number)
             for group in {EOS_GROUP, *(settings.get("group", EOS_GROUP) for _, settings in self.posts.values())}:
                 read_commits(history, store, group)
+            topics = set(store.topics())
+        for worker in self.workers:
+            events = read_notes(worker.notes)
+            if worker.heard is not None:
+                told = len(read_notes(worker.notes, worker.heard))
+                events[told:] = untold(events, told, history)
+            history.processes.append(
+                Process(worker.number, worker.role, events, worker.child.signalled_at, worker.child.dead_by)
+            )
+            if worker.role == "garden":
+                check_topics(history, events, topics)
         return history
 
     def check(self) -> list[Anomaly]:
@@ -284,6 +337,30 @@ class Gang:
             f"{checker.reads} records read, {len(checker.told)} offsets committed"
         )
         return anomalies
+
+
+def untold(events: list[Event], told: int, history: History) -> Iterator[Event]:
+    """What is left of the notes behind the first ``told`` ones, which were made when power was cut, or after that.
+
+    What was tried may be there; what was handed out or answered then was promised to nobody.
+    """
+    begun = {event["n"]: event for event in events if event["k"] == "i"}
+    there = {(*partition, one.offset): one.value for partition, records in history.stored.items() for one in records}
+    for event in events[told:]:
+        if event["k"] == "i" or (event["k"] == "s" and event["what"] not in ("deliveries", "complaint")):
+            yield event
+            continue
+        op = begun[event["n"]]["op"] if event["k"] in "of" else ""
+        if op == "transaction":
+            outcome = event.get("outcome") if event["k"] == "o" else None
+            yield {"k": "o", "t": event["t"], "n": event["n"], "outcome": outcome if outcome == "aborted" else None}
+        elif op == "seek":
+            yield {"k": "o", "t": event["t"], "n": event["n"]}
+        elif event["k"] == "o" and op in ("poll", "next", "batch"):
+            records = [one for one in event["records"] if there.get(tuple(one[:3])) == one[3]]
+            yield {**event, "records": records}
+        elif event["k"] == "o" and op != "commit":
+            yield event
 
 
 # --- what the store holds ---------------------------------------------------------------------------------------------
@@ -314,6 +391,17 @@ def read_partition(history: History, store: fastlog.Store, topic: str, number: i
             pending.setdefault(batch.producer_id, []).extend(found)
     history.stored[topic, number] = records
     history.ends[topic, number] = (log.readable_offset, log.end_offset)
+
+
+def check_topics(history: History, events: list[Event], there: set[str]) -> None:
+    """A topic that nobody else touches is there from its creation to its deletion."""
+    begun = {event["n"]: event for event in events if event["k"] == "i" and event["op"] in ("create_own", "delete_own")}
+    done = {event["n"] for event in events if event["k"] == "o"}
+    last = {event["topic"]: event for event in begun.values()}  # what befell it last
+    for topic, event in last.items():
+        if event["n"] in done and (event["op"] == "create_own") != (topic in there):
+            state = "is there" if topic in there else "is not there"
+            history.complaints.append(Anomaly("damage", f"the topic {topic} {state}, after {event['op']}"))
 
 
 def read_commits(history: History, store: fastlog.Store, group: str) -> None:

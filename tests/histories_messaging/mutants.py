@@ -91,7 +91,7 @@ def no_rewind() -> None:
 def isolation_ignored() -> None:
     """Readers see what is not committed."""
     lease = Directory.lease
-    Directory.lease = lambda self, topic, partition, isolation="": lease(  # type: ignore[assignment,method-assign]
+    Directory.lease = lambda self, topic, partition, isolation="": lease(  # type: ignore[method-assign]
         self, topic, partition, "read_uncommitted"
     )
 
@@ -135,7 +135,7 @@ def takes_what_others_own() -> None:
 
 def does_not_wait_for_pending() -> None:
     """A new owner reads committed offsets while an open transaction may move them."""
-    fastlog.clients.consumer.resolve_pending = lambda *_, **__: True
+    fastlog.clients.consumer.resolve_pending = lambda *_, **__: True  # type: ignore[attr-defined]
 
 
 MUTANTS: dict[str, Callable[[], None]] = {

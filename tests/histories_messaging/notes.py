@@ -48,9 +48,9 @@ class Notes:
         self._write({"k": "s", "what": what, **facts})
 
 
-def read_notes(path: Path) -> list[Event]:
-    """All complete lines of a process; the last one may be torn, when the disk was full."""
+def read_notes(path: Path, most: int | None = None) -> list[Event]:
+    """All complete lines of a process, or of ``most`` bytes; the last one may be torn, when the disk was full."""
     if not path.exists():
         return []
-    complete = path.read_bytes().rpartition(b"\n")[0]
+    complete = path.read_bytes()[:most].rpartition(b"\n")[0]
     return [json.loads(line) for line in complete.split(b"\n") if line]

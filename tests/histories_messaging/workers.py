@@ -9,16 +9,19 @@ from __future__ import annotations
 import gc
 import os
 import random
+import re
 import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import fastlog
 from fastlog._native import oscalls
 from tests.histories.nursery import stopping
+from tests.histories_messaging import awaited
 from tests.histories_messaging.mutants import MUTANTS
 from tests.histories_messaging.notes import Notes
 
@@ -42,9 +45,14 @@ class Desk:
         if options.get("failpoint"):
             oscalls.arm(*options["failpoint"])
 
-    def open(self) -> fastlog.Store:
+    def open(self) -> Any:
+        """The store, or one for asyncio behind the same face."""
+        options = {"durability": self.options.get("durability", "os"), "lock_timeout": 20}
         number = self.notes.begin("open_store")
-        store = fastlog.open(self.path, durability="os", lock_timeout=20)
+        if self.options.get("asynchronous"):
+            store = awaited.open_store(self.path, random.Random(self.chance.random()), **options)
+        else:
+            store = fastlog.open(self.path, **options)
         self.notes.ok(number)
         return store
 
@@ -68,8 +76,8 @@ class Desk:
 
     def fork(self, **handles: Callable[[], object]) -> None:
         """A child tries handles of this process: each has to refuse. It ends without cleaning up, or after it."""
-        if not self.options.get("forks", True):
-            return
+        if not self.options.get("forks", True) or self.options.get("asynchronous"):
+            return  # a loop, and its thread, stay behind in the parent
         number = self.notes.begin("fork")
         pid = os.fork()
         if pid == 0:
@@ -162,7 +170,7 @@ def _send_some(desk: Desk, producer: Any, sent: Sent, opened: int) -> None:
             return
         dice = desk.dice()
         topic = desk.chance.choice(desk.options.get("topics", [IN]))
-        place = {"key": desk.chance.choice(["a", "b", "c", "d", "e", None]), "partition": None}
+        place: dict[str, Any] = {"key": desk.chance.choice(["a", "b", "c", "d", "e", None]), "partition": None}
         if dice < 0.3:
             place = {"key": None, "partition": desk.chance.randrange(3)}
         try:
@@ -240,10 +248,10 @@ def transform(number: int, notes: str, path: str, seed: int, transactional_id: s
                 if desk.dice() < 0.004:
                     consumer = member.consumer
                     desk.fork(
-                        poll=lambda c=consumer: c.poll(timeout=0),
-                        commit=lambda c=consumer: c.commit(),
-                        send=lambda p=producer: p.send(OUT, b"child"),
-                        transaction=lambda p=producer: p.transaction().__enter__(),
+                        poll=partial(consumer.poll, timeout=0),
+                        commit=consumer.commit,
+                        send=partial(producer.send, OUT, b"child"),
+                        transaction=producer.transaction().__enter__,
                     )
                 desk.rest()
         member.close()
@@ -311,7 +319,7 @@ def _transaction(desk: Desk, producer: Any, member: Member | None, records: list
     except GiveUp:
         desk.notes.ok(number, outcome=transaction.outcome)
         _aborted(member, transaction.outcome)
-        return transaction.outcome == "aborted"
+        return bool(transaction.outcome == "aborted")
     except fastlog.Error as error:
         desk.notes.failed(number, error, seen=transaction.outcome)
         return False
@@ -484,7 +492,7 @@ class Member:
         return drained
 
     def partitions(self, topic: str) -> int:
-        return self.desk.store.topic(topic).partitions
+        return int(self.desk.store.topic(topic).partitions)
 
     def close(self) -> None:
         try:
@@ -613,4 +621,55 @@ def follow(number: int, notes: str, path: str, seed: int, **options: Any) -> Non
     desk.close_store()
 
 
-__all__ = ["consume", "follow", "produce", "transact", "transform"]
+# --- topics that come and go ----------------------------------------------------------------------------------------
+
+COMMON = "garden.common"  # of all gardeners, who get into each other's way there
+
+
+def garden(number: int, notes: str, path: str, seed: int, **options: Any) -> None:
+    """Creates topics, fills, reads and deletes them, beside everything that the others do."""
+    desk = Desk(number, notes, path, seed, options)
+    lives = 0
+    while not stopping.is_set():
+        lives += 1
+        try:
+            values = [b"%d" % at for at in range(desk.chance.randrange(30))]
+            _raise_topic(desk, f"garden.{number}.{lives}", values)
+            # a name may be used again: nothing of the last life is there
+            _raise_topic(desk, f"garden.{number}.{lives}", values[::-1])
+            with desk.call("create_topic", topic=COMMON):
+                desk.store.create_topic(COMMON, 2, exist_ok=desk.dice() < 0.7)
+            with desk.call("append_common"), desk.store.producer() as producer:
+                producer.send(COMMON, b"common", partition=desk.chance.randrange(2)).result(20)
+            if desk.dice() < 0.5:
+                with desk.call("delete_topic", topic=COMMON):
+                    desk.store.delete_topic(COMMON)
+        except fastlog.Error:
+            pass  # noted
+        desk.rest()
+    desk.close_store()
+
+
+def _raise_topic(desk: Desk, name: str, values: list[bytes]) -> None:
+    """The whole life of a topic that nobody else touches; what is not as it has to be is noted."""
+    partitions = desk.chance.choice([1, 1, 3])
+    with desk.call("create_own", topic=name):
+        desk.store.create_topic(name, partitions)
+    with desk.call("fill_own", topic=name), desk.store.producer() as producer:
+        sent = producer.send_many(name, values, partition=partitions - 1) if values else None
+        if sent is not None:
+            sent.result(20)
+    with (
+        desk.call("read_own", topic=name),
+        desk.store.consumer(re.compile(re.escape(name)), start="earliest") as consumer,
+    ):
+        found = [record.value for record in consumer.records(until="end")]
+    if found != values:
+        desk.notes.say("complaint", text=f"{name} was given {values} and has {found}")
+    with desk.call("delete_own", topic=name):
+        desk.store.delete_topic(name)
+    if name in desk.store.topics():
+        desk.notes.say("complaint", text=f"{name} was deleted, and is there")
+
+
+__all__ = ["consume", "follow", "garden", "produce", "transact", "transform"]

@@ -1,24 +1,23 @@
-"""Processes of tests: spawned, watched and ended."""
+"""Processes of tests: forked, watched and ended."""
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
 from typing import Any
 
-_spawn = multiprocessing.get_context("spawn")
+from tests.forking import SERVER
 
 
 class Worker:
     """A process that runs ``target(connection, *arguments)``; the test talks with it over ``connection``."""
 
     def __init__(self, target: Callable[..., None], *arguments: Any) -> None:
-        self.connection, theirs = _spawn.Pipe()
-        self.process: SpawnProcess = _spawn.Process(target=_run, args=(target, theirs, arguments), daemon=True)
+        self.connection, theirs = SERVER.Pipe()
+        self.process: BaseProcess = SERVER.Process(target=_run, args=(target, theirs, arguments), daemon=True)
         self.process.start()
         theirs.close()
 

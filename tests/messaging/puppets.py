@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import time
@@ -16,6 +15,7 @@ from fastlog.groups.membership import Changes, Membership
 from fastlog.groups.offsets import OffsetAndMetadata, OffsetStore
 from fastlog.records import TopicPartition
 from fastlog.store.directory import Directory
+from tests.forking import SERVER
 
 
 class PuppetError(Exception):
@@ -106,9 +106,8 @@ class Puppet:
     """A process with members; every method of ``Strings`` can be called, ``start_*`` without waiting for the answer."""
 
     def __init__(self, path: Path, group: str = "g") -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, other = context.Pipe()
-        self.process = context.Process(target=dance, args=(str(path), group, other), daemon=True)
+        self.pipe, other = SERVER.Pipe()
+        self.process = SERVER.Process(target=dance, args=(str(path), group, other), daemon=True)
         self.process.start()
         other.close()
         self.answer()

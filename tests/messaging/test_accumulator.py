@@ -33,6 +33,7 @@ from fastlog.errors import (
 )
 from fastlog.store.directory import Directory
 from tests import strategies
+from tests.forking import wait_until_stopped
 from tests.messaging.processes import crew
 from tests.reference.batch import decode_log
 
@@ -396,15 +397,6 @@ def test_a_locked_log_fails_after_the_delivery_timeout(folder: Path) -> None:
         assert worker.answer() == "done"
         assert producer.send("one", b"c").result(30).offset == 2
         producer.close()
-
-
-def wait_until_stopped(pid: int) -> None:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T":
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"process {pid} does not stop")
 
 
 # --- threads and processes --------------------------------------------------------------------------------------------

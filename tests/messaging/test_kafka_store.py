@@ -27,7 +27,7 @@ import pytest
 import fastlog
 from fastlog import TopicPartition
 from fastlog.store.directory import TopicInfo
-from tests.conftest import MEMORY
+from tests.folders import MEMORY
 from tests.messaging.moving import (
     TOPICS,
     TRANSACTIONAL,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -217,6 +219,40 @@ def test_a_lower_commit_does_not_hide_what_is_finished(tmp_path: Path) -> None:
             consumer.commit({TopicPartition("lines", 0): 3})
         with store.consumer("lines", group="g") as consumer:
             assert consumer.position("lines", 0) == 10
+
+
+def test_automatic_commits_are_on_or_off(tmp_path: Path) -> None:
+    with fastlog.open(tmp_path / "store", durability="os") as store:
+        store.create_topic("lines")
+        with pytest.raises(fastlog.ConfigError, match="auto_commit='1h': expected True or False"):
+            store.consumer("lines", group="g", auto_commit="1h")  # type: ignore[arg-type]
+
+
+def test_a_name_that_is_too_long_for_a_group(tmp_path: Path) -> None:
+    with fastlog.open(tmp_path / "store", durability="os") as store:
+        store.create_topic("lines")
+        with store.consumer("lines", group="g" * 8192) as consumer:
+            consumer.poll(timeout=0)
+            consumer.commit({TopicPartition("lines", 0): 0})
+        with pytest.raises(fastlog.GroupError, match="at most 8192 bytes, found 8194"):
+            store.consumer("lines", group="ö" * 4097).poll(timeout=0)
+
+
+def test_every_lock_is_waited_for_as_long_as_the_store_says(tmp_path: Path) -> None:
+    with fastlog.open(tmp_path / "store", durability="os", lock_timeout=0.05) as store:
+        store.create_topic("lines")
+        store.producer(transactional_id="first").close()
+        store.consumer("lines", group="g").close()
+        with ExitStack() as stack:
+            locks = [*(tmp_path / "store" / "control").rglob("lock"), *tmp_path.rglob("transactions.lock")]
+            assert len(locks) == 2
+            for path in locks:
+                file = stack.enter_context(path.open("rb"))
+                fcntl.flock(file, fcntl.LOCK_EX)
+            with pytest.raises(fastlog.LockedError, match=r"transactions\.lock is locked: .* for more than 0\.05 s"):
+                store.producer(transactional_id="second")
+            with pytest.raises(fastlog.LockedError, match=r"is changing the group 'g' for more than 0\.05 s"):
+                store.consumer("lines", group="g").poll(timeout=0)
 
 
 def test_a_backup_of_a_store(tmp_path: Path) -> None:

@@ -298,6 +298,20 @@ def test_a_topic_that_was_deleted(store: Directory) -> None:
     assert values(store, "one") == [[], [b"c"]]
 
 
+@pytest.mark.parametrize("at_once", [False, True], ids=["send", "send_many"])
+def test_a_topic_that_was_created_anew_with_more_partitions(store: Directory, at_once: bool) -> None:
+    with Producer(store) as sender:
+        sender.send("one", b"old", partition=0).result(10)
+        store.delete_topic("one")
+        store.create_topic("one", 3)
+        if at_once:
+            assert [told.offset for told in sender.send_many("one", [b"new"], partition=2).result(10)] == [0]
+        else:
+            assert sender.send("one", b"new", partition=2).result(10).offset == 0
+        with pytest.raises(fastlog.InvalidRecordError, match="0 to 2"):
+            sender.send("one", b"new", partition=3)
+
+
 def test_what_waits_for_a_topic_that_is_deleted_fails(store: Directory) -> None:
     with Producer(store, linger=60) as producer:
         delivery = producer.send("one", b"a")
@@ -548,7 +562,7 @@ def test_a_producer_that_nobody_has_any_more_delivers_and_ends(store: Directory)
     deadline = time.monotonic() + 10
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before  # some of an earlier test may have ended meanwhile, too
     assert values(store, "one") == [[b"v"]]
 
 

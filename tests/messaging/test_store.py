@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -12,16 +13,20 @@ import sys
 import threading
 import time
 import tracemalloc
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import fastlog
-from fastlog._core import bell_of
+from fastlog._core import bell_of, encode_batch
 from fastlog._native import oscalls
 from fastlog.liveness import Watcher
 from fastlog.store import naming
+from fastlog.store.catalog import read_topic
 from fastlog.store.directory import Directory
+from tests.dying import dies_at_change
 
 
 def test_topics_are_created_described_and_deleted(tmp_path: Path) -> None:
@@ -53,6 +58,34 @@ def test_a_lease_opens_a_partition_and_makes_its_folder(tmp_path: Path) -> None:
     assert log.closed
     with Directory.open(tmp_path / "store") as store, store.lease("orders", 1) as lease:
         assert [bytes(record.value) for record in lease.log.records()] == [b"a"]
+
+
+def test_a_partition_that_is_being_made_is_empty_for_readers(tmp_path: Path) -> None:
+    """Somebody makes it just now, or has died over it: its files are not all there."""
+    root = tmp_path / "store"
+    with fastlog.open(root) as store:
+        store.create_topic("orders", 1)
+        log = store.topic("orders").partition(0)
+        folder = Path(log.path)
+        with fastlog.open(root, read_only=True) as reader:
+            for path in sorted(folder.iterdir()):
+                if path.suffix in (".log", ".index", ".timeindex"):
+                    path.rename(tmp_path / path.name)
+            assert not reader.directory.is_created("orders", 0)
+            assert list(reader.topic("orders").read()) == []
+            with reader.consumer("orders", start="earliest") as consumer:
+                assert consumer.poll(timeout=0) == []
+                for path in tmp_path.glob("0*"):
+                    path.rename(folder / path.name)
+                log.append([b"first"])
+                assert [record.value for record in consumer.poll(timeout=10)] == [b"first"]
+    # a log that has lost its segments is none that is being made
+    for path in folder.glob("*.log"):
+        path.unlink()
+    with fastlog.open(root, read_only=True) as reader:
+        assert reader.directory.is_created("orders", 0)
+        with pytest.raises(fastlog.CorruptLogError):
+            list(reader.topic("orders").read())
 
 
 def test_names_are_kafkas(tmp_path: Path) -> None:
@@ -188,6 +221,37 @@ def test_open_logs_of_a_deleted_topic_raise(tmp_path: Path) -> None:
             assert lease.log.closed
         with other.lease("a", 0) as again:
             assert bytes(again.log.read(0)[0].value) == b"new"
+
+
+@pytest.mark.parametrize("step", ["append", "sync", "read"])
+def test_a_file_that_went_with_its_topic_is_no_fault_of_the_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """The topic is deleted by somebody else just when a file of it is about to be looked at."""
+    level = "group" if step == "sync" else "os"
+    with Directory.open(tmp_path, durability="os") as store, Directory.open(tmp_path, durability=level) as other:
+        store.create_topic("orders")
+        log = other.lease("orders", 0).log
+        batch = encode_batch([b"x"], producer_id=7, producer_epoch=0, base_sequence=0)
+        with store.lease("orders", 0) as lease:
+            lease.log.append_batch(batch)
+        call, act = {
+            "append": ("list_directory", lambda: log.append_batch(batch)),
+            "sync": ("open_file", log.flush),
+            "read": ("open_file", lambda: log.read(0)),
+        }[step]
+        original = getattr(oscalls, call)
+
+        def delete_before(path: str, *arguments: Any, **options: Any) -> Any:
+            if path.startswith(log.path) and "orders" in store.topics():
+                monkeypatch.setattr(oscalls, call, original)
+                store.delete_topic("orders")
+            return original(path, *arguments, **options)
+
+        monkeypatch.setattr(oscalls, call, delete_before)
+        with pytest.raises(fastlog.UnknownTopicError, match="was deleted with its topic"):
+            act()
+        assert "orders" not in store.topics()
 
 
 def fastlog_isolations() -> tuple[str, str]:
@@ -380,6 +444,29 @@ def test_the_last_to_leave_tells_kafka_where_logs_end(tmp_path: Path) -> None:
     assert not (topics / ".kafka_cleanshutdown").exists()
 
 
+def use_partition(root: Path) -> None:
+    """Another process is the first to use it."""
+    with Directory.open(root, durability="os") as store:
+        store.partition_log("a", 1)
+
+
+def test_a_partition_whose_making_was_cut_short_keeps_no_other_from_being_clean(tmp_path: Path) -> None:
+    """Wherever that was: no meta file, an empty one, a whole one without a segment."""
+    left = set()
+    for nth in range(1, 40):
+        root = tmp_path / f"store-{nth}"
+        with Directory.open(root, durability="os") as store:
+            store.create_topic("a", partitions=2)
+            store.partition_log("a", 0).append([b"x"])
+            if not dies_at_change(nth, partial(use_partition, root)):
+                break
+            made = root / "topics/a-1"
+            left.add(tuple((path.name, path.stat().st_size) for path in sorted(made.glob(".fastlog-meta"))))
+        marked = (root / "topics/.kafka_cleanshutdown").exists()
+        assert marked or list(made.glob("*.log")), f"after call {nth}, with {os.listdir(made)}"
+    assert left == {(), *(((".fastlog-meta", size),) for size in (0, 4096, 8192))}
+
+
 def test_a_broker_keeps_us_out_and_we_keep_it_out(tmp_path: Path) -> None:
     root = tmp_path / "store"
     Directory.open(root).close()
@@ -394,6 +481,38 @@ def test_a_broker_keeps_us_out_and_we_keep_it_out(tmp_path: Path) -> None:
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
+
+
+def test_no_flipped_bit_changes_a_topic(tmp_path: Path) -> None:
+    """Fewer partitions, or a shorter retention, would take records away without a word."""
+    root = tmp_path / "store"
+    with Directory.open(root) as store:
+        info = store.create_topic("a", 3, options={"retention": "7d"})
+    file = root / "config/a.json"
+    content = file.read_bytes()
+    refused = 0
+    for bit in range(8 * len(content)):
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(changed)
+        try:
+            found = read_topic(str(root / "config"), "a")
+        except fastlog.Error as error:
+            assert "a.json" in str(error)
+            refused += 1
+        else:
+            assert found == (info, False)
+    assert refused > 6 * len(content)
+    # who changes one by hand leaves the checksum out
+    payload = json.loads(content)
+    payload["partitions"] = 5
+    file.write_text(json.dumps(payload))
+    with Directory.open(root) as store, pytest.raises(fastlog.CorruptLogError, match="crc32c"):
+        store.topic("a")
+    del payload["crc32c"]
+    file.write_text(json.dumps(payload))
+    with Directory.open(root) as store:
+        assert store.topic("a").partitions == 5
 
 
 def test_newer_formats_and_damage_are_refused_by_name(tmp_path: Path) -> None:
@@ -416,9 +535,10 @@ def test_newer_formats_and_damage_are_refused_by_name(tmp_path: Path) -> None:
     for read_only in (False, True):
         with pytest.raises(fastlog.UnsupportedFormatError, match="fastlog.json has format 7"):
             Directory.open(root, read_only=read_only)
-    (root / "fastlog.json").write_text("no JSON")
-    with pytest.raises(fastlog.CorruptLogError, match="fastlog.json is damaged"):
-        Directory.open(root)
+    for content in ("no JSON", "[" * 100_000):
+        (root / "fastlog.json").write_text(content)
+        with pytest.raises(fastlog.CorruptLogError, match="fastlog.json is damaged"):
+            Directory.open(root)
 
 
 def test_other_folders_are_not_made_stores(tmp_path: Path) -> None:
@@ -502,6 +622,69 @@ def test_closed_and_forked_handles_refuse(tmp_path: Path) -> None:
         with pytest.raises(fastlog.ClosedError):
             use()
     assert (root / "topics/.kafka_cleanshutdown").exists()
+
+
+class Unclosable:
+    """A log that no memory is left for when it is closed."""
+
+    def close(self) -> None:
+        raise MemoryError
+
+
+def test_closing_goes_on_when_memory_is_missing(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    store = Directory.open(root)
+    store.create_topic("orders", partitions=2)
+    logs = [store.partition_log("orders", number) for number in range(2)]
+    entry = next(iter(store._pool._entries.values()))
+    broken, entry.log = entry.log, Unclosable()  # type: ignore[assignment]
+    with pytest.raises(MemoryError):
+        store.close()
+    assert broken is not None
+    broken.close()
+    assert all(log.closed for log in logs)
+    links = [Path(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")]
+    left = [os.readlink(link) for link in links if link.is_symlink()]
+    assert [name for name in left if name.startswith(str(root))] == []
+
+
+def test_each_folder_on_the_way_to_a_store_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    real = oscalls.sync_directory
+    monkeypatch.setattr(oscalls, "sync_directory", lambda path: (synced.append(path), real(path)))
+    fastlog.open(tmp_path / "a" / "b" / "store").close()
+    assert synced[:3] == [str(tmp_path), str(tmp_path / "a"), str(tmp_path / "a" / "b")]
+
+
+@pytest.mark.parametrize("what", ["store", "log"])
+def test_folders_that_somebody_else_makes_just_now_are_synced_before_anything_is_promised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    (tmp_path / "a" / "b" / what).mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "a" / "b")
+    root = tmp_path / "link" / what
+    first = "fastlog.json" if what == "store" else ".fastlog-meta"
+    synced: list[str] = []
+    real = oscalls.sync_directory
+
+    def noting(path: str) -> None:
+        if not (root / first).exists():
+            synced.append(os.path.realpath(path))
+        if os.path.realpath(path) == str(tmp_path / "a"):  # whose entries we may not read
+            raise fastlog.StorageError("could not open it", errno.EACCES)
+        real(path)
+
+    monkeypatch.setattr(oscalls, "sync_directory", noting)
+    (fastlog.open(root) if what == "store" else fastlog.PartitionLog.open(root)).close()
+    assert {str(tmp_path), str(tmp_path / "a"), str(tmp_path / "a" / "b")} <= set(synced)
+    synced.clear()
+    (fastlog.open(root) if what == "store" else fastlog.PartitionLog.open(root)).close()
+    assert not synced
+    monkeypatch.setattr(oscalls, "sync_directory", real)
+    oscalls.inject("fsync", errno=errno.EIO)
+    with pytest.raises(fastlog.StorageError, match="could not sync"):
+        oscalls.sync_parents(str(root))
+    oscalls.clear()
 
 
 def test_other_file_systems_are_refused(tmp_path: Path) -> None:

@@ -140,6 +140,30 @@ def test_a_failed_delivery_aborts(store: Directory) -> None:
     assert everything(store, "a") == [b"3"]
 
 
+@pytest.mark.parametrize("nth", range(1, 6))
+def test_after_a_full_disk_the_next_block_goes_on(store: Directory, nth: int) -> None:
+    """Also when not even the abort could be written down; while the disk is full, the next block says so as well."""
+    with Producer(store, transactional_id="pay-1") as producer:
+        with producer.transaction() as tx:
+            tx.send("a", b"1", partition=0)
+        oscalls.inject("pwrite", nth=nth, sticky=True)
+        tx = producer.transaction()
+        with pytest.raises(fastlog.StorageFullError), tx:
+            tx.send("a", b"2", partition=0).result(5)
+            tx.send("b", b"2", partition=0).result(5)
+        if tx.outcome == "aborted":
+            with pytest.raises(fastlog.StorageFullError), producer.transaction() as following:
+                following.send("a", b"3", partition=0).result(5)
+        oscalls.clear()
+        if tx.outcome == "unknown":
+            tx.commit()
+        with producer.transaction() as following:
+            following.send("a", b"4", partition=0)
+        assert visible(store, "a") == ([b"1", b"2", b"4"] if tx.outcome == "committed" else [b"1", b"4"])
+        assert visible(store, "b") == ([b"2"] if tx.outcome == "committed" else [])
+    assert is_settled(store, "a") and is_settled(store, "b")
+
+
 def test_offsets_need_an_enlisted_consumer(store: Directory) -> None:
     with Producer(store, transactional_id="pay-1") as producer, producer.transaction() as tx:
         with pytest.raises(fastlog.TransactionError, match="consumer"):

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 import fastlog
 from fastlog.transactions import Coordinator
-from tests.conftest import MEMORY
+from tests.folders import MEMORY
 from tests.messaging.transacting import Writer, is_settled, open_store, visible
 
 PARTITIONS = (0, 1)

@@ -58,7 +58,7 @@ class Writer:
 def visible(directory: Directory, topic: str, partition: int = 0) -> list[bytes]:
     """Values that a read_committed reader sees."""
     with directory.lease(topic, partition) as lease:
-        return [bytes(record.value) for record in lease.log.records()]
+        return [record.value or b"" for record in lease.log.records()]
 
 
 def is_settled(directory: Directory, topic: str, partition: int = 0) -> bool:

@@ -1,13 +1,12 @@
-"""A process with a transactional producer, told what to do on its standard input; tests kill and stop it.
+"""A process with a transactional producer that does what it is told; tests kill and stop it.
 
-Run as ``python -m tests.messaging.transaction_worker STORE NAME TIMEOUT_MS DURABILITY``. Each line is a JSON list:
-a command and its arguments. Each answer is one line: ``["ok", result]``, or ``["error", class, message, outcome]``.
+It is told commands with their arguments, and answers each with ``["ok", result]``, or with ``["error", class, message,
+outcome]``.
 """
 
 from __future__ import annotations
 
-import json
-import sys
+from multiprocessing.connection import Connection
 from typing import Any
 
 from fastlog._native import oscalls
@@ -58,17 +57,17 @@ class Worker:
         self.directory.close()
 
 
-def main(path: str, name: str, timeout_ms: str, durability: str) -> None:
-    worker = Worker(path, name, int(timeout_ms), durability)
-    for line in sys.stdin:
-        command, *arguments = json.loads(line)
+def obey(connection: Connection, path: str, name: str, timeout_ms: int, durability: str) -> None:
+    """Do what is told, until nobody tells anything any more."""
+    worker = Worker(path, name, timeout_ms, durability)
+    while True:
+        try:
+            command, *arguments = connection.recv()
+        except EOFError:
+            return
         answer: list[Any]
         try:
             answer = ["ok", getattr(worker, command)(*arguments)]
         except Error as error:
             answer = ["error", type(error).__name__, str(error), error.outcome]
-        print(json.dumps(answer), flush=True)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+        connection.send(answer)

@@ -117,7 +117,6 @@ class KafkaBroker:
     ) -> None:
         self.folder = folder
         self._java_flags = [flag for flag in java_flags if "simpleLogger" not in flag]
-        self.topics = folder / "topics" if foundation is None else foundation.directory
         self.log = folder / "broker.log"
         broker_port, controller_port = free_ports(2)
         self.bootstrap = f"127.0.0.1:{broker_port}"
@@ -132,6 +131,7 @@ class KafkaBroker:
             (folder / "topics.json").write_text(foundation.as_json())
             self._arguments = [str(folder / "topics.json")]
         chosen |= overrides or {}
+        self.topics = Path(str(chosen["log.dirs"]))
         self._properties.write_text("".join(f"{name}={value}\n" for name, value in chosen.items()))
         self._machine: subprocess.Popen[bytes] | None = None
 

@@ -135,13 +135,17 @@ class ModelLog:
         if before > self.end_offset:
             raise ModelError("OffsetOutOfRangeError")
         self.start_offset = max(self.start_offset, before)
-        while len(self.segments) > 1 and self.segments[1].base_offset <= self.start_offset:
-            del self.segments[0]
+        self._leave_out_deleted()
         return self.start_offset
 
     def close(self) -> None:
-        """A clean close leaves one more entry in the active segment's time index."""
+        """A clean close leaves one more entry in the active segment's time index, and no segment below the start."""
         self.segments[-1].indexes.add_time_entry()
+        self._leave_out_deleted()
+
+    def _leave_out_deleted(self) -> None:
+        while len(self.segments) > 1 and self.segments[1].base_offset <= self.start_offset:
+            del self.segments[0]
 
     def _add_segment(self, base_offset: int, now: int) -> None:
         indexes = SegmentIndexes(base_offset, self.config.index_interval_bytes, self.config.segment_index_bytes)
