@@ -5,14 +5,20 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test models bench lint wheel nightly build oracle sanitize format clean distclean
+.PHONY: help demo test evidence planted models bench lint wheel nightly build oracle sanitize threads coverage format clean distclean
 
 PYTHON ?=
 TESTS ?= tests
 PYTEST_ARGS ?=
 WORKERS ?= 2
+THREAD_TESTS ?= $(addprefix tests/,test_threads.py test_faults.py test_shared_faults.py test_cursor.py test_columns_in.py \
+	$(addprefix messaging/,test_accumulator.py test_producer.py test_producer_races.py test_consumer.py test_aio.py \
+	test_bells.py test_shared_page.py test_liveness.py))
 BENCH_ARGS ?=
 DEMO_ARGS ?=
+EVIDENCE_ARGS ?=
+EVIDENCE_BUDGET ?= 30m
+PLANTED_ARGS ?= --all
 
 VENV := .venv
 DONE := $(VENV)/done
@@ -38,6 +44,14 @@ demo: $(DONE)/built $(DONE)/extra-demo $(DONE)/flights  ## run the main job on r
 test: $(DONE)/built $(DONE)/extra-test $(DONE)/flights  ## run the tests, Kafka's own tools as oracle where Java 17 and Maven are there
 	$(SAY) "running the tests"
 	@$(RUN) -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS) $(TESTS)
+
+evidence: $(DONE)/built $(DONE)/extra-test $(DONE)/extra-fuzz  ## kill it, cut its power, damage its files, let calls fail, fuzz it: see docs/evidence.md
+	$(SAY) "looking for evidence against fastlog"
+	@$(RUN) -m tests.evidence ci --jobs $(WORKERS) $(EVIDENCE_ARGS)
+
+planted: $(DONE)/built $(DONE)/extra-test  ## put mistakes into a build of their own: are they found? See docs/evidence.md
+	$(SAY) "looking whether the evidence can fail"
+	@$(RUN) -m tests.evidence planted --jobs $(WORKERS) $(PLANTED_ARGS)
 
 models: $(DONE)/extra-test  ## check the models of the sharing protocol and their planted mistakes with spin
 	@$(RUN) -m pytest -n $(WORKERS) $(PYTEST_ARGS) tests/test_models.py
@@ -65,15 +79,25 @@ format: $(DONE)/extra-lint  ## let ruff put the Python files in order
 wheel: $(DONE)/extra-wheel  ## sdist, wheel from it, the suite against the wheel where no compiler is in PATH
 	@scripts/wheel $(RUN)
 
-nightly: $(DONE)/built $(DONE)/extra-test $(DONE)/flights sanitize  ## the long runs: more kills and disks, slow tests, more examples, ASan and UBSan
+nightly: $(DONE)/built $(DONE)/extra-test $(DONE)/flights sanitize threads coverage  ## the long runs: slow tests, more examples, sanitizers, lines reached, every planted mistake, a part of the long tier of evidence
 	$(SAY) "running the long tests"
-	@FASTLOG_KILLS=$${FASTLOG_KILLS:-1000} FASTLOG_CUTS=$${FASTLOG_CUTS:-60} FASTLOG_DISKS=$${FASTLOG_DISKS:-30000} \
+	@FASTLOG_KILLS=$${FASTLOG_KILLS:-300} FASTLOG_CUTS=$${FASTLOG_CUTS:-60} FASTLOG_DISKS=$${FASTLOG_DISKS:-30000} \
 		FASTLOG_DEMO_SEEDS=$${FASTLOG_DEMO_SEEDS:-20} \
 		FASTLOG_HISTORIES=$${FASTLOG_HISTORIES:-20} HYPOTHESIS_PROFILE=$${HYPOTHESIS_PROFILE:-nightly} \
 		$(RUN) -m pytest -n $(WORKERS) --dist loadgroup --timeout 3600 $(PYTEST_ARGS) $(TESTS)
+	$(SAY) "planting every mistake"
+	@$(RUN) -m tests.evidence planted --jobs $(WORKERS) --all
+	$(SAY) "going on with the long tier of evidence for $(EVIDENCE_BUDGET)"
+	@$(RUN) -m tests.evidence long --jobs $(WORKERS) --budget $(EVIDENCE_BUDGET) $(EVIDENCE_ARGS)
 
 sanitize: $(DONE)/extra-test $(DONE)/flights  ## the suite under AddressSanitizer and UndefinedBehaviorSanitizer
 	@scripts/sanitize $(RUN) -n $(WORKERS) --dist loadgroup $(TESTS) $(PYTEST_ARGS)
+
+threads: $(DONE)/extra-test  ## the tests in which threads meet, under ThreadSanitizer
+	@FASTLOG_THREAD_ROUNDS=$${FASTLOG_THREAD_ROUNDS:-400} scripts/sanitize --thread $(RUN) -n $(WORKERS) --dist loadgroup $(THREAD_TESTS) $(PYTEST_ARGS)
+
+coverage: $(DONE)/extra-coverage  ## which lines the tests reach, and the reasons of all others
+	@scripts/coverage $(RUN) -q -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS) tests
 
 oracle: $(DONE)/extra-test  ## fetch Kafka's own tools (Maven), which the tests check every file with
 	$(SAY) "fetching Kafka's tools (the first time about half a minute)"

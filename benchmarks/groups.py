@@ -95,6 +95,13 @@ def _wait_until_stable(store: fastlog.Store, members: int, pause: float = 0.005)
         sleep(pause)
 
 
+def _poll_until_owning(consumer: fastlog.Consumer, share: int) -> None:
+    deadline = monotonic() + _PATIENCE_SECONDS
+    while len(consumer.assignment()) < share:
+        consumer.poll(timeout=0.02)
+        expect(monotonic() < deadline, "fewer", share, "partitions of who joined")
+
+
 @contextmanager
 def a_member_joins(stage: Stage) -> Iterator[Work]:
     """From just before it is opened to when it has all the partitions that it shall have."""
@@ -106,9 +113,7 @@ def a_member_joins(stage: Stage) -> Iterator[Work]:
             for _ in range(stage.sizes.rebalances):
                 began = monotonic()
                 with store.consumer(TOPIC, group=GROUP, start="earliest") as consumer:
-                    while len(consumer.assignment()) < share:
-                        consumer.poll(timeout=0.02)
-                        expect(monotonic() < began + _PATIENCE_SECONDS, "fewer", share, "partitions of who joined")
+                    _poll_until_owning(consumer, share)
                     stage.samples.append(monotonic() - began)
                     _wait_until_stable(store, members)
                 _wait_until_stable(store, members - 1)
@@ -127,8 +132,7 @@ def a_member_leaves(stage: Stage) -> Iterator[Work]:
         def work() -> int:
             for _ in range(stage.sizes.rebalances):
                 consumer = store.consumer(TOPIC, group=GROUP, start="earliest")
-                while len(consumer.assignment()) < share:
-                    consumer.poll(timeout=0.02)
+                _poll_until_owning(consumer, share)
                 _wait_until_stable(store, members)
                 began = monotonic()
                 consumer.close()
@@ -144,8 +148,7 @@ def watch(stage: Stage) -> Iterator[Work]:
     """What a member costs that sleeps beside others which sleep: processor time of its process."""
     members = stage.sizes.members
     with _crowd(stage, members - 1) as (store, _), store.consumer(TOPIC, group=GROUP, start="latest") as consumer:
-        while len(consumer.assignment()) < stage.sizes.group_partitions // members:
-            consumer.poll(timeout=0.02)
+        _poll_until_owning(consumer, stage.sizes.group_partitions // members)
         _wait_until_stable(store, members)
 
         def work() -> int:

@@ -190,13 +190,20 @@ def log_of_bytes(stage: Stage, size: Callable[[Sizes], int]) -> Path:
     """A cleanly closed log whose segments hold ``size`` bytes, appended to 1000 records a call."""
     wanted = size(stage.sizes)
 
-    def build(path: Path) -> None:
-        with open_log(path) as log:
-            while sum(file.stat().st_size for file in path.glob("*.log")) < wanted:
-                # looks at the disk every 10 MB or so
-                fill_more(log, 100)
+    return stage.datasets.path(f"fastlog-{wanted}-bytes", lambda path: fill_up(path, wanted))
 
-    return stage.datasets.path(f"fastlog-{wanted}-bytes", build)
+
+def fill_up(path: Path, wanted: int) -> None:
+    """A log at ``path`` of so many bytes."""
+    with open_log(path) as log:
+        while bytes_of(path) < wanted:
+            # looks at the disk every 10 MB or so
+            fill_more(log, 100)
+
+
+def bytes_of(path: Path) -> int:
+    """How large the segments of a log are."""
+    return sum(file.stat().st_size for file in path.glob("*.log"))
 
 
 def fill_more(log: fastlog.PartitionLog, call_count: int) -> None:
