@@ -214,13 +214,14 @@ def is_possible(name: str, value: object) -> bool:
 
 
 def read_meta(folder: str) -> Meta | None:
-    """The partition's meta file; None when there is none.
+    """The partition's meta file; None when there is none, or an empty one: who made it died, or found the disk full,
+    before he wrote to it.
 
     Raises UnsupportedFormatError for a newer format, CorruptLogError when neither slot checks out.
     """
     path = f"{folder}/{META}"
     content = oscalls.read_file(path)
-    if content is None:
+    if not content:
         return None
     for start in (0, SLOT_BYTES):
         payload = unsealed(content[start : start + SLOT_BYTES])

@@ -198,10 +198,16 @@ def open_segments(folder: str, config: LogConfig, *, read_only: bool) -> OpenedP
         # before its first segment exists a log has nothing to lose: its creation was interrupted
         if marker is None and bases:
             raise
-        logger.warning("%s/%s is damaged: its copy in %s is used", folder, files.META, files.CLEAN)
         meta = None
     if meta is None and marker is not None:
+        logger.warning("%s/%s is lost or damaged: its copy in %s is used", folder, files.META, files.CLEAN)
         meta = marker.meta
+    elif meta is None and bases and files.META in names:
+        logger.warning(
+            "%s/%s is empty, as if who made it had died: all of the log is checked, and begins at its first segment",
+            folder,
+            files.META,
+        )
     if meta is None:
         refuse_foreign(folder, names, bases)
     resolved = config.resolve(meta.layout if meta is not None else None)

@@ -1,0 +1,120 @@
+"""The file that a log is opened by: empty, damaged, behind a broker's session, in a copy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fastlog
+from fastlog._native import oscalls
+from fastlog.partition import files
+from fastlog.store.directory import Directory
+from tests.dying import dies_at_change
+from tests.foreign import write_foreign_log
+from tests.reference.batch import Record, make_batch
+from tests.strategies import SOME_TIME
+
+RECORDS = 10
+START = 3
+
+
+def open_log(path: Path, **options: Any) -> Any:
+    return fastlog.PartitionLog.open(path, **{"durability": "batch", **options})
+
+
+def make_log(path: Path, start: int = START) -> Path:
+    """A log of ten records, of which the first ``start`` were deleted, closed; all lie in one segment."""
+    with open_log(path) as log:
+        for number in range(RECORDS):
+            log.append([b"%d" % number])
+        log.delete_records(start)
+    return path
+
+
+@pytest.fixture
+def path(folder: Path) -> Path:
+    return make_log(folder / "events-0")
+
+
+def was_killed(path: Path) -> None:
+    """As if nobody had closed it."""
+    (path / files.CLEAN).unlink()
+
+
+def values(log: Any) -> list[bytes]:
+    return [record.value for record in log.records()]
+
+
+def numbers(first: int, end: int = RECORDS) -> list[bytes]:
+    return [b"%d" % number for number in range(first, end)]
+
+
+# --- an empty file ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_an_empty_meta_file_beside_segments_is_as_good_as_none(
+    folder: Path, read_only: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who made it died before he wrote to it: nothing was lost with it."""
+    path = make_log(folder / "events-0", start=0)
+    was_killed(path)
+    meta = path / files.META
+    meta.write_bytes(b"")
+    with open_log(path, read_only=read_only) as log:
+        assert values(log) == numbers(0)
+        assert log.recovery.scanned_bytes == log.segments()[0].size, "nothing is known of it: all of it is checked"
+        assert meta.stat().st_size == (0 if read_only else 2 * files.SLOT_BYTES)
+    assert f"{meta} is empty" in caplog.text
+    assert "all of the log is checked, and begins at its first segment" in caplog.text
+    caplog.clear()
+    with open_log(path, read_only=read_only) as log:
+        assert values(log) == numbers(0)
+    assert ("is empty" in caplog.text) == read_only, "a writer makes it whole"
+
+
+def test_an_empty_meta_file_beside_a_clean_marker_is_made_from_that(path: Path) -> None:
+    (path / files.META).write_bytes(b"")
+    for _ in range(2):
+        with open_log(path) as log:
+            assert (log.start_offset, log.recovery, values(log)) == (START, None, numbers(START))
+        assert files.read_meta(str(path)) is not None
+
+
+def test_an_empty_meta_file_alone_is_a_log_that_was_not_made(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = folder / "events-0"
+    path.mkdir()
+    (path / files.META).touch()
+    with open_log(path) as log:
+        assert log.append([b"first"]) == 0
+    assert not caplog.text, "nothing was lost, and there is no copy to take it from"
+
+
+def test_who_adopts_a_log_may_die_or_find_no_room_at_any_step(folder: Path) -> None:
+    """Of what a broker has written: its meta file is made, and then written to."""
+    records = [Record(number, SOME_TIME, b"k", b"%d" % number) for number in range(3)]
+    sizes = set()
+    for nth in range(1, 60):
+        path = write_foreign_log(folder / f"t-{nth}", [make_batch(records)]).parent
+        alive = not dies_at_change(nth, lambda path=path: open_log(path).append([b"ours"]))
+        sizes.add(oscalls.file_size(f"{path}/{files.META}"))
+        for _ in range(2):
+            with open_log(path) as log:
+                assert values(log)[:3] == numbers(0, 3), f"after call {nth}"
+        if alive:
+            break
+    assert alive and sizes == {None, 0, files.SLOT_BYTES, 2 * files.SLOT_BYTES}
+
+
+def test_a_partition_whose_maker_died_has_the_shape_of_its_topic(tmp_path: Path) -> None:
+    """What an empty meta file leaves open is what the topic says."""
+    with Directory.open(tmp_path / "store", durability="os") as store:
+        store.create_topic("a", partitions=1, options={"segment.bytes": 1 << 20})
+        made = tmp_path / "store/topics/a-0"
+        made.mkdir()
+        (made / files.META).touch()
+        store.partition_log("a", 0).append([b"x"])
+        meta = files.read_meta(str(made))
+        assert meta is not None and meta.layout["segment_bytes"] == 1 << 20
