@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import fastlog
+from fastlog._core import encode_batch
 from fastlog._native import oscalls
 from fastlog.partition import files
 from fastlog.store.directory import Directory
@@ -41,6 +46,23 @@ def path(folder: Path) -> Path:
 def was_killed(path: Path) -> None:
     """As if nobody had closed it."""
     (path / files.CLEAN).unlink()
+
+
+def killed_after(work: Callable[[], object]) -> None:
+    """Let another process do it, and kill that: it closes nothing."""
+    pid = os.fork()
+    if not pid:
+        try:
+            work()
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+
+def append(path: Path, *values: bytes) -> None:
+    log = open_log(path)
+    for value in values:
+        log.append([value])
 
 
 def values(log: Any) -> list[bytes]:
@@ -118,3 +140,96 @@ def test_a_partition_whose_maker_died_has_the_shape_of_its_topic(tmp_path: Path)
         store.partition_log("a", 0).append([b"x"])
         meta = files.read_meta(str(made))
         assert meta is not None and meta.layout["segment_bytes"] == 1 << 20
+
+
+# --- both copies damaged ---------------------------------------------------------------------------------------------
+
+
+def damage(path: Path) -> None:
+    """As large as it was: both copies are of no use."""
+    (path / files.META).write_bytes(bytes(2 * files.SLOT_BYTES))
+
+
+def test_a_damaged_meta_file_beside_a_clean_marker_is_whole_before_the_marker_goes(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    damage(path)
+    killed_after(partial(append, path, b"10"))
+    assert not (path / files.CLEAN).exists()
+    with open_log(path) as log:
+        assert (log.start_offset, values(log)) == (START, numbers(START, RECORDS + 1))
+    damage(path)
+    with open_log(path) as log, open_log(path) as company:
+        assert (log.start_offset, company.start_offset) == (START, START)
+        assert "is lost or damaged: its copy in .fastlog-clean is used" in caplog.text
+        assert log.append([b"11"]) == RECORDS + 1
+    with open_log(path) as log:
+        assert (log.start_offset, values(log)) == (START, numbers(START, RECORDS + 2))
+
+
+def test_a_damaged_meta_file_without_a_copy_is_refused_and_what_is_lost_with_it_is_told(path: Path) -> None:
+    was_killed(path)
+    damage(path)
+    with pytest.raises(fastlog.CorruptLogError, match="records that were deleted and are still in there come back"):
+        open_log(path)
+    report = fastlog.PartitionLog.repair(path)
+    [lost] = report.damages
+    assert (lost.path, lost.size) == (str(path / files.META), 2 * files.SLOT_BYTES)
+    assert "the log begins at its first segment, deleted records come back" in lost.reason
+    [kept] = report.side_files
+    assert Path(kept).read_bytes() == bytes(2 * files.SLOT_BYTES)
+    with open_log(path) as log:
+        assert values(log) == numbers(0)
+        assert log.verify().ok
+
+
+def test_a_repair_without_a_meta_file_asks_the_log_for_its_producers(folder: Path) -> None:
+    """What was taken back stays so, and nothing is stored twice."""
+    path = folder / "events-0"
+    sent = encode_batch([b"taken back"], producer_id=7, producer_epoch=0, base_sequence=0, transactional=True)
+    kept = encode_batch([b"kept"], producer_id=8, producer_epoch=0, base_sequence=0)
+    with open_log(path) as log:
+        log.append_batch(sent)
+        log.end_transaction(7, 0, commit=False)
+        assert log.append_batch(kept) == 2
+        assert values(log) == [b"kept"]
+    was_killed(path)
+    damage(path)
+    fastlog.PartitionLog.repair(path)
+    for _ in range(2):
+        with open_log(path) as log:
+            assert values(log) == [b"kept"]
+            assert log.append_batch(kept) == 2, "which is there already"
+
+
+def test_who_repairs_a_damaged_meta_file_may_die_at_any_step(folder: Path) -> None:
+    for nth in range(1, 60):
+        path = make_log(folder / f"events-{nth}")
+        damage(path)
+        alive = not dies_at_change(nth, lambda path=path: fastlog.PartitionLog.repair(path))
+        with open_log(path) as log:
+            assert (log.start_offset, values(log)) == (START, numbers(START)), f"after call {nth}"
+        if alive:
+            break
+    assert alive
+
+
+def test_who_repairs_a_damaged_meta_file_without_a_copy_may_die_at_any_step(folder: Path) -> None:
+    """Until the repair is through nobody takes the log for one that a broker has left."""
+    outcomes = set()
+    for nth in range(1, 60):
+        path = make_log(folder / f"events-{nth}")
+        was_killed(path)
+        damage(path)
+        alive = not dies_at_change(nth, lambda path=path: fastlog.PartitionLog.repair(path))
+        try:
+            open_log(path, read_only=True).close()
+        except fastlog.CorruptLogError:
+            outcomes.add("refused")
+            assert fastlog.PartitionLog.repair(path).damages
+        else:
+            outcomes.add("repaired")
+            assert (path / f"{files.META}.torn-0").exists()
+        if alive:
+            break
+    assert alive and outcomes == {"refused", "repaired"}

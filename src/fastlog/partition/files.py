@@ -229,7 +229,8 @@ def read_meta(folder: str) -> Meta | None:
             return Meta.from_payload(path, payload)
     raise CorruptLogError(
         f"{path}: neither of its two copies checks out ({len(content)} bytes found, {2 * SLOT_BYTES} expected). "
-        f"Nothing was touched. `fastlog log repair {folder}` moves it aside and rebuilds it from the segments",
+        f"Nothing was touched. `fastlog log repair {folder}` keeps it aside and rebuilds it from the segments; the log "
+        f"then begins at its first segment: records that were deleted and are still in there come back",
         path,
         0,
     )

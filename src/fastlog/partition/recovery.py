@@ -199,9 +199,11 @@ def open_segments(folder: str, config: LogConfig, *, read_only: bool) -> OpenedP
         if marker is None and bases:
             raise
         meta = None
+    is_copied = False
     if meta is None and marker is not None:
         logger.warning("%s/%s is lost or damaged: its copy in %s is used", folder, files.META, files.CLEAN)
         meta = marker.meta
+        is_copied = True
     elif meta is None and bases and files.META in names:
         logger.warning(
             "%s/%s is empty, as if who made it had died: all of the log is checked, and begins at its first segment",
@@ -222,8 +224,9 @@ def open_segments(folder: str, config: LogConfig, *, read_only: bool) -> OpenedP
             # deleted to its end, and rolled over after that: what is left begins behind it
             meta.recovery_segment = meta.recovery_point = bases[0]
             meta.recovery_position = 0
-        if bases and not read_only and oscalls.file_size(f"{folder}/{files.META}") != 2 * files.SLOT_BYTES:
-            # lost or damaged, and known from its copy: everybody locks it
+        is_short = oscalls.file_size(f"{folder}/{files.META}") != 2 * files.SLOT_BYTES
+        if bases and not read_only and (is_copied or is_short):
+            # lost or damaged: everybody locks it and reads it, and the marker that has its copy goes before any change
             with files.MetaFile(folder) as meta_file:
                 meta_file.write(meta)
     sizes = {base: oscalls.file_size(paths.get(base) or files.segment_path(folder, base)) or 0 for base in bases}
