@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from fastlog.store.directory import Directory
 from tests.dying import dies_at_change
 from tests.foreign import write_foreign_log
 from tests.reference.batch import Record, make_batch
+from tests.reference.batch import encode_batch as encode_reference_batch
 from tests.strategies import SOME_TIME
 
 RECORDS = 10
@@ -90,7 +92,7 @@ def test_an_empty_meta_file_beside_segments_is_as_good_as_none(
         assert log.recovery.scanned_bytes == log.segments()[0].size, "nothing is known of it: all of it is checked"
         assert meta.stat().st_size == (0 if read_only else 2 * files.SLOT_BYTES)
     assert f"{meta} is empty" in caplog.text
-    assert "all of the log is checked, and begins at its first segment" in caplog.text
+    assert "all of the log is checked; it begins at its first segment, or where" in caplog.text
     caplog.clear()
     with open_log(path, read_only=read_only) as log:
         assert values(log) == numbers(0)
@@ -233,3 +235,80 @@ def test_who_repairs_a_damaged_meta_file_without_a_copy_may_die_at_any_step(fold
         if alive:
             break
     assert alive and outcomes == {"refused", "repaired"}
+
+
+# --- behind a broker -------------------------------------------------------------------------------------------------
+
+
+def broker_was_here(path: Path, epoch: int, start: int, *theirs: bytes) -> None:
+    """What a session of a broker leaves: an epoch, the start in both of its checkpoints, records, no word to us."""
+    segment = path / f"{0:020}.log"
+    last = list(fastlog.scan_segment(segment))[-1].last_offset
+    records = [Record(last + 1 + number, SOME_TIME, b"k", value) for number, value in enumerate(theirs)]
+    batches = [encode_reference_batch(replace(make_batch([record]), leader_epoch=epoch)) for record in records]
+    segment.write_bytes(segment.read_bytes() + b"".join(batches))
+    files.write_epochs(str(path), [(0, start), (epoch, last + 1)])
+    (path.parent / files.LOG_STARTS).write_text(f"0\n2\n{path.name[:-2]} 0 {start}\nother-1 0 7\n")
+
+
+@pytest.mark.parametrize("deleted_by", ["us", "the broker"])
+@pytest.mark.parametrize("appends", [True, False])
+def test_what_was_deleted_stays_so_behind_a_broker_in_every_later_opening(
+    path: Path, deleted_by: str, appends: bool
+) -> None:
+    theirs = [b"10", b"11"] if appends else []
+    broker_was_here(path, 5, START if deleted_by == "us" else START + 2, *theirs)
+    if deleted_by == "us":
+        (path.parent / files.LOG_STARTS).unlink()
+    start, end = (START if deleted_by == "us" else START + 2), RECORDS + len(theirs)
+    with open_log(path, read_only=True) as log:
+        assert (log.start_offset, values(log)) == (start, numbers(start, end))
+    killed_after(partial(open_log, path))
+    for _ in range(2):
+        with open_log(path) as log:
+            assert (log.start_offset, values(log)) == (start, numbers(start, end))
+    killed_after(partial(append, path, b"%d" % end))
+    for _ in range(2):
+        with open_log(path) as log:
+            assert (log.start_offset, values(log)) == (start, numbers(start, end + 1))
+            assert log.verify().ok
+
+
+def test_who_opens_a_log_behind_a_broker_may_die_at_any_step(folder: Path) -> None:
+    for nth in range(1, 60):
+        (folder / f"{nth}").mkdir()
+        path = make_log(folder / f"{nth}/events-0")
+        broker_was_here(path, 5, START + 2, b"10")
+        alive = not dies_at_change(nth, lambda path=path: open_log(path).close())
+        with open_log(path) as log:
+            assert (log.start_offset, values(log)) == (START + 2, numbers(START + 2, RECORDS + 1)), f"after call {nth}"
+        if alive:
+            break
+    assert alive
+
+
+def test_a_start_that_a_broker_names_beyond_the_end_is_of_another_log(path: Path) -> None:
+    """Nothing is hidden, and then deleted, for the word of somebody who had other records."""
+    broker_was_here(path, 5, RECORDS + 1)
+    for _ in range(2):
+        with open_log(path) as log:
+            assert (log.start_offset, values(log)) == (START, numbers(START))
+
+
+def test_a_log_that_lost_its_meta_file_begins_where_the_store_has_told_brokers(tmp_path: Path) -> None:
+    """Its records, and those of the partition beside it."""
+    with Directory.open(tmp_path / "store", durability="os") as store:
+        store.create_topic("a", partitions=2)
+        for number in range(2):
+            log = store.partition_log("a", number)
+            for value in numbers(0):
+                log.append([value])
+            log.delete_records(START + number)
+    for number in range(2):
+        path = tmp_path / f"store/topics/a-{number}"
+        (path / files.META).write_bytes(b"")
+        was_killed(path)
+    for _ in range(2):
+        with Directory.open(tmp_path / "store", durability="os") as store:
+            for number in range(2):
+                assert store.partition_log("a", number).start_offset == START + number

@@ -8,7 +8,7 @@ bytes are kept in a side file, later segments are moved aside, and everything is
 point are never cut (invariant I6): missing ones refuse the opening, damaged ones are a CorruptLogError when read.
 
 A folder without ``.fastlog-meta`` was written by somebody else (Kafka). It has no recovery point, so it is scanned as a
-whole, and only a torn tail at its very end is cut.
+whole, and only a torn tail at its very end is cut. It begins where the checkpoint beside the folder says.
 """
 
 from __future__ import annotations
@@ -206,9 +206,11 @@ def open_segments(folder: str, config: LogConfig, *, read_only: bool) -> OpenedP
         is_copied = True
     elif meta is None and bases and files.META in names:
         logger.warning(
-            "%s/%s is empty, as if who made it had died: all of the log is checked, and begins at its first segment",
+            "%s/%s is empty, as if who made it had died: all of the log is checked; it begins at its first segment, or "
+            "where %s beside the folder says",
             folder,
             files.META,
+            files.LOG_STARTS,
         )
     if meta is None:
         refuse_foreign(folder, names, bases)
@@ -230,7 +232,10 @@ def open_segments(folder: str, config: LogConfig, *, read_only: bool) -> OpenedP
             with files.MetaFile(folder) as meta_file:
                 meta_file.write(meta)
     sizes = {base: oscalls.file_size(paths.get(base) or files.segment_path(folder, base)) or 0 for base in bases}
-    if meta is not None and marker is not None and files.POISONED not in names:
+    epochs = files.read_epochs(folder)
+    # each session of a broker has an epoch of its own, though it may have changed nothing but the start
+    leader = epochs[-1][0] if meta is not None and bases and epochs and epochs[-1][0] != meta.epoch else None
+    if meta is not None and marker is not None and files.POISONED not in names and leader is None:
         by_name = {f"{base:020d}.log": size for base, size in sizes.items()}
         if by_name == marker.files and marker.meta.recovery_point == marker.end_offset:
             checksums = files.read_index_checksums(folder)
@@ -247,13 +252,11 @@ def open_segments(folder: str, config: LogConfig, *, read_only: bool) -> OpenedP
                 for base, size in sizes.items()
             ]
             return OpenedPartition(folder, meta, resolved, segments, marker.end_offset, True, None)
-    epochs = files.read_epochs(folder)
-    if meta is not None and epochs and epochs[-1][0] != meta.epoch:
-        # a broker had the folder in the meantime: what is known of the log does not hold any more
-        logger.warning("%s was written by a leader of epoch %d: all of it is checked", folder, epochs[-1][0])
-        opened = recover(folder, names, None, sizes, resolved, read_only=read_only, paths=paths)
-        opened.meta.start_offset = max(opened.meta.start_offset, meta.start_offset)
-        return opened
+    if meta is not None and leader is not None:
+        # what is known of the log does not hold any more
+        logger.warning("%s was written by a leader of epoch %d: all of it is checked", folder, leader)
+        start = meta.start_offset
+        return recover(folder, names, None, sizes, resolved, read_only=read_only, paths=paths, start_offset=start)
     if meta is not None and marker is not None:
         if meta.inode != oscalls.inode(folder):
             refuse_incomplete_copy(folder, marker, sizes)
@@ -332,10 +335,12 @@ def recover(
     *,
     read_only: bool,
     paths: Mapping[int, str],
+    start_offset: int = 0,
 ) -> OpenedPartition:
     """Find the end of a log that was not closed cleanly, and put everything behind it aside.
 
     ``paths``: of segments that a reader finds under another name (``compaction.current_segments``).
+    ``start_offset``: of a log without ``meta``, where it began before somebody else had it.
     """
     is_foreign = is_unknown = meta is None
     bases = list(sizes)
@@ -343,7 +348,7 @@ def recover(
         epochs = files.read_epochs(folder)
         meta = Meta(
             layout=config.layout(),
-            start_offset=bases[0],
+            start_offset=max(bases[0], start_offset),
             recovery_point=bases[0],
             recovery_segment=bases[0],
             epoch=epochs[-1][0] if epochs else 0,
@@ -413,6 +418,9 @@ def recover(
     recovery_point = meta.recovery_point
     # the start may have been raised over records that power loss took
     meta.start_offset = min(meta.start_offset, end_offset)
+    theirs = files.start_for_brokers(folder) if is_foreign else 0
+    if meta.start_offset < theirs <= end_offset:
+        meta.start_offset = theirs
     if meta.last_producer_offset != files.PRODUCERS_UNKNOWN:
         # the next recovery begins at the point that is written now: it will not see these batches
         meta.last_producer_offset = max(meta.last_producer_offset, findings.last_producer_offset)
