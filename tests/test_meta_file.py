@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -312,3 +313,76 @@ def test_a_log_that_lost_its_meta_file_begins_where_the_store_has_told_brokers(t
         with Directory.open(tmp_path / "store", durability="os") as store:
             for number in range(2):
                 assert store.partition_log("a", number).start_offset == START + number
+
+
+# --- copies ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copy(path: Path, folder: Path) -> Path:
+    """A plain copy of the closed log: other inodes, other times."""
+    return Path(shutil.copytree(path, folder / "copy-0"))
+
+
+def test_the_copy_of_a_closed_log_is_a_copy_up_to_its_first_opening_only(
+    copy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = (copy / files.META).read_bytes()
+    with open_log(copy, read_only=True) as log:
+        assert (log.start_offset, log.recovery) == (START, None)
+    assert (copy / files.META).read_bytes() == before, "a reader writes nothing"
+    killed_after(partial(append, copy, b"10"))
+    with open_log(copy) as log:
+        assert (log.start_offset, values(log)) == (START, numbers(START, RECORDS + 1))
+        assert log.recovery.recovery_point == RECORDS, "what was durable is known"
+        assert log.recovery.scanned_batches == 1
+    killed_after(partial(append, copy, b"11"))
+    with open_log(copy) as log:
+        assert (log.recovery.recovery_point, log.recovery.scanned_batches) == (RECORDS + 1, 1)
+    assert "is a copy" not in caplog.text
+
+
+def test_a_copy_is_on_the_disk_before_its_recovery_point_is_believed(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who copied it may not have synced it."""
+    synced: list[str] = []
+
+    def noting(name: str, real: Callable[[str], None], path: str) -> None:
+        if files.read_meta(str(copy)).inode != oscalls.inode(str(copy)):
+            synced.append(f"{name} {path}")
+        real(path)
+
+    for name in ("sync_file", "sync_directory", "sync_parents"):
+        monkeypatch.setattr(oscalls, name, partial(noting, name, getattr(oscalls, name)))
+    open_log(copy).close()
+    wanted = {f"sync_file {copy}/{0:020}.log", f"sync_directory {copy}", f"sync_parents {copy}"}
+    assert wanted <= set(synced)
+    synced.clear()
+    open_log(copy).close()
+    assert not synced
+
+
+def test_a_copy_whose_meta_file_is_newer_than_its_segments_goes_by_its_marker(path: Path, copy: Path) -> None:
+    """It was made while somebody appended: the marker was copied before it went, the meta file after that."""
+    with open_log(path) as log:
+        log.append([b"later"])
+    shutil.copy(path / files.META, copy)
+    killed_after(partial(open_log, copy))
+    for _ in range(2):
+        was_killed(copy)
+        with open_log(copy) as log:
+            assert (log.recovery.recovery_point, values(log)) == (RECORDS, numbers(START))
+
+
+def test_who_first_opens_a_copy_may_die_at_any_step(path: Path, folder: Path) -> None:
+    for nth in range(1, 60):
+        copy = Path(shutil.copytree(path, folder / f"copy-{nth}"))
+        alive = not dies_at_change(nth, lambda copy=copy: append(copy, b"10"))
+        with open_log(copy) as log:
+            assert log.start_offset == START
+            assert values(log)[: RECORDS - START] == numbers(START), f"after call {nth}"
+            assert log.recovery is None or log.recovery.recovery_point == RECORDS
+        if alive:
+            break
+    assert alive

@@ -238,6 +238,8 @@ def open_segments(folder: str, config: LogConfig, *, read_only: bool) -> OpenedP
     if meta is not None and marker is not None and files.POISONED not in names and leader is None:
         by_name = {f"{base:020d}.log": size for base, size in sizes.items()}
         if by_name == marker.files and marker.meta.recovery_point == marker.end_offset:
+            if not read_only and meta.inode != oscalls.inode(folder):
+                meta = take_over_copy(folder, marker)
             checksums = files.read_index_checksums(folder)
             segments = [
                 new_segment(
@@ -262,6 +264,23 @@ def open_segments(folder: str, config: LogConfig, *, read_only: bool) -> OpenedP
             refuse_incomplete_copy(folder, marker, sizes)
         refuse_unnoticed_loss(folder, meta, marker, sizes)
     return recover(folder, names, meta, sizes, resolved, read_only=read_only, paths=paths)
+
+
+def take_over_copy(folder: str, marker: files.CleanMarker) -> Meta:
+    """The meta file of a copy of a log that was closed cleanly, which is a log like any other from now on.
+
+    Nobody knows whether the copy is on the disk: its recovery point holds when it is.
+    """
+    for name in marker.files:
+        oscalls.sync_file(f"{folder}/{name}")
+    oscalls.sync_directory(folder)
+    oscalls.sync_parents(folder)
+    # what was copied of the meta file may be newer than the segments
+    meta = marker.meta
+    meta.inode = oscalls.inode(folder)
+    with files.MetaFile(folder) as meta_file:
+        meta_file.write(meta)
+    return meta
 
 
 def forget_clean_marker(folder: str) -> None:
