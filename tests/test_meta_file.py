@@ -386,3 +386,15 @@ def test_who_first_opens_a_copy_may_die_at_any_step(path: Path, folder: Path) ->
         if alive:
             break
     assert alive
+
+
+@pytest.mark.parametrize("had_broker", [False, True])
+def test_a_copy_that_lacks_its_segments_is_refused(copy: Path, had_broker: bool) -> None:
+    was_killed(copy)
+    if had_broker:
+        broker_was_here(copy, 5, START)
+    for segment in copy.glob("*.log"):
+        segment.unlink()
+    for read_only in (True, False):
+        with pytest.raises(fastlog.CorruptLogError, match=r"00\.log is missing, but .* were durable"):
+            open_log(copy, read_only=read_only)

@@ -373,7 +373,7 @@ def recover(
             epoch=epochs[-1][0] if epochs else 0,
         )
         meta.allow_gaps(bases[0], bases[-1])
-    elif meta.inode != oscalls.inode(folder):
+    elif bases and meta.inode != oscalls.inode(folder):
         # a copy, perhaps made while somebody appended: nothing is known to be whole
         logger.warning("%s is a copy of a log: all of it is checked", folder)
         is_unknown = True
