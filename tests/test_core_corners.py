@@ -318,7 +318,9 @@ def test_arrays_that_are_too_long_together(log: Any, arrow: Any) -> None:
         left.append(array)
 
     def hand_out(_stream: int, place: int) -> int:
-        ctypes.memmove(place, ctypes.addressof(left.pop()), ctypes.sizeof(arrow.ArrowArrayStruct))
+        array = left.pop()
+        ctypes.memmove(place, ctypes.addressof(array), ctypes.sizeof(arrow.ArrowArrayStruct))
+        array.release = None  # moved: its capsule must not call what may be gone when the interpreter ends
         return 0
 
     def describe(_stream: int, place: int) -> int:

@@ -559,6 +559,35 @@ def test_kafka_and_fastlog_take_turns_in_one_folder(exchange: Exchange, folder: 
         exchange.compare(0, ours)
 
 
+@marked(requires("turns"))
+def test_what_was_deleted_stays_so_whoever_has_the_folder(exchange: Exchange, folder: Path, seed: int) -> None:
+    """A broker deletes records, and does nothing else, or appends as well; then fastlog opens the folder, twice."""
+    chance = random.Random(seed)
+    ours = Ours(exchange.broker.topic_folder(exchange.topic), [])
+    exchange.clients.create_topic(exchange.topic)
+    exchange.append([ours], chance)
+    exchange.broker.stop()
+    with open_log(ours.folder, durability="os") as log:
+        ours.records += write_some(log, chance)
+        ours.end_offset = log.end_offset
+        ours.start_offset = log.delete_records(5)
+    exchange.broker.adopt_start(exchange.topic, ours.start_offset)
+    for deletes, appends in ((False, True), (True, False), (True, True)):
+        exchange.broker.start()
+        if appends:
+            exchange.append([ours], chance)
+        if deletes:
+            ours.start_offset = exchange.clients.delete_records(exchange.topic, ours.start_offset + 5)
+        exchange.broker.stop()
+        ours.records = [record for record in ours.records if record.offset >= ours.start_offset]
+        for _ in range(2):
+            with open_log(ours.folder, durability="os") as log:
+                assert (log.start_offset, log.end_offset) == (ours.start_offset, ours.end_offset)
+                assert seen(log) == ours.records
+    exchange.broker.start()
+    exchange.compare(0, ours)
+
+
 def write_compressed(path: Path, chance: random.Random, codecs: tuple[str | None, ...], **kinds: Any) -> Ours:
     config = fastlog.LogConfig() if kinds else fastlog.LogConfig(**TINY)
     ours = Ours(path, [])

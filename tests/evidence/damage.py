@@ -94,7 +94,7 @@ def judge_one(specimen: Specimen, found: Damage, place: Place, chance: random.Ra
     is_noticed_late = False
     if content.gaps and following is not None:  # the last segment is never compacted
         content, is_noticed_late = as_far_as_noticed(content, before, after or b"", int(name[:20]), following)
-    if name == META and after is None and content.kind != "clean":
+    if name == META and not after and content.kind != "clean":
         # without it, and its copy in the marker of a clean close, nobody knows where the log began
         content = replace(content, records=specimen.told["from the first byte"][content.isolation])
     outcome = judge(place.root, content, name, chance)

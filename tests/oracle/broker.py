@@ -210,6 +210,10 @@ class KafkaBroker:
             offset = start_offset if kind == "log-start" else 0
             self._set_checkpoint(f"{kind}-offset-checkpoint", f"{topic} {partition}", offset)
 
+    def adopt_start(self, topic: str, start_offset: int, partition: int = 0) -> None:
+        """Tell the broker, while it is stopped, where the log of a partition begins, as a store does that is closed."""
+        self._set_checkpoint("log-start-offset-checkpoint", f"{topic} {partition}", start_offset)
+
     def forget_clean_stop(self) -> None:
         """Remove the mark of the clean stop: the next start recovers every log from its recovery point on."""
         (self.topics / ".kafka_cleanshutdown").unlink()

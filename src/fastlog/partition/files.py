@@ -40,6 +40,7 @@ INDEXES: Final = ".fastlog-indexes"
 POISONED: Final = ".fastlog-poisoned"
 EPOCHS: Final = "leader-epoch-checkpoint"
 PARTITION_METADATA: Final = "partition.metadata"
+LOG_STARTS: Final = "log-start-offset-checkpoint"
 SLOT_BYTES: Final = 4096
 PRODUCERS_UNKNOWN: Final = -2
 MOST_GAP_RANGES: Final = 100
@@ -214,13 +215,14 @@ def is_possible(name: str, value: object) -> bool:
 
 
 def read_meta(folder: str) -> Meta | None:
-    """The partition's meta file; None when there is none.
+    """The partition's meta file; None when there is none, or an empty one: who made it died, or found the disk full,
+    before he wrote to it.
 
     Raises UnsupportedFormatError for a newer format, CorruptLogError when neither slot checks out.
     """
     path = f"{folder}/{META}"
     content = oscalls.read_file(path)
-    if content is None:
+    if not content:
         return None
     for start in (0, SLOT_BYTES):
         payload = unsealed(content[start : start + SLOT_BYTES])
@@ -228,7 +230,8 @@ def read_meta(folder: str) -> Meta | None:
             return Meta.from_payload(path, payload)
     raise CorruptLogError(
         f"{path}: neither of its two copies checks out ({len(content)} bytes found, {2 * SLOT_BYTES} expected). "
-        f"Nothing was touched. `fastlog log repair {folder}` moves it aside and rebuilds it from the segments",
+        f"Nothing was touched. `fastlog log repair {folder}` keeps it aside and rebuilds it from the segments; the log "
+        f"then begins at its first segment: records that were deleted and are still in there come back",
         path,
         0,
     )
@@ -377,6 +380,26 @@ def write_epochs(folder: str, entries: list[tuple[int, int]]) -> None:
     """Write ``leader-epoch-checkpoint`` as Kafka does: version, count, one line per epoch."""
     lines = ["0", str(len(entries)), *(f"{epoch} {start}" for epoch, start in entries), ""]
     oscalls.replace_file(f"{folder}/{EPOCHS}", "\n".join(lines).encode())
+
+
+def read_checkpoint(path: str) -> dict[tuple[str, int], int]:
+    """(topic, partition) → offset of one of Kafka's offset checkpoints; empty when it is missing or malformed."""
+    content = oscalls.read_file(path)
+    try:
+        lines = (content or b"").decode("ascii").splitlines()
+        if not lines or lines[0].strip() != "0" or int(lines[1]) != len(lines) - 2:
+            return {}
+        fields = [line.rsplit(" ", 2) for line in lines[2:]]
+        return {(topic, int(partition)): int(offset) for topic, partition, offset in fields}
+    except (ValueError, IndexError):
+        return {}
+
+
+def start_for_brokers(folder: str) -> int:
+    """Where a broker begins to read this log, as the checkpoint beside the folder says; 0 when it says nothing."""
+    topics, _, name = folder.rpartition("/")
+    starts = read_checkpoint(f"{topics}/{LOG_STARTS}")
+    return next((start for (topic, number), start in starts.items() if f"{topic}-{number}" == name), 0)
 
 
 # --- folders and copies ----------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ bytes are kept in a side file, later segments are moved aside, and everything is
 point are never cut (invariant I6): missing ones refuse the opening, damaged ones are a CorruptLogError when read.
 
 A folder without ``.fastlog-meta`` was written by somebody else (Kafka). It has no recovery point, so it is scanned as a
-whole, and only a torn tail at its very end is cut.
+whole, and only a torn tail at its very end is cut. It begins where the checkpoint beside the folder says.
 """
 
 from __future__ import annotations
@@ -198,10 +198,20 @@ def open_segments(folder: str, config: LogConfig, *, read_only: bool) -> OpenedP
         # before its first segment exists a log has nothing to lose: its creation was interrupted
         if marker is None and bases:
             raise
-        logger.warning("%s/%s is damaged: its copy in %s is used", folder, files.META, files.CLEAN)
         meta = None
+    is_copied = False
     if meta is None and marker is not None:
+        logger.warning("%s/%s is lost or damaged: its copy in %s is used", folder, files.META, files.CLEAN)
         meta = marker.meta
+        is_copied = True
+    elif meta is None and bases and files.META in names:
+        logger.warning(
+            "%s/%s is empty, as if who made it had died: all of the log is checked; it begins at its first segment, or "
+            "where %s beside the folder says",
+            folder,
+            files.META,
+            files.LOG_STARTS,
+        )
     if meta is None:
         refuse_foreign(folder, names, bases)
     resolved = config.resolve(meta.layout if meta is not None else None)
@@ -216,14 +226,20 @@ def open_segments(folder: str, config: LogConfig, *, read_only: bool) -> OpenedP
             # deleted to its end, and rolled over after that: what is left begins behind it
             meta.recovery_segment = meta.recovery_point = bases[0]
             meta.recovery_position = 0
-        if bases and not read_only and oscalls.file_size(f"{folder}/{files.META}") != 2 * files.SLOT_BYTES:
-            # lost or damaged, and known from its copy: everybody locks it
+        is_short = oscalls.file_size(f"{folder}/{files.META}") != 2 * files.SLOT_BYTES
+        if bases and not read_only and (is_copied or is_short):
+            # lost or damaged: everybody locks it and reads it, and the marker that has its copy goes before any change
             with files.MetaFile(folder) as meta_file:
                 meta_file.write(meta)
     sizes = {base: oscalls.file_size(paths.get(base) or files.segment_path(folder, base)) or 0 for base in bases}
-    if meta is not None and marker is not None and files.POISONED not in names:
+    epochs = files.read_epochs(folder)
+    # each session of a broker has an epoch of its own, though it may have changed nothing but the start
+    leader = epochs[-1][0] if meta is not None and bases and epochs and epochs[-1][0] != meta.epoch else None
+    if meta is not None and marker is not None and files.POISONED not in names and leader is None:
         by_name = {f"{base:020d}.log": size for base, size in sizes.items()}
         if by_name == marker.files and marker.meta.recovery_point == marker.end_offset:
+            if not read_only and meta.inode != oscalls.inode(folder):
+                meta = take_over_copy(folder, marker)
             checksums = files.read_index_checksums(folder)
             segments = [
                 new_segment(
@@ -238,18 +254,33 @@ def open_segments(folder: str, config: LogConfig, *, read_only: bool) -> OpenedP
                 for base, size in sizes.items()
             ]
             return OpenedPartition(folder, meta, resolved, segments, marker.end_offset, True, None)
-    epochs = files.read_epochs(folder)
-    if meta is not None and epochs and epochs[-1][0] != meta.epoch:
-        # a broker had the folder in the meantime: what is known of the log does not hold any more
-        logger.warning("%s was written by a leader of epoch %d: all of it is checked", folder, epochs[-1][0])
-        opened = recover(folder, names, None, sizes, resolved, read_only=read_only, paths=paths)
-        opened.meta.start_offset = max(opened.meta.start_offset, meta.start_offset)
-        return opened
+    if meta is not None and leader is not None:
+        # what is known of the log does not hold any more
+        logger.warning("%s was written by a leader of epoch %d: all of it is checked", folder, leader)
+        start = meta.start_offset
+        return recover(folder, names, None, sizes, resolved, read_only=read_only, paths=paths, start_offset=start)
     if meta is not None and marker is not None:
         if meta.inode != oscalls.inode(folder):
             refuse_incomplete_copy(folder, marker, sizes)
         refuse_unnoticed_loss(folder, meta, marker, sizes)
     return recover(folder, names, meta, sizes, resolved, read_only=read_only, paths=paths)
+
+
+def take_over_copy(folder: str, marker: files.CleanMarker) -> Meta:
+    """The meta file of a copy of a log that was closed cleanly, which is a log like any other from now on.
+
+    Nobody knows whether the copy is on the disk: its recovery point holds when it is.
+    """
+    for name in marker.files:
+        oscalls.sync_file(f"{folder}/{name}")
+    oscalls.sync_directory(folder)
+    oscalls.sync_parents(folder)
+    # what was copied of the meta file may be newer than the segments
+    meta = marker.meta
+    meta.inode = oscalls.inode(folder)
+    with files.MetaFile(folder) as meta_file:
+        meta_file.write(meta)
+    return meta
 
 
 def forget_clean_marker(folder: str) -> None:
@@ -323,10 +354,12 @@ def recover(
     *,
     read_only: bool,
     paths: Mapping[int, str],
+    start_offset: int = 0,
 ) -> OpenedPartition:
     """Find the end of a log that was not closed cleanly, and put everything behind it aside.
 
     ``paths``: of segments that a reader finds under another name (``compaction.current_segments``).
+    ``start_offset``: of a log without ``meta``, where it began before somebody else had it.
     """
     is_foreign = is_unknown = meta is None
     bases = list(sizes)
@@ -334,13 +367,13 @@ def recover(
         epochs = files.read_epochs(folder)
         meta = Meta(
             layout=config.layout(),
-            start_offset=bases[0],
+            start_offset=max(bases[0], start_offset),
             recovery_point=bases[0],
             recovery_segment=bases[0],
             epoch=epochs[-1][0] if epochs else 0,
         )
         meta.allow_gaps(bases[0], bases[-1])
-    elif meta.inode != oscalls.inode(folder):
+    elif bases and meta.inode != oscalls.inode(folder):
         # a copy, perhaps made while somebody appended: nothing is known to be whole
         logger.warning("%s is a copy of a log: all of it is checked", folder)
         is_unknown = True
@@ -404,6 +437,9 @@ def recover(
     recovery_point = meta.recovery_point
     # the start may have been raised over records that power loss took
     meta.start_offset = min(meta.start_offset, end_offset)
+    theirs = files.start_for_brokers(folder) if is_foreign else 0
+    if meta.start_offset < theirs <= end_offset:
+        meta.start_offset = theirs
     if meta.last_producer_offset != files.PRODUCERS_UNKNOWN:
         # the next recovery begins at the point that is written now: it will not see these batches
         meta.last_producer_offset = max(meta.last_producer_offset, findings.last_producer_offset)

@@ -30,7 +30,7 @@ def repair(folder: str) -> RepairReport:
     refuse_foreign(folder, names, bases)
     side_files: list[str] = []
     damages: list[Damage] = []
-    meta = usable_meta(folder, bases, side_files)
+    meta = usable_meta(folder, bases, side_files, damages)
     config = LogConfig().resolve(meta.layout)
     end_offset = bases[0] if bases else meta.start_offset
     rebuilt: list[str] = []
@@ -99,29 +99,41 @@ def repair(folder: str) -> RepairReport:
     return RepairReport(folder, tuple(damages), tuple(side_files), tuple(rebuilt))
 
 
-def usable_meta(folder: str, bases: list[int], side_files: list[str]) -> Meta:
-    """The meta file, its copy in the clean marker, or one made from the segments; an unreadable file is kept aside."""
+def usable_meta(folder: str, bases: list[int], side_files: list[str], damages: list[Damage]) -> Meta:
+    """The meta file, its copy in the clean marker, or one made from the segments; an unreadable file is kept aside.
+
+    It stays where it is until the new one is written over it: whoever opens the log after a crash is still refused.
+    """
+    path = f"{folder}/{files.META}"
+    damaged = 0
     try:
         meta = files.read_meta(folder)
     except CorruptLogError:
-        path = f"{folder}/{files.META}"
         target = side_file(path, 0)
-        oscalls.rename(path, target)
+        damaged = files.copy_range(path, 0, oscalls.file_size(path) or 0, target)
         side_files.append(target)
+        oscalls.sync_directory(folder)
         meta = None
     if meta is not None:
         return meta
     marker = files.read_clean_marker(folder)
     if marker is not None:
+        # before the marker goes: it has the only copy
+        with files.MetaFile(folder) as meta_file:
+            meta_file.write(marker.meta)
         return marker.meta
     epochs = files.read_epochs(folder)
     first = bases[0] if bases else 0
+    if damaged:
+        reason = "neither of its two copies checks out: the log begins at its first segment, deleted records come back"
+        damages.append(Damage(path, 0, damaged, first, first, reason))
     meta = Meta(
         LogConfig().resolve().layout(),
         start_offset=first,
         recovery_point=first,
         recovery_segment=first,
         epoch=epochs[-1][0] if epochs else 0,
+        last_producer_offset=files.PRODUCERS_UNKNOWN,
     )
     if bases:
         meta.allow_gaps(bases[0], bases[-1])

@@ -769,7 +769,7 @@ class Directory:
                 "nothing was "
                 f"touched; move the folder away"
             )
-        if oscalls.file_size(f"{folder}/{partition_files.META}") is None:
+        if not oscalls.file_size(f"{folder}/{partition_files.META}"):
             # whatever is appended here shall be found again: who made the topic or the folder may have died before a
             # sync
             for path in (self._config, self._topics):
@@ -784,7 +784,10 @@ class Directory:
                 2,
             )
         files.require_folder(folder)
-        keeps_layout = self.read_only or oscalls.file_size(f"{folder}/{partition_files.META}") is not None
+        # an empty file says nothing yet: who made it died
+        keeps_layout = self.read_only or any(
+            oscalls.file_size(f"{folder}/{name}") for name in (partition_files.META, partition_files.CLEAN)
+        )
         return PartitionLog.open(
             folder,
             durability=self.durability,

@@ -24,7 +24,9 @@ from typing import Any, Final
 from fastlog._native import oscalls
 from fastlog._native.checksum import crc32c
 from fastlog.errors import CorruptLogError, LockedError, StorageError, UnsupportedFormatError
+from fastlog.partition.files import LOG_STARTS as LOG_STARTS
 from fastlog.partition.files import PARTITION_METADATA as PARTITION_METADATA
+from fastlog.partition.files import read_checkpoint as read_checkpoint
 from fastlog.store import naming
 
 FORMAT_VERSION: Final = 1
@@ -37,7 +39,6 @@ META_PROPERTIES: Final = "meta.properties"
 BROKER_LOCK: Final = ".lock"
 RECOVERY_POINTS: Final = "recovery-point-offset-checkpoint"
 HIGH_WATERMARKS: Final = "replication-offset-checkpoint"
-LOG_STARTS: Final = "log-start-offset-checkpoint"
 CHECKPOINTS: Final = (RECOVERY_POINTS, HIGH_WATERMARKS, LOG_STARTS)
 CLEAN_SHUTDOWN: Final = ".kafka_cleanshutdown"
 UNFINISHED_BACKUP: Final = "backup.unfinished"
@@ -129,19 +130,6 @@ def read_partition_topic_id(folder: str) -> str | None:
         if colon and name.strip() == "topic_id" and naming.is_id(value.strip()):
             return value.strip()
     return None
-
-
-def read_checkpoint(path: str) -> dict[tuple[str, int], int]:
-    """(topic, partition) → offset of one of Kafka's offset checkpoints; empty when it is missing or malformed."""
-    content = oscalls.read_file(path)
-    try:
-        lines = (content or b"").decode("ascii").splitlines()
-        if not lines or lines[0].strip() != "0" or int(lines[1]) != len(lines) - 2:
-            return {}
-        fields = [line.rsplit(" ", 2) for line in lines[2:]]
-        return {(topic, int(partition)): int(offset) for topic, partition, offset in fields}
-    except (ValueError, IndexError):
-        return {}
 
 
 def write_checkpoint(path: str, entries: Mapping[tuple[str, int], int]) -> None:

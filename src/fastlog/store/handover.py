@@ -1,7 +1,7 @@
 """What the last process to leave a store tells Kafka: where each partition ends, and that nothing needs to be checked.
 
-All of it is derived from the partitions' own state, written when it is true of all of them, and never read by fastlog,
-which keeps the truth in each partition.
+All of it is derived from the partitions' own state, and written when it is true of all of them. fastlog keeps the truth
+in each partition: it reads but the log starts, of partitions that a broker had since (``recovery``).
 """
 
 from __future__ import annotations
