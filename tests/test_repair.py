@@ -1,0 +1,175 @@
+"""Repair that is cut short, by death, a full disk or a power cut, and what a repaired log remembers."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fastlog
+from fastlog._native import oscalls
+from fastlog.errors import CorruptLogError, StorageError
+from fastlog.partition import files
+from tests.dying import dies_at_change
+
+SMALL: dict[str, Any] = {"segment_bytes": 1000, "max_message_bytes": 900, "index_interval_bytes": 100}
+
+
+def open_log(path: Path, **options: Any) -> fastlog.PartitionLog:
+    return fastlog.PartitionLog.open(path, durability="os", config=fastlog.LogConfig(**SMALL), **options)
+
+
+def repair(path: Path) -> fastlog.RepairReport:
+    return fastlog.PartitionLog.repair(path)
+
+
+def batches(path: Path) -> dict[int, tuple[Path, Any]]:
+    """Every batch of a log, by its base offset, and the file that it lies in."""
+    return {one.base_offset: (name, one) for name in sorted(path.glob("*.log")) for one in fastlog.scan_segment(name)}
+
+
+def damage(path: Path, offset: int) -> None:
+    """Flip a bit of the batch that begins at this offset."""
+    name, batch = batches(path)[offset]
+    with open(name, "r+b") as file:
+        file.seek(batch.position + batch.size - 1)
+        last = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([last ^ 1]))
+
+
+def misplace(path: Path, offset: int) -> None:
+    """Let the batch that begins at this offset say that it begins at the next one: no checksum covers that."""
+    name, batch = batches(path)[offset]
+    with open(name, "r+b") as file:
+        file.seek(batch.position)
+        file.write((offset + 1).to_bytes(8, "big"))
+
+
+def found_in(path: Path, **options: Any) -> dict[int, bytes]:
+    """Every record that can be read, by its offset."""
+    found: dict[int, bytes] = {}
+    with open_log(path, **options) as log:
+        offset = log.start_offset
+        while offset < log.end_offset:
+            try:
+                for record in log.records(offset):
+                    found[record.offset] = bytes(record.value or b"")
+                break
+            except CorruptLogError as error:
+                offset = error.next_offset or log.end_offset
+    return found
+
+
+class Damaged:
+    """A log with damage in finished segments and in the last one; ``sound`` is what can be read of it.
+
+    It was closed, or ``closes`` is False: whoever wrote it was killed.
+    """
+
+    def __init__(self, path: Path, *, closes: bool = True) -> None:
+        self.path, self.copy = path, path.with_name("copy")
+        pid = os.fork()
+        if not pid:
+            with open_log(path) as log:
+                for number in range(9):
+                    log.append([b"%d" % number + bytes(200)])
+                log.delete_records(1)
+                if not closes:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == (0 if closes else -signal.SIGKILL)
+        assert [int(name.stem) for name in sorted(path.glob("*.log"))] == [0, 3, 6]
+        damage(path, 1)
+        misplace(path, 4)
+        damage(path, 7)
+        self.sound = {number: b"%d" % number + bytes(200) for number in (2, 3, 5, 6, 8)}
+        shutil.copytree(self.path, self.copy)
+
+    def put_back(self) -> None:
+        """The folder stays: another one would be a copy of the log."""
+        for file in self.path.iterdir():
+            file.unlink()
+        for file in self.copy.iterdir():
+            shutil.copy(file, self.path)
+
+    def check(self, *, opens: bool = True) -> None:
+        """Nothing is missing, nothing is where it was not, after an opening and a second repair."""
+        for read_only in (True, False) if opens else ():
+            assert found_in(self.path, read_only=read_only) == self.sound
+        repair(self.path)
+        assert found_in(self.path) == self.sound
+        with open_log(self.path) as log:
+            assert log.verify().ok
+            assert (log.start_offset, log.append([b"next"])) == (1, 9)
+        assert not list(self.path.glob("*.tmp"))
+
+
+@pytest.fixture
+def damaged(folder: Path) -> Damaged:
+    return Damaged(folder / "log-0")
+
+
+# --- cut short --------------------------------------------------------------------------------------------------------
+
+
+def die_everywhere(damaged: Damaged, *, opens: bool) -> None:
+    """At every change of the disk in turn, and look at what is left."""
+    for nth in range(1, 500):
+        died = dies_at_change(nth, lambda: repair(damaged.path))
+        damaged.check(opens=opens)
+        if not died:
+            break
+        damaged.put_back()
+    assert not died and nth > 20
+
+
+@pytest.mark.parametrize("closes", [True, False])
+def test_I6_a_repair_that_dies_anywhere_keeps_every_sound_batch(folder: Path, closes: bool) -> None:
+    """Of a log that was not closed an opening keeps what lies in front of the damage: that is for the repair."""
+    die_everywhere(Damaged(folder / "log-0", closes=closes), opens=closes)
+
+
+def test_I11_a_repair_that_dies_anywhere_keeps_the_copy_of_a_damaged_meta_file(damaged: Damaged) -> None:
+    """It alone knows where the log begins."""
+    for where in (damaged.path, damaged.copy):
+        (where / files.META).write_bytes(bytes(2 * files.SLOT_BYTES))
+    die_everywhere(damaged, opens=True)
+
+
+@pytest.mark.parametrize(
+    ("call", "code"),
+    [
+        ("open", errno.ENOSPC),
+        ("pwrite", errno.ENOSPC),
+        ("fdatasync", errno.EIO),
+        ("fsync", errno.EIO),
+        ("ftruncate", errno.EIO),
+        ("rename", errno.ENOSPC),
+        ("unlink", errno.EIO),
+    ],
+)
+@pytest.mark.parametrize("sticky", [False, True])
+def test_I6_a_repair_in_which_a_call_fails_keeps_every_sound_batch(
+    damaged: Damaged, call: str, code: int, sticky: bool
+) -> None:
+    failed = True
+    for nth in range(1, 500):
+        oscalls.inject(call, errno=code, nth=nth, sticky=sticky)
+        try:
+            repair(damaged.path)
+        except StorageError:
+            pass
+        finally:
+            failed = oscalls.injected() > 0
+            oscalls.clear()
+        damaged.check()
+        if not failed:
+            break
+        damaged.put_back()
+    assert not failed and nth > 1
