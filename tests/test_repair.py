@@ -6,14 +6,16 @@ import errno
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import fastlog
+from fastlog._core import encode_batch
 from fastlog._native import oscalls
-from fastlog.errors import CorruptLogError, StorageError
+from fastlog.errors import CorruptLogError, OutOfOrderSequenceError, StorageError
 from fastlog.partition import files
 from tests.dying import dies_at_change
 
@@ -173,3 +175,61 @@ def test_I6_a_repair_in_which_a_call_fails_keeps_every_sound_batch(
             break
         damaged.put_back()
     assert not failed and nth > 1
+
+
+# --- producers --------------------------------------------------------------------------------------------------------
+
+
+def send(log: fastlog.PartitionLog, sequence: int, producer: int = 5, *, transactional: bool = False) -> int:
+    batch = encode_batch(
+        [b"%d" % sequence + bytes(100)],
+        producer_id=producer,
+        producer_epoch=0,
+        base_sequence=sequence,
+        transactional=transactional,
+    )
+    return log.append_batch(batch)
+
+
+def write_and_end(path: Path, write: Callable[[fastlog.PartitionLog], object], *, closes: bool) -> None:
+    """In another process, which closes the log or is killed."""
+    pid = os.fork()
+    if not pid:
+        with open_log(path) as log:
+            write(log)
+            if not closes:
+                os.kill(os.getpid(), signal.SIGKILL)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == (0 if closes else -signal.SIGKILL)
+
+
+def send_three(log: fastlog.PartitionLog) -> None:
+    log.append([b"plain"])
+    for sequence in range(3):
+        send(log, sequence)
+
+
+def require_known(path: Path) -> None:
+    """Its producer has sent sequence number 2 last, at offset 3."""
+    with fastlog.PartitionLog.open(path, durability="os") as log:
+        end = log.end_offset
+        assert send(log, 2) == 3, "sent before"
+        assert log.end_offset == end
+        with pytest.raises(OutOfOrderSequenceError):
+            send(log, 4)
+        assert send(log, 3) == end
+        assert log.verify().ok
+
+
+@pytest.mark.parametrize("closes", [True, False])
+@pytest.mark.parametrize("loses", ["a record", "the meta files"])
+def test_a_repaired_log_knows_its_producers(folder: Path, closes: bool, loses: str) -> None:
+    path = folder / "log-0"
+    write_and_end(path, send_three, closes=closes)
+    if loses == "a record":
+        damage(path, 0)
+    else:
+        (path / files.META).write_bytes(bytes(2 * files.SLOT_BYTES))
+        (path / files.CLEAN).unlink(missing_ok=True)
+    repair(path)
+    require_known(path)

@@ -58,7 +58,7 @@ def repair(folder: str) -> RepairReport:
             damages.append(missing(path, end_offset, base))
             holes.append((max(other for other in bases if other < base), base))
         gaps = meta.allows_gaps(base)
-        found, _, _, end_offset = damages_of(
+        found, _, _, end_offset, last_producer_offset = damages_of(
             path,
             sizes[base],
             base,
@@ -70,6 +70,9 @@ def repair(folder: str) -> RepairReport:
         if found:
             damages += found
             damaged[base] = found
+        if meta.last_producer_offset != files.PRODUCERS_UNKNOWN:
+            # the next opening begins at the recovery point that is written now: it will not see these batches
+            meta.last_producer_offset = max(meta.last_producer_offset, last_producer_offset)
     forget_clean_marker(folder)
     last = bases[-1] if bases else None
     lost_from, end_offset = end_offset, max(end_offset, meta.recovery_point)
@@ -135,6 +138,7 @@ def usable_meta(folder: str, bases: list[int], side_files: list[str]) -> Meta:
         recovery_point=first,
         recovery_segment=first,
         epoch=epochs[-1][0] if epochs else 0,
+        last_producer_offset=files.PRODUCERS_UNKNOWN,
     )
     if bases:
         meta.allow_gaps(bases[0], bases[-1])
