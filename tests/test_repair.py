@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import shutil
 import signal
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from fastlog._core import encode_batch
 from fastlog._native import oscalls
 from fastlog.errors import CorruptLogError, OutOfOrderSequenceError, StorageError
 from fastlog.partition import files
+from tests.crash.recording import record_run
+from tests.crash.replayer import Place, Replayer, choose_disks
 from tests.dying import dies_at_change
 
 SMALL: dict[str, Any] = {"segment_bytes": 1000, "max_message_bytes": 900, "index_interval_bytes": 100}
@@ -38,19 +41,20 @@ def batches(path: Path) -> dict[int, tuple[Path, Any]]:
 def damage(path: Path, offset: int) -> None:
     """Flip a bit of the batch that begins at this offset."""
     name, batch = batches(path)[offset]
-    with open(name, "r+b") as file:
-        file.seek(batch.position + batch.size - 1)
-        last = file.read(1)[0]
-        file.seek(-1, os.SEEK_CUR)
-        file.write(bytes([last ^ 1]))
+    position = batch.position + batch.size - 1
+    overwrite(name, position, bytes([name.read_bytes()[position] ^ 1]))
 
 
 def misplace(path: Path, offset: int) -> None:
     """Let the batch that begins at this offset say that it begins at the next one: no checksum covers that."""
     name, batch = batches(path)[offset]
-    with open(name, "r+b") as file:
-        file.seek(batch.position)
-        file.write((offset + 1).to_bytes(8, "big"))
+    overwrite(name, batch.position, (offset + 1).to_bytes(8, "big"))
+
+
+def overwrite(name: Path, position: int, content: bytes) -> None:
+    fd = os.open(name, os.O_WRONLY)
+    os.pwrite(fd, content, position)
+    os.close(fd)
 
 
 def found_in(path: Path, **options: Any) -> dict[int, bytes]:
@@ -74,8 +78,8 @@ class Damaged:
     It was closed, or ``closes`` is False: whoever wrote it was killed.
     """
 
-    def __init__(self, path: Path, *, closes: bool = True) -> None:
-        self.path, self.copy = path, path.with_name("copy")
+    def __init__(self, path: Path, copy: Path, *, closes: bool = True) -> None:
+        self.path, self.copy = path, copy
         pid = os.fork()
         if not pid:
             with open_log(path) as log:
@@ -114,7 +118,7 @@ class Damaged:
 
 @pytest.fixture
 def damaged(folder: Path) -> Damaged:
-    return Damaged(folder / "log-0")
+    return Damaged(folder / "log-0", folder / "copy")
 
 
 # --- cut short --------------------------------------------------------------------------------------------------------
@@ -134,7 +138,7 @@ def die_everywhere(damaged: Damaged, *, opens: bool) -> None:
 @pytest.mark.parametrize("closes", [True, False])
 def test_I6_a_repair_that_dies_anywhere_keeps_every_sound_batch(folder: Path, closes: bool) -> None:
     """Of a log that was not closed an opening keeps what lies in front of the damage: that is for the repair."""
-    die_everywhere(Damaged(folder / "log-0", closes=closes), opens=closes)
+    die_everywhere(Damaged(folder / "log-0", folder / "copy", closes=closes), opens=closes)
 
 
 def test_I11_a_repair_that_dies_anywhere_keeps_the_copy_of_a_damaged_meta_file(damaged: Damaged) -> None:
@@ -175,6 +179,47 @@ def test_I6_a_repair_in_which_a_call_fails_keeps_every_sound_batch(
             break
         damaged.put_back()
     assert not failed and nth > 1
+
+
+# --- power cuts -------------------------------------------------------------------------------------------------------
+
+
+def test_I5_power_is_lost_while_a_closed_log_is_repaired(folder: Path, library: Path, seed: int) -> None:
+    (folder / "root").mkdir()
+    damaged = Damaged(folder / "root" / "log-0", folder / "copy")
+    program = ["-c", "import sys, fastlog; fastlog.PartitionLog.repair(sys.argv[1])", str(damaged.path)]
+    recorded = record_run(library, folder / "root", folder / "trace", program)
+    place = Place(folder / "root")
+    with place.believed():
+        for _, _, disk in choose_disks(Replayer(recorded), 200, random.Random(seed)):
+            place.put(disk)
+            damaged.check()
+
+
+def test_I5_what_a_repair_has_kept_survives_a_power_cut(folder: Path, library: Path, seed: int) -> None:
+    """Who wrote it had synced nothing, and was killed."""
+    (folder / "root").mkdir()
+    path = folder / "root" / "log-0"
+    program = ["-c", "import sys, tests.test_repair; tests.test_repair.live_and_repair(sys.argv[1])", str(path)]
+    replayer = Replayer(record_run(library, folder / "root", folder / "trace", program))
+    last = len(replayer.entries)
+    place = Place(folder / "root")
+    with place.believed():
+        for _, _, disk in choose_disks(replayer, 50, random.Random(seed), at_least=last):
+            place.put(disk)
+            assert found_in(path) == {number: b"%d" % number + bytes(200) for number in (0, 2, 3, 4)}
+
+
+def live_and_repair(path: str) -> None:
+    """Recorded."""
+    write_and_end(Path(path), append_five, closes=False)
+    damage(Path(path), 1)
+    repair(Path(path))
+
+
+def append_five(log: fastlog.PartitionLog) -> None:
+    for number in range(5):
+        log.append([b"%d" % number + bytes(200)])
 
 
 # --- producers --------------------------------------------------------------------------------------------------------

@@ -57,6 +57,9 @@ def repair(folder: str) -> RepairReport:
         if base > end_offset:
             damages.append(missing(path, end_offset, base))
             holes.append((max(other for other in bases if other < base), base))
+        # it may never have been synced, and what is in memory need not be what the disk has
+        oscalls.sync_file(path)
+        oscalls.drop_cache(path)
         gaps = meta.allows_gaps(base)
         found, _, _, end_offset, last_producer_offset = damages_of(
             path,
