@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -278,3 +279,69 @@ def test_a_repaired_log_knows_its_producers(folder: Path, closes: bool, loses: s
         (path / files.CLEAN).unlink(missing_ok=True)
     repair(path)
     require_known(path)
+
+
+# --- what a broker reads ----------------------------------------------------------------------------------------------
+
+
+def placed(values: list[bytes], *, offset: int, epoch: int) -> bytes:
+    """A batch as a broker wrote it."""
+    batch = bytearray(encode_batch(values))
+    struct.pack_into(">q", batch, 0, offset)
+    struct.pack_into(">i", batch, 12, epoch)  # no checksum covers the two
+    return bytes(batch)
+
+
+@pytest.fixture
+def from_broker(folder: Path) -> Path:
+    """A log of ten records that a broker, leader of epochs 5 and 7, has gone on with."""
+    path = folder / "log-0"
+    with open_log(path) as log:
+        for number in range(10):
+            log.append([b"%d" % number])
+        log.delete_records(1)
+    files.write_epochs(str(path), [(0, 0), (5, 10), (7, 12)])
+    with (path / f"{0:020}.log").open("ab") as file:
+        file.write(placed([b"10"], offset=10, epoch=5))
+        file.write(placed([b"11"], offset=11, epoch=5))
+        file.write(placed([b"12"], offset=12, epoch=7))
+    return path
+
+
+def test_a_repair_keeps_what_a_broker_has_appended(from_broker: Path) -> None:
+    damage(from_broker, 3)
+    report = repair(from_broker)
+    assert [one.first_offset for one in report.damages] == [3]
+    assert found_in(from_broker) == {number: b"%d" % number for number in range(1, 13) if number != 3}
+    assert files.read_epochs(str(from_broker)) == [(0, 0), (5, 10), (7, 12)]
+    with open_log(from_broker) as log:
+        assert (log.start_offset, log.append([b"next"])) == (1, 13)
+    assert batches(from_broker)[13][1].leader_epoch == 7
+
+
+@pytest.mark.parametrize("content", [None, b"0\n1\n0 "])
+def test_a_repair_tells_the_epochs_of_what_is_there(from_broker: Path, content: bytes | None) -> None:
+    """Neither the list of epochs nor the meta file is left to go by."""
+    for name in (files.EPOCHS, files.META, files.CLEAN):
+        (from_broker / name).unlink()
+    if content is not None:
+        (from_broker / files.EPOCHS).write_bytes(content)
+    damage(from_broker, 3)
+    repair(from_broker)
+    assert files.read_epochs(str(from_broker)) == [(0, 0), (5, 10), (7, 12)]
+    with fastlog.PartitionLog.open(from_broker) as log:
+        assert log.append([b"next"]) == 13
+        assert log.verify().ok
+    assert batches(from_broker)[13][1].leader_epoch == 7
+
+
+def test_a_repair_tells_the_epoch_of_a_log_that_has_lost_everything(folder: Path) -> None:
+    path = folder / "log-0"
+    with open_log(path) as log:
+        log.append([b"a", b"b"])
+    for name in (files.EPOCHS, f"{0:020}.log"):
+        (path / name).unlink()
+    repair(path)
+    assert files.read_epochs(str(path)) == [(0, 2)]
+    with open_log(path) as log:
+        assert log.append([b"next"]) == 2

@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 
 from fastlog._native import oscalls
+from fastlog._native.inspect import scan_segment
 from fastlog.config import MOST_MAX_DECOMPRESSED_BYTES, LogConfig
 from fastlog.errors import CorruptLogError
 from fastlog.partition import files
@@ -76,9 +77,12 @@ def repair(folder: str) -> RepairReport:
         if meta.last_producer_offset != files.PRODUCERS_UNKNOWN:
             # the next opening begins at the recovery point that is written now: it will not see these batches
             meta.last_producer_offset = max(meta.last_producer_offset, last_producer_offset)
-    forget_clean_marker(folder)
-    last = bases[-1] if bases else None
     lost_from, end_offset = end_offset, max(end_offset, meta.recovery_point)
+    forget_clean_marker(folder)
+    if not files.read_epochs(folder):
+        # before the meta file: who does not find it after that goes by the list
+        tell_epochs(folder, bases, meta, end_offset)
+    last = bases[-1] if bases else None
     if lost_from < end_offset:
         # records that were durable are gone: their offsets are not used again
         damages.append(missing(files.segment_path(folder, end_offset), lost_from, end_offset))
@@ -108,7 +112,6 @@ def repair(folder: str) -> RepairReport:
             segment.store_indexes()
             rebuilt += [segment.index_path, segment.time_index_path]
         meta_file.write(meta)
-    files.write_epochs(folder, files.read_epochs(folder) or [(meta.epoch, meta.start_offset)])
     oscalls.remove(f"{folder}/{files.POISONED}")
     oscalls.remove(f"{folder}/{files.INDEXES}")
     oscalls.sync_directory(folder)
@@ -128,24 +131,43 @@ def usable_meta(folder: str, bases: list[int], side_files: list[str]) -> Meta:
         files.copy_range(path, 0, oscalls.file_size(path) or 0, target)
         side_files.append(target)
         meta = None
-    if meta is not None:
-        return meta
-    marker = files.read_clean_marker(folder)
-    if marker is not None:
-        return marker.meta
+    if meta is None:
+        marker = files.read_clean_marker(folder)
+        meta = marker.meta if marker is not None else None
     epochs = files.read_epochs(folder)
+    if meta is not None and (not epochs or epochs[-1][0] == meta.epoch):
+        return meta
     first = bases[0] if bases else 0
-    meta = Meta(
+    made = Meta(
         LogConfig().resolve().layout(),
         start_offset=first,
         recovery_point=first,
         recovery_segment=first,
-        epoch=epochs[-1][0] if epochs else 0,
+        epoch=epochs[-1][0] if epochs else ANY_EPOCH,
         last_producer_offset=files.PRODUCERS_UNKNOWN,
     )
+    if meta is not None:
+        # a broker had the log in the meantime: no more than this holds still
+        made.layout = meta.layout
+        made.start_offset, made.recovery_point = max(first, meta.start_offset), max(first, meta.recovery_point)
     if bases:
-        meta.allow_gaps(bases[0], bases[-1])
-    return meta
+        made.allow_gaps(bases[0], bases[-1])
+    return made
+
+
+def tell_epochs(folder: str, bases: list[int], meta: Meta, end_offset: int) -> None:
+    """Write the list of leader epochs anew, as the batches tell it; ``meta`` takes the last one where it has none."""
+    epochs: list[tuple[int, int]] = []
+    for base in bases:
+        for batch in scan_segment(files.segment_path(folder, base), MOST_MAX_DECOMPRESSED_BYTES):
+            # none beyond a known one: no checksum covers it
+            is_known = meta.epoch == ANY_EPOCH or batch.leader_epoch <= meta.epoch
+            if is_known and batch.leader_epoch > (epochs[-1][0] if epochs else ANY_EPOCH):
+                epochs.append((batch.leader_epoch, batch.base_offset))
+    meta.epoch = max(meta.epoch, epochs[-1][0] if epochs else 0)
+    if not epochs or epochs[-1][0] < meta.epoch:
+        epochs.append((meta.epoch, end_offset))
+    files.write_epochs(folder, epochs)
 
 
 def rewrite(
