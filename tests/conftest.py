@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.crash.recording import RecorderUnavailable, build_library
+from tests.crash.recording import RecorderUnavailable, build_library, build_recorder
 from tests.folders import MEMORY
 from tests.injector import SOURCE, environment
 from tests.oracle.broker import KafkaBroker, KafkaClients
@@ -57,6 +57,18 @@ def folder() -> Iterator[Path]:
     """A fresh directory in memory where there is such a thing; removed at the end."""
     with tempfile.TemporaryDirectory(prefix="fastlog-test-", dir=MEMORY, ignore_cleanup_errors=True) as name:
         yield Path(name)
+
+
+@pytest.fixture(scope="session")
+def library() -> Iterator[Path]:
+    """The recorder, compiled. Where it cannot be, tests are skipped; under CI on Linux that is a failure."""
+    with tempfile.TemporaryDirectory(prefix="fastlog-recorder-") as name:
+        try:
+            yield build_recorder(Path(name))
+        except RecorderUnavailable as problem:
+            if UNDER_CI and sys.platform == "linux":
+                pytest.fail(f"the recorder has to be there under CI: {problem}")
+            pytest.skip(str(problem))
 
 
 @pytest.fixture

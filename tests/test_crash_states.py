@@ -16,18 +16,16 @@ import random
 import re
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from fastlog._native import oscalls
 from fastlog.partition import compaction
-from tests.conftest import UNDER_CI
 from tests.crash.checker import History, Promise, quiet
 from tests.crash.failures import history_of
-from tests.crash.recording import Entry, Kind, Record, RecorderUnavailable, build_recorder, record_run
+from tests.crash.recording import Entry, Kind, Record, record_run
 from tests.crash.replayer import Place, Replayer, all_losses, choose_disks
 from tests.crash.running import Run, record, record_again
 from tests.crash.workloads import ALONE, SHARED
@@ -38,18 +36,6 @@ RECOVERIES = 6  # disks on which the recovery itself is recorded
 SHARE = DISKS // (len(ALONE) + len(SHARED) + len(TWICE) + 1) + 1
 BITES = 1500  # disks in which a planted bug has to be seen
 MOST_RECORDS = 5  # of which it has to be seen in one
-
-
-@pytest.fixture(scope="session")
-def library() -> Iterator[Path]:
-    """The recorder, compiled. Where it cannot be, tests are skipped; under CI on Linux that is a failure."""
-    with tempfile.TemporaryDirectory(prefix="fastlog-recorder-") as name:
-        try:
-            yield build_recorder(Path(name))
-        except RecorderUnavailable as problem:
-            if UNDER_CI and sys.platform == "linux":
-                pytest.fail(f"the recorder has to be there under CI: {problem}")
-            pytest.skip(str(problem))
 
 
 def make_folder(path: Path) -> Path:

@@ -962,7 +962,10 @@ def test_I7_an_index_that_does_not_rise_finds_the_right_batch(folder: Path) -> N
 
 # --- state files that say what no fastlog writes ----------------------------------------------------------------------
 
-FIELDS = ("layout", "start_offset", "recovery_position", "epoch", "inode", "cleaned_offset", "clock_seen", "gap_ranges")
+FIELDS = (
+    *("layout", "start_offset", "recovery_position", "epoch", "inode", "cleaned_offset", "clock_seen", "gap_ranges"),
+    "rewriting",
+)
 
 
 def with_meta(path: Path, payload: bytes) -> None:

@@ -139,7 +139,8 @@ class Meta:
     ``inode`` is the folder's: a copy of the folder has another one, and its recovery point means nothing.
     ``recovery_point`` is an offset below which everything is durable; it lies at ``recovery_position`` of the segment
     ``recovery_segment``. ``gap_ranges`` are pairs (first, last) of segment base offsets where offsets may skip:
-    compacted, repaired, or written by somebody else.
+    compacted, repaired, or written by somebody else. ``rewriting`` is the (base offset, new size) of the segment that a
+    repair is putting into its place: only once it has that size may its offsets skip.
     """
 
     layout: dict[str, int]
@@ -154,6 +155,7 @@ class Meta:
     clock_confirmed: int = -1
     clock_seen: int = -1
     gap_ranges: list[list[int]] = field(default_factory=list)
+    rewriting: list[int] = field(default_factory=list)
 
     def allows_gaps(self, base_offset: int) -> bool:
         """Whether offsets may skip in the segment with this base offset."""
@@ -173,6 +175,14 @@ class Meta:
             merged[:2] = [[merged[0][0], merged[1][1]]]
         self.gap_ranges = merged
 
+    def settle_rewriting(self, folder: str) -> None:
+        """Find out whether a segment that was being rewritten is the new one or still the old one."""
+        if self.rewriting:
+            base, size = self.rewriting
+            if oscalls.file_size(segment_path(folder, base)) == size:
+                self.allow_gaps(base, base)
+            self.rewriting = []
+
     def to_payload(self) -> dict[str, Any]:
         """As written to the file."""
         return {
@@ -189,6 +199,7 @@ class Meta:
             "clock_confirmed": self.clock_confirmed,
             "clock_seen": self.clock_seen,
             "gap_ranges": self.gap_ranges,
+            "rewriting": self.rewriting,
         }
 
     @classmethod
@@ -211,6 +222,8 @@ def is_possible(name: str, value: object) -> bool:
         return isinstance(value, list) and all(
             isinstance(pair, list) and len(pair) == 2 and all(map(is_offset, pair)) for pair in value
         )
+    if name == "rewriting":
+        return isinstance(value, list) and len(value) in (0, 2) and all(map(is_offset, value))
     return is_offset(value) or value in MEANT_BELOW_ZERO.get(name, ())
 
 
@@ -227,7 +240,9 @@ def read_meta(folder: str) -> Meta | None:
     for start in (0, SLOT_BYTES):
         payload = unsealed(content[start : start + SLOT_BYTES])
         if payload is not None:
-            return Meta.from_payload(path, payload)
+            meta = Meta.from_payload(path, payload)
+            meta.settle_rewriting(folder)
+            return meta
     raise CorruptLogError(
         f"{path}: neither of its two copies checks out ({len(content)} bytes found, {2 * SLOT_BYTES} expected). "
         f"Nothing was touched. `fastlog log repair {folder}` keeps it aside and rebuilds it from the segments; the log "
@@ -429,7 +444,10 @@ def require_folder(folder: str, what: str, *, read_only: bool) -> None:
 
 
 def copy_range(path: str, position: int, size: int, target: str) -> int:
-    """Copy bytes of a file into a new, durable one; how many there were, which is less where the file ends."""
+    """Copy bytes of a file into a new, durable one; how many there were, which is less where the file ends.
+
+    When it fails there is no new file: half of one would be taken for the whole, and takes the room that was missing.
+    """
     source = oscalls.open_file(path)
     try:
         copy = oscalls.open_file(target, writable=True, new=True)
@@ -442,6 +460,9 @@ def copy_range(path: str, position: int, size: int, target: str) -> int:
                 oscalls.write_at(copy, piece, done, target)
                 done += len(piece)
             oscalls.sync_data(copy, target)
+        except BaseException:
+            oscalls.remove(target)
+            raise
         finally:
             oscalls.close_file(copy)
     finally:

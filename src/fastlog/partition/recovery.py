@@ -45,8 +45,8 @@ KNOWN_NAMES = (
     files.EPOCHS,
     files.PARTITION_METADATA,
 )
-# as ``oscalls.replace_file`` names what gets its own name in a moment
-_TEMPORARY = re.compile(r"(.+)\.[0-9a-f]{8}\.tmp")
+# as ``oscalls.replace_file``, and a repair, name what gets its own name in a moment
+_TEMPORARY = re.compile(r"(.+)\.(?:[0-9a-f]{8}|repair)\.tmp")
 
 
 @dataclass(slots=True)

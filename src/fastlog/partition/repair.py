@@ -5,6 +5,11 @@ Besides deletion and compaction this is the only code that removes durable bytes
 Every damaged stretch of a segment is copied to ``<segment>.log.torn-<position>`` and synced; then the segment is
 written anew without it, under a temporary name, and renamed over the old one. The offsets stay: a repaired segment has
 a hole, which ``.fastlog-meta`` records as legal. The end offset never goes back, so that no offset is used twice.
+
+A repair may be cut short anywhere: what it leaves is the log as it was, with fewer damages. Everything is read first.
+Then the clean marker goes, and a log whose last segment is damaged gets a new one behind it, so that the recovery point
+lies in no segment that is rewritten: recovery takes no byte away below it. Of each segment ``.fastlog-meta`` says
+beforehand that it is being rewritten: its holes are legal in the new file, and still damage in the old one.
 """
 
 from __future__ import annotations
@@ -12,11 +17,19 @@ from __future__ import annotations
 import logging
 
 from fastlog._native import oscalls
+from fastlog._native.inspect import scan_segment
 from fastlog.config import MOST_MAX_DECOMPRESSED_BYTES, LogConfig
 from fastlog.errors import CorruptLogError
 from fastlog.partition import files
 from fastlog.partition.files import Meta
-from fastlog.partition.recovery import ANY_EPOCH, new_segment, refuse_foreign, side_file
+from fastlog.partition.recovery import (
+    ANY_EPOCH,
+    forget_clean_marker,
+    new_segment,
+    refuse_foreign,
+    remove_temporary_files,
+    side_file,
+)
 from fastlog.partition.verify import damages_of, missing
 from fastlog.reports import Damage, RepairReport
 
@@ -28,26 +41,30 @@ def repair(folder: str) -> RepairReport:
     names = oscalls.list_directory(folder)
     bases = files.segment_bases(names)
     refuse_foreign(folder, names, bases)
+    remove_temporary_files(folder, names)
     side_files: list[str] = []
     damages: list[Damage] = []
     meta = usable_meta(folder, bases, side_files, damages)
     config = LogConfig().resolve(meta.layout)
     end_offset = bases[0] if bases else meta.start_offset
-    rebuilt: list[str] = []
-    files_remove_clean(folder)
     if bases and meta.start_offset < bases[0]:
         damages.append(missing(files.segment_path(folder, bases[0]), meta.start_offset, bases[0]))
         meta.start_offset = bases[0]
+    sizes = {base: oscalls.file_size(files.segment_path(folder, base)) or 0 for base in bases}
+    damaged: dict[int, list[Damage]] = {}
+    holes: list[tuple[int, int]] = []
     for base in bases:
         path = files.segment_path(folder, base)
         if base > end_offset:
             damages.append(missing(path, end_offset, base))
-            meta.allow_gaps(max(other for other in bases if other < base), base)
-        size = oscalls.file_size(path) or 0
+            holes.append((max(other for other in bases if other < base), base))
+        # it may never have been synced, and what is in memory need not be what the disk has
+        oscalls.sync_file(path)
+        oscalls.drop_cache(path)
         gaps = meta.allows_gaps(base)
-        found, _, _, end_offset = damages_of(
+        found, _, _, end_offset, last_producer_offset = damages_of(
             path,
-            size,
+            sizes[base],
             base,
             gaps=gaps,
             epoch=ANY_EPOCH if gaps else meta.epoch,
@@ -56,41 +73,45 @@ def repair(folder: str) -> RepairReport:
         )
         if found:
             damages += found
-            for damage in found:
-                if damage.size:
-                    target = side_file(path, damage.position)
-                    files.copy_range(path, damage.position, damage.size, target)
-                    side_files.append(target)
-            oscalls.sync_directory(folder)
-            rewrite(path, size, found)
-            meta.allow_gaps(base, base)
-        segment = new_segment(folder, base, oscalls.file_size(path) or 0, meta, config)
-        segment.rebuild_indexes(segment.size)
-        segment.force_last_time_entry()
-        segment.store_indexes()
-        rebuilt += [segment.index_path, segment.time_index_path]
+            damaged[base] = found
+        if meta.last_producer_offset != files.PRODUCERS_UNKNOWN:
+            # the next opening begins at the recovery point that is written now: it will not see these batches
+            meta.last_producer_offset = max(meta.last_producer_offset, last_producer_offset)
+    lost_from, end_offset = end_offset, max(end_offset, meta.recovery_point)
+    forget_clean_marker(folder)
+    if not files.read_epochs(folder):
+        # before the meta file: who does not find it after that goes by the list
+        tell_epochs(folder, bases, meta, end_offset)
     last = bases[-1] if bases else None
-    if end_offset < meta.recovery_point or last is None:
+    if lost_from < end_offset:
         # records that were durable are gone: their offsets are not used again
-        lost_from = end_offset
-        end_offset = max(end_offset, meta.recovery_point)
-        if lost_from < end_offset:
-            damages.append(missing(files.segment_path(folder, end_offset), lost_from, end_offset))
+        damages.append(missing(files.segment_path(folder, end_offset), lost_from, end_offset))
         if last is not None:
-            meta.allow_gaps(last, end_offset)
-        if last != end_offset:
-            segment = new_segment(folder, end_offset, 0, meta, config)
-            segment.begin_appending()
-            segment.sync()
-            last = end_offset
-    size = oscalls.file_size(files.segment_path(folder, last)) or 0
-    meta.recovery_point, meta.recovery_segment, meta.recovery_position = end_offset, last, size
+            holes.append((last, end_offset))
+    if last is None or (last != end_offset and (lost_from < end_offset or last in damaged)):
+        segment = new_segment(folder, end_offset, 0, meta, config)
+        segment.begin_appending()
+        segment.sync()
+        last, sizes[end_offset] = end_offset, 0
+    meta.recovery_point, meta.recovery_segment = end_offset, last
+    meta.recovery_position = sizes[last] - sum(damage.size for damage in damaged.get(last, ()))
     meta.start_offset = min(meta.start_offset, end_offset)
     meta.inode = oscalls.inode(folder)
     oscalls.sync_directory(folder)
+    rebuilt: list[str] = []
     with files.MetaFile(folder) as meta_file:
         meta_file.write(meta)
-    files.write_epochs(folder, files.read_epochs(folder) or [(meta.epoch, meta.start_offset)])
+        for base, found in damaged.items():
+            side_files += rewrite(folder, base, sizes[base], found, meta, meta_file)
+        for first, behind in holes:
+            meta.allow_gaps(first, behind)
+        for base in bases:
+            segment = new_segment(folder, base, oscalls.file_size(files.segment_path(folder, base)) or 0, meta, config)
+            segment.rebuild_indexes(segment.size)
+            segment.force_last_time_entry()
+            segment.store_indexes()
+            rebuilt += [segment.index_path, segment.time_index_path]
+        meta_file.write(meta)
     oscalls.remove(f"{folder}/{files.POISONED}")
     oscalls.remove(f"{folder}/{files.INDEXES}")
     oscalls.sync_directory(folder)
@@ -100,9 +121,10 @@ def repair(folder: str) -> RepairReport:
 
 
 def usable_meta(folder: str, bases: list[int], side_files: list[str], damages: list[Damage]) -> Meta:
-    """The meta file, its copy in the clean marker, or one made from the segments; an unreadable file is kept aside.
+    """The meta file, its copy in the clean marker, or one made from the segments; an unreadable file is copied aside.
 
-    It stays where it is until the new one is written over it: whoever opens the log after a crash is still refused.
+    It stays where it is until the new one is written over it: without any the log would be taken for one that Kafka
+    wrote.
     """
     path = f"{folder}/{files.META}"
     damaged = 0
@@ -114,57 +136,101 @@ def usable_meta(folder: str, bases: list[int], side_files: list[str], damages: l
         side_files.append(target)
         oscalls.sync_directory(folder)
         meta = None
-    if meta is not None:
-        return meta
-    marker = files.read_clean_marker(folder)
-    if marker is not None:
-        # before the marker goes: it has the only copy
-        with files.MetaFile(folder) as meta_file:
-            meta_file.write(marker.meta)
-        return marker.meta
+    if meta is None:
+        marker = files.read_clean_marker(folder)
+        if marker is not None:
+            meta = marker.meta
+            # before the marker goes: it has the only copy
+            with files.MetaFile(folder) as meta_file:
+                meta_file.write(meta)
     epochs = files.read_epochs(folder)
+    if meta is not None and (not epochs or epochs[-1][0] == meta.epoch):
+        return meta
     first = bases[0] if bases else 0
-    if damaged:
+    if meta is None and damaged:
         reason = "neither of its two copies checks out: the log begins at its first segment, deleted records come back"
         damages.append(Damage(path, 0, damaged, first, first, reason))
-    meta = Meta(
+    made = Meta(
         LogConfig().resolve().layout(),
         start_offset=first,
         recovery_point=first,
         recovery_segment=first,
-        epoch=epochs[-1][0] if epochs else 0,
+        epoch=epochs[-1][0] if epochs else ANY_EPOCH,
         last_producer_offset=files.PRODUCERS_UNKNOWN,
     )
+    if meta is not None:
+        # a broker had the log in the meantime: no more than this holds still
+        made.layout = meta.layout
+        made.start_offset, made.recovery_point = max(first, meta.start_offset), max(first, meta.recovery_point)
     if bases:
-        meta.allow_gaps(bases[0], bases[-1])
-    return meta
+        made.allow_gaps(bases[0], bases[-1])
+    return made
 
 
-def files_remove_clean(folder: str) -> None:
-    """A repaired log was not closed cleanly."""
-    if oscalls.remove(f"{folder}/{files.CLEAN}"):
-        oscalls.sync_directory(folder)
+def tell_epochs(folder: str, bases: list[int], meta: Meta, end_offset: int) -> None:
+    """Write the list of leader epochs anew, as the batches tell it; ``meta`` takes the last one where it has none."""
+    epochs: list[tuple[int, int]] = []
+    for base in bases:
+        for batch in scan_segment(files.segment_path(folder, base), MOST_MAX_DECOMPRESSED_BYTES):
+            # none beyond a known one: no checksum covers it
+            is_known = meta.epoch == ANY_EPOCH or batch.leader_epoch <= meta.epoch
+            if is_known and batch.leader_epoch > (epochs[-1][0] if epochs else ANY_EPOCH):
+                epochs.append((batch.leader_epoch, batch.base_offset))
+    meta.epoch = max(meta.epoch, epochs[-1][0] if epochs else 0)
+    if not epochs or epochs[-1][0] < meta.epoch:
+        epochs.append((meta.epoch, end_offset))
+    files.write_epochs(folder, epochs)
 
 
-def rewrite(path: str, size: int, damages: list[Damage]) -> None:
-    """Write a segment without its damaged stretches and rename it over the old one."""
+def rewrite(
+    folder: str, base: int, size: int, damages: list[Damage], meta: Meta, meta_file: files.MetaFile
+) -> list[str]:
+    """Put a segment without its damaged stretches into the place of the old one; the side files that hold these.
+
+    That its offsets may skip is in ``meta`` then, to be written.
+    """
+    path = files.segment_path(folder, base)
+    side_files = []
+    for damage in damages:
+        target = side_file(path, damage.position)
+        files.copy_range(path, damage.position, damage.size, target)
+        side_files.append(target)
     temporary = path + ".repair.tmp"
+    try:
+        kept = write_sound(path, size, damages, temporary)
+        meta.rewriting = [base, kept]
+        meta_file.write(meta)
+        for index in files.index_paths(path):
+            # positions in the old file: not even Kafka, which believes indexes, may find them beside the new one
+            oscalls.remove(index)
+        oscalls.sync_directory(folder)
+        oscalls.rename(temporary, path)
+    except BaseException:
+        oscalls.remove(temporary)
+        raise
+    oscalls.sync_directory(folder)
+    meta.allow_gaps(base, base)
+    meta.rewriting = []
+    return side_files
+
+
+def write_sound(path: str, size: int, damages: list[Damage], target: str) -> int:
+    """Write a durable copy of a segment without its damaged stretches; how many bytes it has."""
     source = oscalls.open_file(path)
     try:
-        copy = oscalls.open_file(temporary, writable=True, create=True)
+        copy = oscalls.open_file(target, writable=True, new=True)
         try:
-            oscalls.truncate(copy, 0, temporary)
             done = position = 0
             for damage in [*damages, Damage(path, size, 0, 0, None, "")]:
                 while position < damage.position:
                     piece = oscalls.read_bytes(source, position, min(damage.position - position, 1 << 24))
-                    oscalls.write_at(copy, piece, done, temporary)
+                    oscalls.write_at(copy, piece, done, target)
                     done += len(piece)
                     position += len(piece)
                 position = damage.position + damage.size
-            oscalls.sync_data(copy, temporary)
+            oscalls.sync_data(copy, target)
         finally:
             oscalls.close_file(copy)
     finally:
         oscalls.close_file(source)
-    oscalls.rename(temporary, path)
+    return done

@@ -16,26 +16,28 @@ from fastlog.reports import Damage, IndexProblem, VerifyReport
 
 def damages_of(
     path: str, size: int, base_offset: int, *, gaps: bool, epoch: int, max_decompressed_bytes: int
-) -> tuple[list[Damage], int, int, int]:
-    """Every damaged stretch of a segment, then its batches, its records, and the offset behind its last batch.
+) -> tuple[list[Damage], int, int, int, int]:
+    """Every damaged stretch of a segment, then its batches, its records, the offset behind its last batch, and the last
+    offset that carries a producer id, or -1.
 
     Checks headers, CRC, order and every record.
     """
     found: list[Damage] = []
     batches = records = position = 0
-    expected = base_offset
+    expected, last_producer_offset = base_offset, -1
     while True:
         result = scan(path, position, size, expected, gaps, epoch, True, None, max_decompressed_bytes)
         batches += result.batches
         records += result.records
+        last_producer_offset = max(last_producer_offset, result.last_producer_offset)
         expected = result.next_offset
         if result.problem is None:
-            return found, batches, records, expected
+            return found, batches, records, expected, last_producer_offset
         stop = result.resumes_at if result.resumes_at >= 0 else size
         resume = result.resume_offset if result.resumes_at >= 0 else None
         found.append(Damage(path, result.position, stop - result.position, expected, resume, result.problem))
         if resume is None:
-            return found, batches, records, expected
+            return found, batches, records, expected, last_producer_offset
         position = stop
         expected = resume
 
@@ -118,7 +120,7 @@ def check_segment(segment: Segment) -> SegmentCheck:
         reason = "the file is missing" if actual is None else f"only {actual} of {size} bytes are left"
         damages.append(Damage(path, actual or 0, size - (actual or 0), segment.base_offset, None, reason))
     try:
-        found, batches, records, end_offset = damages_of(
+        found, batches, records, end_offset, _ = damages_of(
             path,
             size,
             segment.base_offset,
