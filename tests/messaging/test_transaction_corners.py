@@ -180,8 +180,10 @@ def test_a_commit_in_doubt_whose_records_are_gone_stays_unknown(store: Directory
         writer.id.commit()
     assert caught.value.outcome == "unknown"
     assert not writer.id.in_transaction
-    with pytest.raises(fastlog.ProducerFencedError):
-        writer.begin()
+    for again in (writer.id.commit, writer.begin):
+        with pytest.raises(fastlog.ProducerFencedError) as fenced:
+            again()
+        assert fenced.value.outcome == "unknown"
 
 
 @contextmanager
@@ -240,6 +242,37 @@ def test_a_commit_in_doubt_that_the_next_instance_completed_is_committed(folder:
         with pytest.raises(fastlog.ProducerFencedError):
             writer.begin()
         assert visible(other, "a") == [b"1", b"2"]
+
+
+@pytest.mark.parametrize("call", ["open", "mmap", "fstat", "pread", "flock"])
+def test_a_commit_in_doubt_stays_unknown_until_it_can_be_told(folder: Path, call: str) -> None:
+    """The next instance has completed it. What fails are looks at the decision, and at what became of it."""
+    with unsynced_decision(folder) as (writer, other):
+        again = Writer(other, "pay-1")
+        oscalls.inject(call, EIO, sticky=True)
+        try:
+            for _ in range(3):
+                with pytest.raises(fastlog.StorageError) as caught:
+                    writer.id.commit()
+                assert caught.value.outcome == "unknown"
+        finally:
+            oscalls.clear()
+        writer.id.commit()
+        assert visible(other, "a") == [b"1"]
+        again.transaction("a", [b"2"])
+        assert visible(other, "a") == [b"1", b"2"]
+
+
+def test_a_commit_may_be_repeated_after_an_abort_that_found_it_decided(folder: Path) -> None:
+    with unsynced_decision(folder) as (writer, other):
+        Writer(other, "pay-1")
+        for _ in range(2):
+            with pytest.raises(fastlog.TransactionError, match="is decided, it will be committed") as caught:
+                writer.id.abort()
+            assert caught.value.outcome == "unknown"
+        writer.id.commit()
+        assert not writer.id.in_transaction
+        assert visible(other, "a") == [b"1"]
 
 
 def test_who_was_taken_for_dead_at_his_last_epoch_does_not_go_on(store: Directory) -> None:

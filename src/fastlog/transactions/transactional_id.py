@@ -290,23 +290,30 @@ class TransactionalId:
             )
 
     def _find_out(self) -> None:
-        """Writing or syncing a decision failed: is it there? Sets ``_decided`` when it is."""
-        state = self._log.state(self.transactional_id)
-        if state is not None and state.producer_id == self.producer_id:
-            if state.is_ongoing and state.producer_epoch == self.producer_epoch:
-                self._in_doubt = False
-                return
-            if state.is_prepared and state.producer_epoch == self.producer_epoch:
-                if self._coordinator.syncs:
-                    try:
+        """Writing or syncing a decision failed: is it there? Sets ``_decided`` when it is.
+
+        What hinders the look says nothing of the transaction: it stays unknown, and may be asked again.
+        """
+        try:
+            state = self._log.state(self.transactional_id)
+            if state is not None and state.producer_id == self.producer_id:
+                if state.is_ongoing and state.producer_epoch == self.producer_epoch:
+                    self._in_doubt = False
+                    return
+                if state.is_prepared and state.producer_epoch == self.producer_epoch:
+                    if self._coordinator.syncs:
                         self._log.log.flush_until(self._log.log.end_offset)
-                    except Error as error:
-                        raise outcome_of(error, "unknown") from None
-                self._decided, self._in_doubt = state, False
-                return
-        decision = self._log.first_decision(self.transactional_id, self._first_change)
+                    self._decided, self._in_doubt = state, False
+                    return
+            decision = self._log.first_decision(self.transactional_id, self._first_change)
+        except Error as error:
+            raise outcome_of(error, "unknown") from None
+        if decision is not None and decision.commits:
+            # by others, who may not be done with it: it is over when all of it is visible
+            self._decided, self._in_doubt = decision, False
+            return
+        self._fenced = outcome_of(self._fenced_error(state), "unknown" if decision is None else "aborted")
         self._end()
-        self._fence(state)
         if decision is None:
             raise outcome_of(
                 TransactionError(
@@ -314,9 +321,7 @@ class TransactionalId:
                 ),
                 "unknown",
             )
-        if not decision.commits:
-            raise outcome_of(self._fenced_error(state), "aborted")
-        self._decided, self._in_doubt = decision, False
+        raise self._fenced
 
     def _finish(self) -> None:
         """Markers, and the record that they are there."""
