@@ -93,6 +93,11 @@ class TransactionalId:
         self.producer_id, self.producer_epoch = state.producer_id, state.producer_epoch
         self._entry.identify(state.producer_id, state.producer_epoch)
 
+    @property
+    def is_committed(self) -> bool:
+        """Whether the last transaction has ended, by a commit."""
+        return not self.in_transaction and self._decided is not None and self._decided.commits
+
     # --- the life of a transaction ------------------------------------------------------------------------------------
 
     def begin(self) -> None:
