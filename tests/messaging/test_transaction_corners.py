@@ -322,6 +322,57 @@ def test_what_could_not_be_ended_is_ended_by_the_next_try(store: Directory) -> N
     assert not coordinator.settle("pay-1")
 
 
+def fails_half_way(store: Directory, how: str) -> None:
+    """Others end the transaction of pay-1: it is decided, and no marker can be written."""
+    oscalls.inject("pwrite", ENOSPC, nth=2)
+    with pytest.raises(fastlog.StorageFullError):
+        if how == "sweep":
+            Coordinator.of(store).settle("pay-1")
+        else:
+            TransactionalId(store, "pay-1")
+    oscalls.clear()
+    assert not is_settled(store, "a")
+
+
+@pytest.mark.parametrize("how", ["sweep", "open"])
+@pytest.mark.parametrize("call", ["send", "commit", "abort", "close"])
+def test_who_is_fenced_completes_what_others_have_begun_to_end(store: Directory, how: str, call: str) -> None:
+    """Nobody else would: they go by the entry of the owner."""
+    writer = Writer(store, "pay-1")
+    writer.begin()
+    writer.send("a", [b"1"])
+    fails_half_way(store, how)
+    if call == "send":
+        with pytest.raises(fastlog.ProducerFencedError):
+            writer.send("b", [b"2"])
+    elif call == "commit":
+        with pytest.raises(fastlog.ProducerFencedError) as caught:
+            writer.id.commit()
+        assert caught.value.outcome == "aborted"
+    elif call == "abort":
+        writer.id.abort()
+    writer.close()
+    assert is_settled(store, "a") and visible(store, "a") == []
+    assert not Coordinator.of(store).registry.running()
+
+
+def test_who_is_fenced_leaves_what_cannot_be_completed_to_the_time_out(
+    store: Directory, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = Writer(store, "pay-1", timeout_ms=1000)
+    writer.begin()
+    writer.send("a", [b"1"])
+    fails_half_way(store, "sweep")
+    oscalls.inject("pwrite", ENOSPC, sticky=True)
+    with pytest.raises(fastlog.ProducerFencedError):
+        writer.id.commit()
+    writer.close()
+    oscalls.clear()
+    assert caplog.text.count("the end of a transaction of pay-1 is left to its time-out") == 2
+    until(lambda: is_settled(store, "a"), "it stays open")
+    assert visible(store, "a") == []
+
+
 def test_a_late_transaction_that_cannot_be_ended_is_tried_again(
     store: Directory, caplog: pytest.LogCaptureFixture
 ) -> None:

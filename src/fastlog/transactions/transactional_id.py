@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from fastlog.store.leases import Lease
 
 __all__ = ["DEFAULT_TIMEOUT_MS", "TransactionalId"]
+
+logger = logging.getLogger("fastlog.transactions")
 
 DEFAULT_TIMEOUT_MS = 60_000  # Kafka's transaction.timeout.ms
 _LONGEST_TIMEOUT = 0x7FFFFFFF  # Kafka's field has 32 bits
@@ -318,7 +321,7 @@ class TransactionalId:
             self._decided, self._in_doubt = decision, False
             return
         self._fenced = outcome_of(self._fenced_error(state), "unknown" if decision is None else "aborted")
-        self._end()
+        self._give_way()
         if decision is None:
             raise outcome_of(
                 TransactionError(
@@ -383,15 +386,18 @@ class TransactionalId:
             settled = False
             try:
                 # of a closed store the slot is free: others abort
-                if self.in_transaction and not self._coordinator.closed:
-                    if self._decided is None:
+                if not self._coordinator.closed:
+                    if not self.in_transaction:
+                        if self._entry.is_running:
+                            self._give_way()
+                    elif self._decided is None:
                         self.abort()
                     else:
                         self._finish()
-                settled = not self.in_transaction
+                    settled = not self._entry.is_running
             finally:
                 self._closed = True
-                if settled and not self._coordinator.closed:
+                if settled:
                     self._entry.release()
                 for lease in self._leases.values():
                     lease.release()
@@ -437,7 +443,7 @@ class TransactionalId:
             state, _ = self._log.change(self.transactional_id, decide, durable=durable)
         except ProducerFencedError as error:
             self._fenced = outcome_of(error, "aborted")
-            self._end()
+            self._give_way()
             raise
         if state is None:
             raise AssertionError("a change leaves a state")
@@ -462,6 +468,18 @@ class TransactionalId:
     def _end(self) -> None:
         self.in_transaction = False
         self._entry.end()
+
+    def _give_way(self) -> None:
+        """Others have ended the transaction. They may have died or failed half-way, and who looks after that goes by
+        this entry: it stays until all markers are there.
+        """
+        self.in_transaction = False
+        try:
+            self._coordinator.settle(self.transactional_id, lambda state: state.is_prepared)
+        except Error as error:
+            logger.warning("the end of a transaction of %s is left to its time-out: %s", self.transactional_id, error)
+        else:
+            self._entry.end()
 
     def _fence(self, state: TransactionState | None) -> None:
         self._fenced = self._fenced_error(state)
