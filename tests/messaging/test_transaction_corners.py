@@ -275,6 +275,24 @@ def test_a_commit_may_be_repeated_after_an_abort_that_found_it_decided(folder: P
         assert visible(other, "a") == [b"1"]
 
 
+@pytest.mark.parametrize("call", ["pwrite", "flock", "fdatasync"])
+def test_a_commit_that_others_have_completed_is_one_when_its_owner_cannot_go_on(folder: Path, call: str) -> None:
+    with open_store(folder / "store", durability="group") as store:
+        writer = Writer(store, "pay-1")
+        writer.begin()
+        writer.send("a", [b"1"])
+        refuse_decision(writer, nth=2)
+        assert Coordinator.of(store).settle("pay-1")
+        # what fails is the next epoch: after the look at a-0, where the marker is refused
+        oscalls.inject(call, EIO, nth=2 if call == "flock" else 1)
+        writer.id.commit()
+        assert oscalls.injected() == 1
+        oscalls.clear()
+        with pytest.raises(fastlog.ProducerFencedError):
+            writer.begin()
+        assert visible(store, "a") == [b"1"]
+
+
 def test_who_was_taken_for_dead_at_his_last_epoch_does_not_go_on(store: Directory) -> None:
     """Others have completed what was decided, which took the last epoch: a new producer id is needed."""
     TransactionalId(store, "other").close()

@@ -369,6 +369,11 @@ class TransactionalId:
         except ProducerFencedError as error:
             self._fenced = error
             return
+        except Error as error:
+            # the transaction has ended all the same
+            logger.warning("%s has to be opened again: %s", self.transactional_id, error)
+            self._fence(left)
+            return
         if state is not None:
             self._take(state)
 
