@@ -140,6 +140,22 @@ def test_a_status_that_nobody_knows_is_damage() -> None:
         decode_value(value)
 
 
+@pytest.mark.parametrize("ends", ["commit", "abort"])
+def test_a_transaction_that_could_not_begin_does_not_run(store: Directory, ends: str) -> None:
+    """Its time-out would be looked after for as long as the producer is open."""
+    writer = Writer(store, "pay-1")
+    writer.transaction("a", [b"1"])
+    writer.begin()
+    oscalls.inject("pwrite", ENOSPC)
+    with pytest.raises(fastlog.StorageFullError):
+        writer.send("a", [b"2"])
+    oscalls.clear()
+    getattr(writer.id, ends)()
+    assert [entry.start for entry in Coordinator.of(store).registry.running()] == [0]
+    writer.transaction("a", [b"3"])
+    assert visible(store, "a") == [b"1", b"3"]
+
+
 # --- decisions that nobody can tell ----------------------------------------------------------------------------------
 
 

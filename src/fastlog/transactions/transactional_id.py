@@ -219,7 +219,7 @@ class TransactionalId:
         with self._lock:
             self._require_open_transaction()
             if not self._is_written:
-                self.in_transaction = False
+                self._end()
                 return
             if self._decided is None:
                 self._decide_to_commit()
@@ -239,7 +239,7 @@ class TransactionalId:
         with self._lock:
             self._require_open_transaction()
             if not self._is_written:
-                self.in_transaction = False
+                self._end()
                 return
             if self._decided is None and self._in_doubt:
                 self._find_out()
