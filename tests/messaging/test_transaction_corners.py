@@ -156,6 +156,15 @@ def test_a_transaction_that_could_not_begin_does_not_run(store: Directory, ends:
     assert visible(store, "a") == [b"1", b"3"]
 
 
+def test_who_cannot_give_its_entry_back_gives_its_partitions_back(folder: Path) -> None:
+    with open_store(folder / "store", lock_timeout=0.05) as store:
+        writer = Writer(store, "pay-1")
+        writer.transaction("a", [b"1"])
+        with held(Path(store.control) / "transactions.lock"), pytest.raises(fastlog.LockedError):
+            writer.close()
+        assert not [entry for entry in store._pool._entries.values() if entry.leases and entry.key.topic == "a"]
+
+
 # --- decisions that nobody can tell ----------------------------------------------------------------------------------
 
 

@@ -402,11 +402,11 @@ class TransactionalId:
                     settled = not self._entry.is_running
             finally:
                 self._closed = True
-                if settled:
-                    self._entry.release()
                 for lease in self._leases.values():
                     lease.release()
                 self._leases.clear()
+                if settled:
+                    self._entry.release()
 
     # --- helpers ------------------------------------------------------------------------------------------------------
 
