@@ -288,6 +288,62 @@ def test_a_commit_in_doubt_stays_unknown_until_it_can_be_told(folder: Path, call
         assert visible(other, "a") == [b"1", b"2"]
 
 
+def forget_all_but(store: Directory, count: int) -> None:
+    """Let only the newest records of the id's partition be left, as compaction does."""
+    log = Coordinator.of(store).log_of("pay-1").log
+    log.flush()
+    log.delete_records(log.end_offset - count)
+
+
+def test_a_commit_in_doubt_is_not_taken_for_that_of_the_next_instance(store: Directory) -> None:
+    """The next instance has aborted it, and what is left says that it has committed a transaction of its own."""
+    writer = Writer(store, "pay-1")
+    writer.begin()
+    writer.send("a", [b"1"])
+    refuse_decision(writer)
+    Writer(store, "pay-1").transaction("a", [b"2"])
+    forget_all_but(store, 2)
+    with pytest.raises(fastlog.TransactionError, match="cannot be told any more") as caught:
+        writer.id.commit()
+    assert caught.value.outcome == "unknown"
+    assert not writer.id.is_committed
+    assert visible(store, "a") == [b"2"]
+
+
+def test_a_commit_in_doubt_is_told_by_its_end(folder: Path) -> None:
+    """Others have completed it, and only that is left."""
+    with unsynced_decision(folder) as (writer, other):
+        assert Coordinator.of(other).settle("pay-1")
+        assert Coordinator.of(writer.directory).find_producer(writer.id.producer_id)
+        forget_all_but(other, 1)
+        writer.id.commit()
+        assert visible(other, "a") == [b"1"]
+        writer.transaction("a", [b"2"])
+        assert visible(other, "a") == [b"1", b"2"]
+
+
+def test_a_commit_in_doubt_leaves_markers_to_who_took_over(folder: Path) -> None:
+    """He has failed half-way, and may go on at any time: nobody writes markers with his epoch but him."""
+    with unsynced_decision(folder) as (writer, other):
+        coordinator = Coordinator.of(other)
+        oscalls.inject("pwrite", ENOSPC, nth=2)
+        with pytest.raises(fastlog.StorageFullError):
+            coordinator.settle("pay-1")
+        oscalls.clear()
+        theirs = coordinator.log_of("pay-1").state("pay-1")
+        assert theirs is not None and theirs.is_prepared and theirs.producer_epoch == writer.id.producer_epoch + 1
+        forget_all_but(other, 1)
+        writer.id.commit()
+        assert visible(other, "a") == [b"1"]
+        assert writer.id.producer_epoch > theirs.producer_epoch
+        writer.begin()
+        writer.send("a", [b"2"])
+        coordinator.finish("pay-1", theirs)
+        assert visible(other, "a") == [b"1"]
+        writer.id.commit()
+        assert visible(other, "a") == [b"1", b"2"]
+
+
 def test_a_commit_may_be_repeated_after_an_abort_that_found_it_decided(folder: Path) -> None:
     with unsynced_decision(folder) as (writer, other):
         Writer(other, "pay-1")

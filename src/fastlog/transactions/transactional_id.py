@@ -313,7 +313,9 @@ class TransactionalId:
                         self._log.log.flush_until(self._log.log.end_offset)
                     self._decided, self._in_doubt = state, False
                     return
-            decision = self._log.first_decision(self.transactional_id, self._first_change)
+            decision = self._log.first_decision(
+                self.transactional_id, self._first_change, self.producer_id, self.producer_epoch
+            )
         except Error as error:
             raise outcome_of(error, "unknown") from None
         if decision is not None and decision.commits:
@@ -337,7 +339,12 @@ class TransactionalId:
         if decided is None:
             raise AssertionError("a transaction is finished once it is decided")
         try:
-            state = self._coordinator.finish(self.transactional_id, decided, self._log_at)
+            if decided.commits and decided.producer_epoch != self.producer_epoch:
+                # by who took over, and so are its markers
+                self._coordinator.settle(self.transactional_id, lambda state: state.is_prepared)
+                state = self._log.state(self.transactional_id)
+            else:
+                state = self._coordinator.finish(self.transactional_id, decided, self._log_at)
         except Error as error:
             raise outcome_of(error, "unknown" if decided.commits else None) from None
         self._end()
