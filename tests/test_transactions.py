@@ -294,6 +294,27 @@ def test_markers_that_were_built_here_end_transactions(folder: Path) -> None:
     assert decode_batch(stamped)[0].base_offset == 3
 
 
+def test_ctrl_c_while_a_marker_is_indexed_shows_nothing_that_is_aborted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The marker is not written then, and the interrupt is raised behind the append."""
+
+    def interrupted(_path: str) -> str:
+        raise KeyboardInterrupt
+
+    with fastlog.PartitionLog.open(folder / "log", durability="os") as log:
+        batch = encode_core_batch([b"x"], producer_id=7, producer_epoch=0, base_sequence=0, transactional=True)
+        log.append_batch(batch)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(files, "transaction_index_path", interrupted)
+            with pytest.raises(fastlog.StorageError):
+                log.end_transaction(7, 0, commit=False)
+            time.sleep(10)
+        assert log.end_offset == 1 and len(log.open_transactions()) == 1
+        assert log.end_transaction(7, 0, commit=False) == 1
+        assert list(log.records()) == [] and log.last_stable_offset == 2
+
+
 def test_nobody_vouches_for_an_index_that_has_grown_since_opening(folder: Path) -> None:
     """A segment is opened with nothing aborted in it, gets an aborted transaction and is closed: power loss may leave
     its index empty, and what opening said of that must not make it believed."""

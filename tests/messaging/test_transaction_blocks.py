@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from fastlog._native import oscalls
 from fastlog.clients.producer import Producer
 from fastlog.clients.transaction import SOURCES_TOPIC
 from fastlog.store.directory import Directory
-from fastlog.transactions import Coordinator
+from fastlog.transactions import Coordinator, TransactionalId
 from tests.messaging.transacting import is_settled, open_store, visible
 
 
@@ -197,6 +198,86 @@ def test_a_decision_that_cannot_be_synced_is_unknown(folder: Path) -> None:
 
 
 # --- sources --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "closes", "told"),
+    [
+        ("pwrite", "producer", "committed"),
+        ("pwrite", "store", "unknown"),
+        ("fdatasync", "producer", "unknown"),
+        ("fdatasync", "store", "unknown"),
+    ],
+)
+def test_an_unknown_commit_of_a_closed_producer_is_not_called_aborted(
+    folder: Path, call: str, closes: str, told: str
+) -> None:
+    """It is decided. A marker that could not be written is written by who closes the producer; a sync stays failed."""
+    store = open_store(folder / "store", durability="group")
+    producer = Producer(store, transactional_id="pay-1")
+    tx = producer.transaction().__enter__()
+    tx.send("a", b"1", partition=0).result(5)
+    oscalls.inject(call, 5, nth=2 if call == "pwrite" else 1)
+    with pytest.raises(fastlog.StorageError):
+        tx.commit()
+    oscalls.clear()
+    assert tx.outcome == "unknown"
+    with suppress(fastlog.Error):
+        producer.close() if closes == "producer" else store.close()
+    if told == "committed":
+        tx.commit()
+    for _ in range(2 * (told == "unknown")):
+        with pytest.raises(fastlog.ClosedError) as caught:
+            tx.commit()
+        assert caught.value.outcome == "unknown"
+    assert tx.outcome == told
+    producer.close()
+    store.close()
+    with open_store(folder / "store") as again:
+        Coordinator.of(again).attach()
+        assert visible(again, "a") == [b"1"]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_commit_that_is_interrupted_when_it_is_done_is_committed(
+    store: Directory, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """By Ctrl-C; the second one comes while it is found out what the first one has interrupted."""
+    with Producer(store, transactional_id="pay-1") as producer:
+        tx = producer.transaction().__enter__()
+        tx.send("a", b"1", partition=0)
+        end, discard = TransactionalId._end, producer.discard_transaction
+
+        def ended(self: TransactionalId) -> None:
+            end(self)
+            raise KeyboardInterrupt
+
+        def discarded() -> None:
+            discard()
+            if times == 2:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(TransactionalId, "_end", ended)
+            patch.setattr(tx, "_producer", Interrupted(producer, discarded))
+            with pytest.raises(KeyboardInterrupt):
+                tx.commit()
+        if times == 2:
+            with pytest.raises(fastlog.TransactionError, match="the transaction is committed"):
+                tx.abort()
+        assert tx.outcome == "committed"
+        assert visible(store, "a") == [b"1"]
+        with producer.transaction() as following:
+            following.send("a", b"2", partition=0)
+        assert visible(store, "a") == [b"1", b"2"]
+
+
+class Interrupted:
+    """A producer whose transactions are discarded otherwise."""
+
+    def __init__(self, producer: Producer, discard_transaction: Callable[[], None]) -> None:
+        self.discard_transaction = discard_transaction
+        self.drain_transaction, self.end_transactional = producer.drain_transaction, producer.end_transactional
 
 
 def test_a_source_is_read_exactly_once(store: Directory) -> None:

@@ -140,6 +140,31 @@ def test_a_status_that_nobody_knows_is_damage() -> None:
         decode_value(value)
 
 
+@pytest.mark.parametrize("ends", ["commit", "abort"])
+def test_a_transaction_that_could_not_begin_does_not_run(store: Directory, ends: str) -> None:
+    """Its time-out would be looked after for as long as the producer is open."""
+    writer = Writer(store, "pay-1")
+    writer.transaction("a", [b"1"])
+    writer.begin()
+    oscalls.inject("pwrite", ENOSPC)
+    with pytest.raises(fastlog.StorageFullError):
+        writer.send("a", [b"2"])
+    oscalls.clear()
+    getattr(writer.id, ends)()
+    assert [entry.start for entry in Coordinator.of(store).registry.running()] == [0]
+    writer.transaction("a", [b"3"])
+    assert visible(store, "a") == [b"1", b"3"]
+
+
+def test_who_cannot_give_its_entry_back_gives_its_partitions_back(folder: Path) -> None:
+    with open_store(folder / "store", lock_timeout=0.05) as store:
+        writer = Writer(store, "pay-1")
+        writer.transaction("a", [b"1"])
+        with held(Path(store.control) / "transactions.lock"), pytest.raises(fastlog.LockedError):
+            writer.close()
+        assert not [entry for entry in store._pool._entries.values() if entry.leases and entry.key.topic == "a"]
+
+
 # --- decisions that nobody can tell ----------------------------------------------------------------------------------
 
 
@@ -180,8 +205,10 @@ def test_a_commit_in_doubt_whose_records_are_gone_stays_unknown(store: Directory
         writer.id.commit()
     assert caught.value.outcome == "unknown"
     assert not writer.id.in_transaction
-    with pytest.raises(fastlog.ProducerFencedError):
-        writer.begin()
+    for again in (writer.id.commit, writer.begin):
+        with pytest.raises(fastlog.ProducerFencedError) as fenced:
+            again()
+        assert fenced.value.outcome == "unknown"
 
 
 @contextmanager
@@ -242,6 +269,111 @@ def test_a_commit_in_doubt_that_the_next_instance_completed_is_committed(folder:
         assert visible(other, "a") == [b"1", b"2"]
 
 
+@pytest.mark.parametrize("call", ["open", "mmap", "fstat", "pread", "flock"])
+def test_a_commit_in_doubt_stays_unknown_until_it_can_be_told(folder: Path, call: str) -> None:
+    """The next instance has completed it. What fails are looks at the decision, and at what became of it."""
+    with unsynced_decision(folder) as (writer, other):
+        again = Writer(other, "pay-1")
+        oscalls.inject(call, EIO, sticky=True)
+        try:
+            for _ in range(3):
+                with pytest.raises(fastlog.StorageError) as caught:
+                    writer.id.commit()
+                assert caught.value.outcome == "unknown"
+        finally:
+            oscalls.clear()
+        writer.id.commit()
+        assert visible(other, "a") == [b"1"]
+        again.transaction("a", [b"2"])
+        assert visible(other, "a") == [b"1", b"2"]
+
+
+def forget_all_but(store: Directory, count: int) -> None:
+    """Let only the newest records of the id's partition be left, as compaction does."""
+    log = Coordinator.of(store).log_of("pay-1").log
+    log.flush()
+    log.delete_records(log.end_offset - count)
+
+
+def test_a_commit_in_doubt_is_not_taken_for_that_of_the_next_instance(store: Directory) -> None:
+    """The next instance has aborted it, and what is left says that it has committed a transaction of its own."""
+    writer = Writer(store, "pay-1")
+    writer.begin()
+    writer.send("a", [b"1"])
+    refuse_decision(writer)
+    Writer(store, "pay-1").transaction("a", [b"2"])
+    forget_all_but(store, 2)
+    with pytest.raises(fastlog.TransactionError, match="cannot be told any more") as caught:
+        writer.id.commit()
+    assert caught.value.outcome == "unknown"
+    assert not writer.id.is_committed
+    assert visible(store, "a") == [b"2"]
+
+
+def test_a_commit_in_doubt_is_told_by_its_end(folder: Path) -> None:
+    """Others have completed it, and only that is left."""
+    with unsynced_decision(folder) as (writer, other):
+        assert Coordinator.of(other).settle("pay-1")
+        assert Coordinator.of(writer.directory).find_producer(writer.id.producer_id)
+        forget_all_but(other, 1)
+        writer.id.commit()
+        assert visible(other, "a") == [b"1"]
+        writer.transaction("a", [b"2"])
+        assert visible(other, "a") == [b"1", b"2"]
+
+
+def test_a_commit_in_doubt_leaves_markers_to_who_took_over(folder: Path) -> None:
+    """He has failed half-way, and may go on at any time: nobody writes markers with his epoch but him."""
+    with unsynced_decision(folder) as (writer, other):
+        coordinator = Coordinator.of(other)
+        oscalls.inject("pwrite", ENOSPC, nth=2)
+        with pytest.raises(fastlog.StorageFullError):
+            coordinator.settle("pay-1")
+        oscalls.clear()
+        theirs = coordinator.log_of("pay-1").state("pay-1")
+        assert theirs is not None and theirs.is_prepared and theirs.producer_epoch == writer.id.producer_epoch + 1
+        forget_all_but(other, 1)
+        writer.id.commit()
+        assert visible(other, "a") == [b"1"]
+        assert writer.id.producer_epoch > theirs.producer_epoch
+        writer.begin()
+        writer.send("a", [b"2"])
+        coordinator.finish("pay-1", theirs)
+        assert visible(other, "a") == [b"1"]
+        writer.id.commit()
+        assert visible(other, "a") == [b"1", b"2"]
+
+
+def test_a_commit_may_be_repeated_after_an_abort_that_found_it_decided(folder: Path) -> None:
+    with unsynced_decision(folder) as (writer, other):
+        Writer(other, "pay-1")
+        for _ in range(2):
+            with pytest.raises(fastlog.TransactionError, match="is decided, it will be committed") as caught:
+                writer.id.abort()
+            assert caught.value.outcome == "unknown"
+        writer.id.commit()
+        assert not writer.id.in_transaction
+        assert visible(other, "a") == [b"1"]
+
+
+@pytest.mark.parametrize("call", ["pwrite", "flock", "fdatasync"])
+def test_a_commit_that_others_have_completed_is_one_when_its_owner_cannot_go_on(folder: Path, call: str) -> None:
+    with open_store(folder / "store", durability="group") as store:
+        writer = Writer(store, "pay-1")
+        writer.begin()
+        writer.send("a", [b"1"])
+        refuse_decision(writer, nth=2)
+        assert Coordinator.of(store).settle("pay-1")
+        # what fails is the next epoch: after the look at a-0, where the marker is refused
+        oscalls.inject(call, EIO, nth=2 if call == "flock" else 1)
+        writer.id.commit()
+        assert oscalls.injected() == 1
+        oscalls.clear()
+        with pytest.raises(fastlog.ProducerFencedError):
+            writer.begin()
+        assert visible(store, "a") == [b"1"]
+
+
 def test_who_was_taken_for_dead_at_his_last_epoch_does_not_go_on(store: Directory) -> None:
     """Others have completed what was decided, which took the last epoch: a new producer id is needed."""
     TransactionalId(store, "other").close()
@@ -287,6 +419,57 @@ def test_what_could_not_be_ended_is_ended_by_the_next_try(store: Directory) -> N
     ended = states.state("pay-1")
     assert ended is not None and ended.producer_epoch == decided.producer_epoch
     assert not coordinator.settle("pay-1")
+
+
+def fails_half_way(store: Directory, how: str) -> None:
+    """Others end the transaction of pay-1: it is decided, and no marker can be written."""
+    oscalls.inject("pwrite", ENOSPC, nth=2)
+    with pytest.raises(fastlog.StorageFullError):
+        if how == "sweep":
+            Coordinator.of(store).settle("pay-1")
+        else:
+            TransactionalId(store, "pay-1")
+    oscalls.clear()
+    assert not is_settled(store, "a")
+
+
+@pytest.mark.parametrize("how", ["sweep", "open"])
+@pytest.mark.parametrize("call", ["send", "commit", "abort", "close"])
+def test_who_is_fenced_completes_what_others_have_begun_to_end(store: Directory, how: str, call: str) -> None:
+    """Nobody else would: they go by the entry of the owner."""
+    writer = Writer(store, "pay-1")
+    writer.begin()
+    writer.send("a", [b"1"])
+    fails_half_way(store, how)
+    if call == "send":
+        with pytest.raises(fastlog.ProducerFencedError):
+            writer.send("b", [b"2"])
+    elif call == "commit":
+        with pytest.raises(fastlog.ProducerFencedError) as caught:
+            writer.id.commit()
+        assert caught.value.outcome == "aborted"
+    elif call == "abort":
+        writer.id.abort()
+    writer.close()
+    assert is_settled(store, "a") and visible(store, "a") == []
+    assert not Coordinator.of(store).registry.running()
+
+
+def test_who_is_fenced_leaves_what_cannot_be_completed_to_the_time_out(
+    store: Directory, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = Writer(store, "pay-1", timeout_ms=1000)
+    writer.begin()
+    writer.send("a", [b"1"])
+    fails_half_way(store, "sweep")
+    oscalls.inject("pwrite", ENOSPC, sticky=True)
+    with pytest.raises(fastlog.ProducerFencedError):
+        writer.id.commit()
+    writer.close()
+    oscalls.clear()
+    assert caplog.text.count("the end of a transaction of pay-1 is left to its time-out") == 2
+    until(lambda: is_settled(store, "a"), "it stays open")
+    assert visible(store, "a") == []
 
 
 def test_a_late_transaction_that_cannot_be_ended_is_tried_again(

@@ -225,6 +225,27 @@ def test_a_stopped_owner_is_fenced_after_the_time_out(
         assert shown(store) == [[], []]
 
 
+def test_a_stopped_owner_completes_what_a_dead_heir_left(folder: Path, start: Callable[..., Process]) -> None:
+    """Nobody else is there when it goes on, and it goes on before its own process has looked around."""
+    process = start(timeout_ms=300)
+    process.ask("open")
+    process.ask("begin")
+    for topic, partition in PLACES:
+        process.ask("send", topic, partition, ["x"])
+    process.signal(signal.SIGSTOP)
+    heir = start("other")
+    heir.ask("arm", "transaction.decided", "kill", 1)
+    heir.tell("attach")
+    heir.died()
+    process.tell("commit")
+    process.signal(signal.SIGCONT)
+    answer = process.answer()
+    assert (answer[:2], answer[3]) == (["error", "ProducerFencedError"], "aborted")
+    with Directory.open(folder / "store", durability="os") as store:
+        assert settled(store)
+        assert shown(store) == [[], []]
+
+
 def test_a_stopped_commit_is_completed_by_others(folder: Path, start: Callable[..., Process]) -> None:
     process = start(timeout_ms=300)
     with Directory.open(folder / "store", durability="os") as store:

@@ -11,8 +11,9 @@ published before it does anything else. A failed append does that itself.
 """
 
 import logging
+from _thread import interrupt_main
 
-from libc.errno cimport EIO, ENOMEM
+from libc.errno cimport EINTR, EIO, ENOMEM
 from libc.stdint cimport INT64_MIN, int64_t
 from libc.stdlib cimport free, malloc
 
@@ -254,6 +255,8 @@ cdef int64_t write_batches(Handle log, Append* request, Encoder encoder, Encoded
             # a reader that sees the marker must know what it aborted: unlike other indexes this one may not fail
             with gil:
                 result = index_aborted(log, state)
+            if result == 0:
+                result = -EINTR
         if result < 0:
             with gil:
                 log.producers = None
@@ -372,13 +375,17 @@ cdef list told_transactions(ProducerStates states):
 
 
 cdef int64_t index_aborted(Handle log, Published* state) noexcept:
-    """Write the entries of transactions that are aborted by what is being appended; a negative result when that fails."""
+    """Write the entries of transactions that are aborted by what is being appended: 1; a negative result when that fails, 0 on Ctrl-C."""
     try:
         index = TransactionIndex(files.transaction_index_path(log.active.path), log.active.base_offset)
         state.transaction_entries = index.write(state.transaction_entries, log.producers.take_aborted())
-        return 0
+        return 1
     except StorageError as error:
         return -(error.errno or EIO)
+    except KeyboardInterrupt:
+        # it comes once more, behind the append
+        interrupt_main()
+        return 0
     except Exception:
         logger.exception("aborted transactions of %s could not be indexed", log.path)
         return -EIO

@@ -254,11 +254,16 @@ class Transaction:
                 self._producer.end_transactional()
                 raise
             self._take_back(quietly=True)
-            raise outcome_of(error, "aborted") from None
+            if self.outcome != "committed":
+                raise outcome_of(error, self.outcome) from None
         except BaseException:
-            # interrupted before anything was decided, or after: abort says which
+            # interrupted before anything was decided, or after: taking it back says which
             self._take_back(quietly=True)
             raise
+        else:
+            self._note_commit()
+
+    def _note_commit(self) -> None:
         self.outcome = "committed"
         self._producer.end_transactional()
         if self._consumer is not None and self._offsets:
@@ -288,7 +293,18 @@ class Transaction:
                 self._transactional.abort()
         except Error as error:
             problem = error
-        self.outcome = "aborted" if problem is None or getattr(problem, "outcome", None) != "unknown" else "unknown"
+        if problem is None and self._transactional.is_committed:
+            # the commit was finished when it was interrupted, or by who closed the producer
+            self._note_commit()
+            if not quietly:
+                raise TransactionError(
+                    f"{self._transactional.transactional_id}: the transaction is committed: it cannot be taken back",
+                    self._transactional.producer_id,
+                )
+            return
+        # of a commit that was unknown before a problem tells only what its outcome says: the producer may be closed
+        stays_unknown = self.outcome is not None and problem is not None
+        self.outcome = getattr(problem, "outcome", None) or ("unknown" if stays_unknown else "aborted")
         self._producer.end_transactional()
         if self._consumer is not None and self.outcome == "aborted":
             try:

@@ -206,6 +206,11 @@ class Entry:
         """A transaction begins: from now on the time-out counts."""
         self._page.store(self._base + _START, max(1, oscalls.steady_clock()))
 
+    @property
+    def is_running(self) -> bool:
+        """Whether a transaction has begun, and not ended."""
+        return self._page.load(self._base + _START) != 0
+
     def end(self) -> None:
         """Nothing of the transaction is left to do."""
         self._page.store(self._base + _START, 0)

@@ -77,9 +77,14 @@ class StateLog:
             self.log.flush_until(base + 1)
         return after, True
 
-    def first_decision(self, transactional_id: str, start: int) -> TransactionState | None:
-        """The first record at or behind offset ``start`` that says what was decided for an id; None when it was
-        compacted away.
+    def first_decision(
+        self, transactional_id: str, start: int, producer_id: int, producer_epoch: int
+    ) -> TransactionState | None:
+        """The first record at or behind offset ``start`` that says what was decided of the transaction that this
+        producer had open there; None when it was compacted away.
+
+        Whoever decides or takes over bumps the epoch by one at most, the next instance once more: a decision with a
+        later epoch may be that of another transaction.
         """
         key = encode_key(transactional_id)
         for batch in self.log.replay(max(start, self.log.start_offset)):
@@ -89,7 +94,8 @@ class StateLog:
                 if found == key and offset >= start and value is not None:
                     state = decode_value(value)
                     if not state.is_ongoing:
-                        return state if state.status is not TransactionStatus.EMPTY else None
+                        is_its = state.producer_id == producer_id and state.producer_epoch <= producer_epoch + 1
+                        return state if is_its and state.status is not TransactionStatus.EMPTY else None
         return None
 
     def _refresh(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from fastlog.store.leases import Lease
 
 __all__ = ["DEFAULT_TIMEOUT_MS", "TransactionalId"]
+
+logger = logging.getLogger("fastlog.transactions")
 
 DEFAULT_TIMEOUT_MS = 60_000  # Kafka's transaction.timeout.ms
 _LONGEST_TIMEOUT = 0x7FFFFFFF  # Kafka's field has 32 bits
@@ -92,6 +95,11 @@ class TransactionalId:
             self._sequences.clear()
         self.producer_id, self.producer_epoch = state.producer_id, state.producer_epoch
         self._entry.identify(state.producer_id, state.producer_epoch)
+
+    @property
+    def is_committed(self) -> bool:
+        """Whether the last transaction has ended, by a commit."""
+        return not self.in_transaction and self._decided is not None and self._decided.commits
 
     # --- the life of a transaction ------------------------------------------------------------------------------------
 
@@ -211,7 +219,7 @@ class TransactionalId:
         with self._lock:
             self._require_open_transaction()
             if not self._is_written:
-                self.in_transaction = False
+                self._end()
                 return
             if self._decided is None:
                 self._decide_to_commit()
@@ -231,7 +239,7 @@ class TransactionalId:
         with self._lock:
             self._require_open_transaction()
             if not self._is_written:
-                self.in_transaction = False
+                self._end()
                 return
             if self._decided is None and self._in_doubt:
                 self._find_out()
@@ -290,23 +298,32 @@ class TransactionalId:
             )
 
     def _find_out(self) -> None:
-        """Writing or syncing a decision failed: is it there? Sets ``_decided`` when it is."""
-        state = self._log.state(self.transactional_id)
-        if state is not None and state.producer_id == self.producer_id:
-            if state.is_ongoing and state.producer_epoch == self.producer_epoch:
-                self._in_doubt = False
-                return
-            if state.is_prepared and state.producer_epoch == self.producer_epoch:
-                if self._coordinator.syncs:
-                    try:
+        """Writing or syncing a decision failed: is it there? Sets ``_decided`` when it is.
+
+        What hinders the look says nothing of the transaction: it stays unknown, and may be asked again.
+        """
+        try:
+            state = self._log.state(self.transactional_id)
+            if state is not None and state.producer_id == self.producer_id:
+                if state.is_ongoing and state.producer_epoch == self.producer_epoch:
+                    self._in_doubt = False
+                    return
+                if state.is_prepared and state.producer_epoch == self.producer_epoch:
+                    if self._coordinator.syncs:
                         self._log.log.flush_until(self._log.log.end_offset)
-                    except Error as error:
-                        raise outcome_of(error, "unknown") from None
-                self._decided, self._in_doubt = state, False
-                return
-        decision = self._log.first_decision(self.transactional_id, self._first_change)
-        self._end()
-        self._fence(state)
+                    self._decided, self._in_doubt = state, False
+                    return
+            decision = self._log.first_decision(
+                self.transactional_id, self._first_change, self.producer_id, self.producer_epoch
+            )
+        except Error as error:
+            raise outcome_of(error, "unknown") from None
+        if decision is not None and decision.commits:
+            # by others, who may not be done with it: it is over when all of it is visible
+            self._decided, self._in_doubt = decision, False
+            return
+        self._fenced = outcome_of(self._fenced_error(state), "unknown" if decision is None else "aborted")
+        self._give_way()
         if decision is None:
             raise outcome_of(
                 TransactionError(
@@ -314,9 +331,7 @@ class TransactionalId:
                 ),
                 "unknown",
             )
-        if not decision.commits:
-            raise outcome_of(self._fenced_error(state), "aborted")
-        self._decided, self._in_doubt = decision, False
+        raise self._fenced
 
     def _finish(self) -> None:
         """Markers, and the record that they are there."""
@@ -324,7 +339,12 @@ class TransactionalId:
         if decided is None:
             raise AssertionError("a transaction is finished once it is decided")
         try:
-            state = self._coordinator.finish(self.transactional_id, decided, self._log_at)
+            if decided.commits and decided.producer_epoch != self.producer_epoch:
+                # by who took over, and so are its markers
+                self._coordinator.settle(self.transactional_id, lambda state: state.is_prepared)
+                state = self._log.state(self.transactional_id)
+            else:
+                state = self._coordinator.finish(self.transactional_id, decided, self._log_at)
         except Error as error:
             raise outcome_of(error, "unknown" if decided.commits else None) from None
         self._end()
@@ -356,6 +376,11 @@ class TransactionalId:
         except ProducerFencedError as error:
             self._fenced = error
             return
+        except Error as error:
+            # the transaction has ended all the same
+            logger.warning("%s has to be opened again: %s", self.transactional_id, error)
+            self._fence(left)
+            return
         if state is not None:
             self._take(state)
 
@@ -373,19 +398,22 @@ class TransactionalId:
             settled = False
             try:
                 # of a closed store the slot is free: others abort
-                if self.in_transaction and not self._coordinator.closed:
-                    if self._decided is None:
+                if not self._coordinator.closed:
+                    if not self.in_transaction:
+                        if self._entry.is_running:
+                            self._give_way()
+                    elif self._decided is None:
                         self.abort()
                     else:
                         self._finish()
-                settled = not self.in_transaction
+                    settled = not self._entry.is_running
             finally:
                 self._closed = True
-                if settled and not self._coordinator.closed:
-                    self._entry.release()
                 for lease in self._leases.values():
                     lease.release()
                 self._leases.clear()
+                if settled:
+                    self._entry.release()
 
     # --- helpers ------------------------------------------------------------------------------------------------------
 
@@ -427,7 +455,7 @@ class TransactionalId:
             state, _ = self._log.change(self.transactional_id, decide, durable=durable)
         except ProducerFencedError as error:
             self._fenced = outcome_of(error, "aborted")
-            self._end()
+            self._give_way()
             raise
         if state is None:
             raise AssertionError("a change leaves a state")
@@ -452,6 +480,18 @@ class TransactionalId:
     def _end(self) -> None:
         self.in_transaction = False
         self._entry.end()
+
+    def _give_way(self) -> None:
+        """Others have ended the transaction. They may have died or failed half-way, and who looks after that goes by
+        this entry: it stays until all markers are there.
+        """
+        self.in_transaction = False
+        try:
+            self._coordinator.settle(self.transactional_id, lambda state: state.is_prepared)
+        except Error as error:
+            logger.warning("the end of a transaction of %s is left to its time-out: %s", self.transactional_id, error)
+        else:
+            self._entry.end()
 
     def _fence(self, state: TransactionState | None) -> None:
         self._fenced = self._fenced_error(state)
