@@ -449,24 +449,32 @@ class GroupTable:
         ``change`` gets a draft, and what is published now. Without anything to publish nothing is. LockedError when the
         lock is not free for too long, StorageError when a larger page cannot be made: then the group is as it was.
         """
-        with self.locked(timeout_ms) as view:
+        with self.locked(timeout_ms) as before:
             self._is_due = False
-            draft = view.table.copy()
-            draft.layout = view.page.load(LAYOUT)  # ahead of the document when its writer died in between
-            self._bury(view, draft)
-            if change is not None:
-                change(draft, view)
-            topics_version = self.directory.topics_version
-            if draft.members != view.table.members or topics_version != self.topics_version:
-                draft.follow_topics(self.directory, self._free_indexes(view, draft))
-            if draft == view.table:
-                self.topics_version = topics_version
-                return view
+            try:
+                view = self._renew(before, change)
+            except BaseException:
+                self._is_due = True  # nobody is told of a death twice: the next tick tries again
+                raise
+        if view is not before:
+            self.ring()
+            self.wake_local()
+            self._watch(view.table)
+        return view
+
+    def _renew(self, view: View, change: Callable[[Table, View], object] | None) -> View:
+        """``update``, with the lock: what is published then; the view itself when nothing had to be."""
+        draft = view.table.copy()
+        draft.layout = view.page.load(LAYOUT)  # ahead of the document when its writer died in between
+        self._bury(view, draft)
+        if change is not None:
+            change(draft, view)
+        topics_version = self.directory.topics_version
+        if draft.members != view.table.members or topics_version != self.topics_version:
+            draft.follow_topics(self.directory, self._free_indexes(view, draft))
+        if draft != view.table:
             view = self._install(view, draft)
-            self.topics_version = topics_version
-        self._watch(view.table)
-        self.ring()
-        self.wake_local()
+        self.topics_version = topics_version
         return view
 
     def _bury(self, view: View, draft: Table) -> None:
@@ -664,8 +672,8 @@ class GroupTable:
                 del self._watched[slot]
             for slot, member in there.items():
                 if slot not in self._watched:
-                    self._watched[slot] = member.number
                     self.directory.watcher.watch(slot, member.identity, self._on_death)
+                    self._watched[slot] = member.number
 
     def _on_death(self, slot: int) -> None:
         self._update_aside()
