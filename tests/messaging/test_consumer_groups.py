@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import os
@@ -20,6 +21,7 @@ import pytest
 
 import fastlog
 from fastlog import OffsetAndMetadata, TopicPartition
+from fastlog._native import oscalls
 from fastlog.groups.offsets import OffsetStore
 from tests.messaging.processes import Worker, crew
 
@@ -668,6 +670,25 @@ def test_a_partition_that_cannot_be_opened_is_tried_again(
             consumer.poll(timeout=0)
         assert len(list(consumer.records(until="end"))) == 15
         assert sorted(told) == [TopicPartition("orders", number) for number in range(3)]
+
+
+def test_partitions_whose_handing_over_failed_are_handed_over_at_the_next_poll(store: fastlog.Store) -> None:
+    fill(store, 5, partitions=4)
+    revoked: list[TopicPartition] = []
+    with member(store, on_revoked=revoked.extend, auto_commit=False) as first:
+        first.poll(1)
+        with member(store) as second:
+            try:
+                oscalls.inject("flock", errno=errno.EIO, sticky=True)
+                with pytest.raises(fastlog.StorageError):
+                    first.poll(1)
+            finally:
+                oscalls.clear()
+            told = list(revoked)
+            assert len(told) == 2
+            wait_until(lambda: first.poll(1, timeout=0) is not None and second.poll(1, timeout=0))
+            assert second.assignment() == sorted(told)
+            assert revoked == told, "it is told once"
 
 
 def stopped_handler(connection: Connection, path: str) -> None:

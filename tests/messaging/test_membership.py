@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import random
 import re
@@ -335,6 +336,29 @@ def test_a_poll_that_fails_half_way_loses_no_changes(directory: Directory) -> No
     first.release(changes.revoked)
     settle([first, second])
     check_shared([first, second], partitions("t", 4) + partitions("u", 1))
+    first.leave()
+    second.leave()
+
+
+def test_a_release_that_failed_is_tried_again_by_the_next_poll(directory: Directory) -> None:
+    directory.create_topic("t", 4)
+    first = join(directory)
+    first.poll()
+    second = join(directory)
+    changes = first.poll()
+    assert changes is not None and len(changes.revoked) == 2
+    try:
+        oscalls.inject("flock", errno=errno.EIO, sticky=True)
+        for release in (lambda: first.release(changes.revoked), first.poll):
+            with pytest.raises(StorageError):
+                release()
+    finally:
+        oscalls.clear()
+    assert not first.is_settled
+    assert first.poll() is None, "who has let go of them need not be told"
+    assert len(first.owned()) == 2
+    settle([first, second])
+    check_shared([first, second], partitions("t", 4))
     first.leave()
     second.leave()
 

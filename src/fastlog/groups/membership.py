@@ -109,6 +109,7 @@ class Membership:
         self._owned: dict[TopicPartition, OwnerEpoch] = {}
         self._told: dict[TopicPartition, OwnerEpoch] = {}
         self._revoking: set[TopicPartition] = set()
+        self._releasing: set[TopicPartition] = set()
         self._is_waiting = False
         self._taken = 0
         self._seen_version = -1
@@ -238,6 +239,8 @@ class Membership:
         poll.
         """
         self._require_usable()
+        if self._releasing:
+            self._let_go_of_all()
         view = self._table.view()
         if self.directory.topics_version != self._table.topics_version:
             view = self._recompute(view)
@@ -351,18 +354,24 @@ class Membership:
     def release(self, partitions: Iterable[TopicPartition]) -> None:
         """Let go of partitions, so that others may take them: after what was to be committed is.
 
-        Those that are not owned are passed over.
+        Those that are not owned are passed over. When it fails, the next poll goes on with it: nothing more is told of
+        them.
         """
         with self._lock:
             named = set(partitions)
-            going = [one for one in named if one in self._owned]
-            while going and not self._let_go(going):
-                going = [one for one in going if one in self._owned]
+            self._releasing.update(one for one in named if one in self._owned)
             self._told = {one: epoch for one, epoch in self._told.items() if one not in named}
-            self._table.ring()
+            self._let_go_of_all()
 
-    def _let_go(self, partitions: Sequence[TopicPartition]) -> bool:
-        """Whether all of them are let go of; else some are lost meanwhile, or the page was replaced."""
+    def _let_go_of_all(self) -> None:
+        """Let go of everything that is to be released."""
+        while going := [one for one in self._releasing if one in self._owned]:
+            self._let_go(going)
+        self._releasing.clear()
+        self._table.ring()
+
+    def _let_go(self, partitions: Sequence[TopicPartition]) -> None:
+        """Let go of them. What is owned after that is to be tried again: the page was replaced."""
         view = self._table.view()
         self._drop_lost(view, partitions)
         going = [one for one in partitions if one in self._owned]
@@ -373,12 +382,11 @@ class Membership:
             )
         except FencedError:
             self._table.update()  # waits for who replaces the page, and repairs what a dead one left
-            return False
+            return
         oscalls.reach_failpoint("group.released")
         self._owned = {one: epoch for one, epoch in self._owned.items() if one not in going}
         self._revoking.difference_update(going)
         self._is_waiting = True
-        return True
 
     # --- commits ---------------------------------------------------------------------------------------------------
 
