@@ -21,6 +21,7 @@ from fastlog.groups.offsets import OffsetAndMetadata, OffsetStore
 from fastlog.groups.table import LAYOUT, GroupTable, peek
 from fastlog.records import TopicPartition
 from fastlog.store.directory import Directory
+from tests.messaging.grouping import check_table
 
 Members = list[Membership]
 
@@ -311,6 +312,36 @@ def test_a_layout_whose_writer_died_before_publishing_is_published_by_the_next(d
     assert member.poll() == Changes([], [], partitions("t", 1))
     assert member._table.view().table.layout == page.load(LAYOUT)
     member.leave()
+
+
+@pytest.mark.parametrize("instance_id", [None, "one"])
+def test_who_was_interrupted_while_it_joined_again_joins_again(
+    directory: Directory, clock: Clock, instance_id: str | None
+) -> None:
+    """It is in the table already, and does not know it."""
+    directory.create_topic("t", 4)
+    member = join(directory, max_poll_interval_ms=1000, instance_id=instance_id)
+    other = join(directory, max_poll_interval_ms=10**6)
+    settle([member, other])
+    clock.now += 2000
+    other._table.update()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(member._table, "ring", raising(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            member.poll()
+    settle([member, other])
+    assert len(describe(directory, "g").members) == 2
+    check_shared([member, other], partitions("t", 4))
+    check_table(directory)
+    member.leave()
+    other.leave()
+
+
+def raising(error: type[BaseException]) -> Callable[[], None]:
+    def call() -> None:
+        raise error
+
+    return call
 
 
 def test_a_poll_that_fails_half_way_loses_no_changes(directory: Directory) -> None:

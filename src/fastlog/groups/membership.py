@@ -142,7 +142,8 @@ class Membership:
         self._seen_version = -1
 
     def _enter(self, draft: Table, view: View) -> Member:
-        """Put this member into a draft, in the place of an older one of the same instance."""
+        """Put this member into a draft, in the place of an older one of the same instance, and of what an attempt to
+        join has left that was cut off."""
         if draft.members and draft.assignor != self._assignor:
             raise GroupError(
                 f"group {self.group!r} uses the assignor {draft.assignor!r}, found {self._assignor!r}: "
@@ -151,7 +152,7 @@ class Membership:
         draft.assignor = self._assignor
         number = draft.next_number
         draft.next_number += 1
-        before = draft.member_of_instance(self.instance_id) if self.instance_id is not None else None
+        before = next((one for one in draft.members.values() if self._is_own(one)), None)
         held = [] if before is None else draft.targets[before.number]
         if before is not None:
             draft.remove(before, 0, for_good=True)
@@ -174,6 +175,12 @@ class Membership:
         draft.members[number] = member
         draft.targets[number] = held
         return member
+
+    def _is_own(self, member: Member) -> bool:
+        """Whether it has the slot of this one, which nobody else has, or is of the same instance."""
+        return member.slot == self._slot.number or (
+            self.instance_id is not None and member.instance_id == self.instance_id
+        )
 
     def leave(self) -> None:
         """Leave the group and give up everything. May be repeated.
@@ -296,7 +303,7 @@ class Membership:
         """Put out, for too long without a poll: come back as a new member. Unless somebody is there in its place."""
         if self.instance_id is not None:
             there = view.table.member_of_instance(self.instance_id)
-            if there is not None and there.number != self._number:
+            if there is not None and there.slot != self._slot.number:
                 self.fatal = GroupError(
                     f"a newer member of group {self.group!r} has the instance id {self.instance_id!r}: "
                     f"close this one, or give each its own (the newer is {there.member_id})"
