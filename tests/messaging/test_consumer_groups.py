@@ -691,6 +691,50 @@ def test_partitions_whose_handing_over_failed_are_handed_over_at_the_next_poll(s
             assert revoked == told, "it is told once"
 
 
+@pytest.mark.parametrize("change", ["assigned", "revoked", "lost"])
+def test_what_an_interrupt_kept_from_the_consumer_it_is_told_at_the_next_poll(
+    store: fastlog.Store, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """The member has told the group, and been told, and then comes Ctrl-C."""
+    fill(store, 5, partitions=4)
+    with member(store) as first, member(store) as second:
+        membership = first.membership
+        assert membership is not None
+        if change == "revoked":
+            second.close()
+            first.poll(1)
+            second = member(store)
+        elif change == "lost":
+            first.poll(1, timeout=0)
+            store.delete_topic("orders")
+            fill(store, 5, partitions=4)
+        poll = membership.poll
+
+        def interrupted() -> Any:
+            changes = poll()
+            assert getattr(changes, change)
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(membership, "poll", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            first.poll(1, timeout=0)
+        found: list[tuple[int, int]] = []
+
+        def read_all() -> bool:
+            for consumer in (first, second):
+                found.extend((record.partition, record.offset) for record in consumer.poll(timeout=0))
+            return len(first.assignment()) == len(second.assignment()) == 2
+
+        wait_until(read_all)
+        for consumer in (first, second):
+            assert consumer.membership is not None
+            assert consumer.assignment() == sorted(consumer.membership.owned())
+            consumer.commit()
+        wait_until(lambda: read_all() and len(set(found)) >= 19)
+        second.close()
+
+
 def stopped_handler(connection: Connection, path: str) -> None:
     """Polls; handles the second list only after it was stopped and continued; tells what came of it."""
     lost: list[TopicPartition] = []

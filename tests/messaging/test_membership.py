@@ -394,6 +394,37 @@ def test_a_release_that_failed_is_tried_again_by_the_next_poll(directory: Direct
     second.leave()
 
 
+@pytest.mark.parametrize("step", ["group.taken", "group.released"])
+def test_who_was_interrupted_before_it_noted_what_it_owns_finds_out(
+    directory: Directory, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    directory.create_topic("t", 4)
+    first = join(directory)
+    first.poll()
+    second = join(directory)
+    reached = []
+
+    def interrupt(name: str) -> None:
+        if name == step:
+            reached.append(name)
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(oscalls, "reach_failpoint", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        settle([first, second])
+    assert reached
+    changes = [turn(first), turn(second)]
+    assert all(one is None or not one.lost for one in changes), "nothing was taken from them"
+    settle([first, second])
+    check_shared([first, second], partitions("t", 4))
+    assert [len(first.owned()), len(second.owned())] == [2, 2]
+    check_table(directory)
+    for one in (first, second):
+        one.commit(dict.fromkeys(one.owned(), OffsetAndMetadata(1)))
+        one.leave()
+
+
 def test_a_position_counts_under_the_epoch_it_was_read_under_only(directory: Directory, clock: Clock) -> None:
     """A member that was put out and has everything back: what it read before says nothing about where the group is."""
     directory.create_topic("t", 2)

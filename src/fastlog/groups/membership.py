@@ -111,6 +111,7 @@ class Membership:
         self._revoking: set[TopicPartition] = set()
         self._releasing: set[TopicPartition] = set()
         self._is_waiting = False
+        self._is_in_doubt = False
         self._taken = 0
         self._seen_version = -1
         self._slot = directory.slots.enter()
@@ -257,6 +258,9 @@ class Membership:
             view = self._table.view()
         self._follow_page(view)
         view.page.store(self._stamp_word, oscalls.steady_clock())
+        if self._is_in_doubt:
+            self._owned = self._owned_by_words(view)
+            self._is_in_doubt = False
         self._drop_lost(view, self._owned)
         target = set(view.table.targets.get(self._number, ()))
         self._take(view, target)
@@ -275,6 +279,12 @@ class Membership:
         if revoked or lost or assigned:
             return Changes(sorted(revoked), sorted(lost), sorted(assigned))
         return None
+
+    def tell_anew(self, known: Mapping[TopicPartition, OwnerEpoch]) -> None:
+        """What was told may not have arrived: who polls knows of these only. The next poll tells what differs."""
+        with self._lock:
+            self._told = dict(known)
+            self._revoking = set()
 
     def _recompute(self, view: View) -> View:
         """Have the table repaired and the targets computed, unless somebody else is at it and takes long."""
@@ -328,6 +338,11 @@ class Membership:
         self._owned = {one: epoch for one, epoch in self._owned.items() if one not in lost}
         self._revoking.difference_update(lost)
 
+    def _owned_by_words(self, view: View) -> dict[TopicPartition, OwnerEpoch]:
+        """What is owned, with what was taken when nobody could note it any more."""
+        found = {one: OwnerEpoch(view.owner_value(one), view.table.topic_ids[one.topic]) for one in view.table.indexes}
+        return {one: epoch for one, epoch in found.items() if epoch.value >> NUMBER_SHIFT == self._number} | self._owned
+
     def _take(self, view: View, target: Collection[TopicPartition]) -> None:
         """Become the owner of what the target gives, where nobody is; the rest is waited for."""
         missing = sorted(one for one in target if one not in self._owned)
@@ -342,6 +357,7 @@ class Membership:
             epochs[one] = OwnerEpoch(self._number << NUMBER_SHIFT | self._taken, table.topic_ids[one.topic])
         words = [(page, table.owner_word(one), epoch.value) for one, epoch in epochs.items()]
         member = (page, self._number_word, self._number)
+        self._is_in_doubt = True  # until it is noted what became of it
         try:
             self._table.offsets.log(self.group).exchange(
                 [view.live, view.placed, member, *((page, word, 0) for _, word, _ in words)], words
@@ -354,6 +370,7 @@ class Membership:
             return
         oscalls.reach_failpoint("group.taken")
         self._owned = {**self._owned, **epochs}
+        self._is_in_doubt = False
         self._is_waiting = len(free) < len(missing)
 
     # --- letting go ------------------------------------------------------------------------------------------------
