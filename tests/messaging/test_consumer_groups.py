@@ -22,7 +22,9 @@ import pytest
 import fastlog
 from fastlog import OffsetAndMetadata, TopicPartition
 from fastlog._native import oscalls
+from fastlog.groups import table as table_module
 from fastlog.groups.offsets import OffsetStore
+from fastlog.groups.table import GroupTable
 from tests.messaging.processes import Worker, crew
 
 FIRST = TopicPartition("orders", 0)
@@ -849,3 +851,61 @@ def test_a_consumer_that_nobody_refers_to_has_left(store: fastlog.Store) -> None
     with member(store) as other:
         assert other.poll(timeout=20)
     wait_until(lambda: not [thread for thread in threading.enumerate() if thread.name == "fastlog-consumer"])
+
+
+def held_by(store: fastlog.Store) -> tuple[int, list[str], int, int]:
+    """Leases, groups, closers and threads."""
+    directory = store.directory
+    threads = [thread for thread in threading.enumerate() if thread.name in ("fastlog-consumer", "fastlog-group")]
+    leases = sum(entry.leases for entry in directory._pool._entries.values())
+    return leases, list(directory.companions[GroupTable]), len(directory._closers), len(threads)
+
+
+@pytest.mark.parametrize("group", [None, "g"])
+def test_a_consumer_that_nobody_refers_to_gives_back_what_it_held(store: fastlog.Store, group: str | None) -> None:
+    fill(store, 10, partitions=3)
+    with member(store) as polite:
+        polite.poll(2)
+    before = held_by(store)
+    dropped = member(store, group=group)
+    assert dropped.poll(2)
+    assert held_by(store) != before
+    gone = weakref.ref(dropped)
+    del dropped
+    gc.collect()
+    assert gone() is None
+    wait_until(lambda: held_by(store) == before)
+    with member(store) as other:
+        assert other.poll(timeout=20)
+
+
+def test_a_consumer_that_nobody_refers_to_may_go_wherever_a_thread_is(store: fastlog.Store) -> None:
+    """In the middle of all that its end is about, with every lock held."""
+    fill(store, 10, partitions=3)
+    before = member(store)
+    before.poll(2)
+    held, dropped = held_by(store)[0], [member(store), member(store, group=None)]
+    wait_until(lambda: before.poll(1, timeout=0) is not None and dropped[0].poll(1, timeout=0))
+    pool, table = store.directory._pool, store.directory.companions[GroupTable]["g"]
+    with table_module._sharing, table._mutex, table._watch_lock, pool._mutex:
+        dropped.clear()
+        gc.collect()
+        assert len(table.dropped) == 1
+        assert len(pool.dropped) > 3
+    wait_until(lambda: before.poll(timeout=0) is not None and len(before.assignment()) == 3 and table.users == 1)
+    wait_until(lambda: held_by(store)[0] == held)
+    before.close()
+
+
+def test_closing_a_store_ends_what_dropped_consumers_held(tmp_path: Path) -> None:
+    with fastlog.open(tmp_path / "closed", durability="os") as store:
+        fill(store, 1)
+        dropped = member(store)
+        dropped.poll(1)
+        table = store.directory.companions[GroupTable]["g"]
+        with table._watch_lock:  # nobody else ends it
+            del dropped
+            gc.collect()
+            assert len(table.dropped) == 1
+    assert not table.dropped
+    assert table.users == 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
+import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -117,11 +118,14 @@ class Membership:
         self._slot = directory.slots.enter()
         try:
             self._table = GroupTable.share(directory, group)
+            # it comes wherever any thread is: it only notes that this one is gone
+            self._dropping = weakref.finalize(self, self._table.dropped.append, None)
+            self._dropping.atexit = False
             try:
                 self._join()
                 self._table.start_watching()
             except BaseException:
-                self._table.release()
+                self._release_table()
                 raise
         except BaseException:
             self._slot.leave()
@@ -200,7 +204,11 @@ class Membership:
             finally:
                 self._table.seats.discard(self)
                 self._slot.leave()
-                self._table.release()
+                self._release_table()
+
+    def _release_table(self) -> None:
+        self._dropping.detach()
+        self._table.release()
 
     def _exit(self, draft: Table, view: View) -> None:
         member = draft.members.get(self._number)

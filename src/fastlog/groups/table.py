@@ -58,6 +58,7 @@ import os
 import re
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
@@ -320,6 +321,7 @@ class GroupTable:
         directory, group: whose it is.
         bell: the bell that rings when the table has changed or a partition was let go of.
         seats: the members of this process.
+        dropped: an entry for each user that is gone without ``release``; a tick does it instead.
         topics_version: of the directory, when the table last followed its topics; each process has its own.
 
     Every method may be called from any thread.
@@ -334,6 +336,7 @@ class GroupTable:
         self.next_path = os.path.join(self.folder, "table.next")
         self.bell = bell_of(f"group:{group}", 0)
         self.users = 0
+        self.dropped: deque[None] = deque()
         self.topics_version = -1
         # weak: a consumer that nobody refers to any more is gone, and its slot with it
         self.seats: weakref.WeakSet[Seat] = weakref.WeakSet()
@@ -380,6 +383,15 @@ class GroupTable:
                 self._view.page.close()
                 self._view = None
             self._lock_file = None  # closes it
+
+    def release_dropped(self) -> None:
+        """For users that nobody refers to any more."""
+        while True:
+            try:
+                self.dropped.popleft()
+            except IndexError:
+                return
+            self.release()
 
     def wake_local(self) -> None:
         """Tell the members of this process."""
@@ -695,6 +707,7 @@ class GroupTable:
             pass  # the last member of this process has left meanwhile
         except Error as error:
             logger.warning("group %r: cannot look after its members now: %s", self.group, error)
+        self.release_dropped()
 
     def tick(self) -> None:
         """See whether somebody has to be put out; called every ``TICK`` seconds by the watcher."""
@@ -706,7 +719,11 @@ class GroupTable:
             return
         self._watch(view.table)
         now = oscalls.steady_clock()
-        if self._is_due or any(is_over(view.page, member, now) for member in view.table.members.values()):
+        if (
+            self._is_due
+            or self.dropped
+            or any(is_over(view.page, member, now) for member in view.table.members.values())
+        ):
             self._update_aside()
 
 
@@ -715,6 +732,7 @@ def close_all(tables: dict[str, GroupTable]) -> None:
     for table in list(tables.values()):
         for seat in list(table.seats):
             seat.leave()
+        table.release_dropped()
 
 
 def is_over(page: SharedPage, member: Member, now: int) -> bool:
