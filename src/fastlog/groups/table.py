@@ -719,11 +719,8 @@ class GroupTable:
             return
         self._watch(view.table)
         now = oscalls.steady_clock()
-        if (
-            self._is_due
-            or self.dropped
-            or any(is_over(view.page, member, now) for member in view.table.members.values())
-        ):
+        is_due = self._is_due or self.dropped or self.offsets.is_poisoned(self.group)
+        if is_due or any(is_over(view.page, member, now) for member in view.table.members.values()):
             self._update_aside()
 
 

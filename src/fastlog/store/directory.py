@@ -693,6 +693,13 @@ class Directory:
                 lease.release()
         return held.log
 
+    def let_go_of(self, log: PartitionLog) -> None:
+        """Keep a partition of ``partition_log`` no longer: a sync of it failed, and it has to be opened anew."""
+        with self._mutex:
+            held = [self._held.pop(key) for key in [key for key, held in self._held.items() if held.log is log]]
+        for lease in held:
+            lease.release()
+
     def is_created(self, topic: str, partition: int) -> bool:
         """Whether the partition has files: it has from when it is first opened for writing, or when a broker made it.
         Until then a handle with ``read_only=True`` cannot open it, and it is empty."""

@@ -1,9 +1,8 @@
 """Open partitions: leased while they are used, kept for a while afterwards, closed when there are too many.
 
 A log that is leased is never closed behind its user's back. Of the others as many stay open as descriptors allow, the
-longest unused go first. A process may hold several handles of one partition for a moment: while an old one closes, a
-new
-one opens.
+longest unused go first; one whose sync failed goes at once, as it has to be opened anew. A process may hold several
+handles of one partition for a moment: while an old one closes, a new one opens.
 """
 
 from __future__ import annotations
@@ -131,12 +130,14 @@ class LogPool:
             if self._is_closed:
                 raise ClosedError("the store was closed: open it again")
             entry = self._entries.get(key)
-            if entry is None:
+            idle = self._idle.pop(key, None)
+            closing = [idle] if idle is not None and has_failed(idle) else []
+            if entry is None or closing:
                 entry = self._entries[key] = _Entry(key)
             entry.leases += 1
             self._leased += entry.leases == 1
-            self._idle.pop(key, None)
         try:
+            self._close_all(closing)
             with entry.lock:
                 log = entry.log
                 if log is None:
@@ -173,7 +174,7 @@ class LogPool:
                 return
             self._leased -= 1
             is_current = self._entries.get(entry.key) is entry
-            if is_current and entry.log is not None and not entry.is_stale and not self._is_closed:
+            if is_current and not has_failed(entry) and not entry.is_stale and not self._is_closed:
                 self._idle[entry.key] = entry
                 closing = []
             else:
@@ -239,3 +240,8 @@ class LogPool:
                 except Exception as error:
                     errors.append(error)
         return errors
+
+
+def has_failed(entry: _Entry) -> bool:
+    """Whether it could not be opened, or a sync of it has failed."""
+    return entry.log is None or entry.log.is_poisoned
