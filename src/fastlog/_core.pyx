@@ -29,7 +29,7 @@ from fastlog._native.layout cimport TRANSACTION_ENTRY_SIZE
 from fastlog._native.handle cimport AT_BATCH, AT_GROUP, AT_INTERVAL, AT_OS, Handle, Level, SegmentList, wake_readers
 from fastlog._native.maintaining cimport delete_until, maintain
 from fastlog._native.published cimport (
-    Durable, Published, UNKNOWN_ENTRIES, load_word, publish, publish_durable, read_durable, read_published, store_word,
+    Durable, Published, SYNC_FAILED, UNKNOWN_ENTRIES, load_word, publish, publish_durable, read_durable, read_published, store_word,
 )
 from fastlog._native.reading cimport MOST_RETRIES, aborted_entries, find_time, out_of_range, read_range, readable_end, wait_for
 from fastlog._native.replaying cimport replay
@@ -585,6 +585,11 @@ cdef class PartitionLog(Handle):
     def closed(self) -> bool:
         """Whether ``close`` was called."""
         return self.is_closed
+
+    @property
+    def is_poisoned(self) -> bool:
+        """Whether a sync failed, in any process, and nothing can be appended until all have closed it."""
+        return load_word(&self.control.page.poisoned) == SYNC_FAILED
 
     def __enter__(self):
         self.require_open()

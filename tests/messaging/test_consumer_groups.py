@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import os
@@ -20,7 +21,10 @@ import pytest
 
 import fastlog
 from fastlog import OffsetAndMetadata, TopicPartition
+from fastlog._native import oscalls
+from fastlog.groups import table as table_module
 from fastlog.groups.offsets import OffsetStore
+from fastlog.groups.table import GroupTable
 from tests.messaging.processes import Worker, crew
 
 FIRST = TopicPartition("orders", 0)
@@ -670,6 +674,69 @@ def test_a_partition_that_cannot_be_opened_is_tried_again(
         assert sorted(told) == [TopicPartition("orders", number) for number in range(3)]
 
 
+def test_partitions_whose_handing_over_failed_are_handed_over_at_the_next_poll(store: fastlog.Store) -> None:
+    fill(store, 5, partitions=4)
+    revoked: list[TopicPartition] = []
+    with member(store, on_revoked=revoked.extend, auto_commit=False) as first:
+        first.poll(1)
+        with member(store) as second:
+            try:
+                oscalls.inject("flock", errno=errno.EIO, sticky=True)
+                with pytest.raises(fastlog.StorageError):
+                    first.poll(1)
+            finally:
+                oscalls.clear()
+            told = list(revoked)
+            assert len(told) == 2
+            wait_until(lambda: first.poll(1, timeout=0) is not None and second.poll(1, timeout=0))
+            assert second.assignment() == sorted(told)
+            assert revoked == told, "it is told once"
+
+
+@pytest.mark.parametrize("change", ["assigned", "revoked", "lost"])
+def test_what_an_interrupt_kept_from_the_consumer_it_is_told_at_the_next_poll(
+    store: fastlog.Store, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """The member has told the group, and been told, and then comes Ctrl-C."""
+    fill(store, 5, partitions=4)
+    with member(store) as first, member(store) as second:
+        membership = first.membership
+        assert membership is not None
+        if change == "revoked":
+            second.close()
+            first.poll(1)
+            second = member(store)
+        elif change == "lost":
+            first.poll(1, timeout=0)
+            store.delete_topic("orders")
+            fill(store, 5, partitions=4)
+        poll = membership.poll
+
+        def interrupted() -> Any:
+            changes = poll()
+            assert getattr(changes, change)
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(membership, "poll", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            first.poll(1, timeout=0)
+        found: list[tuple[int, int]] = []
+
+        def read_all() -> bool:
+            for consumer in (first, second):
+                found.extend((record.partition, record.offset) for record in consumer.poll(timeout=0))
+            return len(first.assignment()) == len(second.assignment()) == 2
+
+        wait_until(read_all)
+        for consumer in (first, second):
+            assert consumer.membership is not None
+            assert consumer.assignment() == sorted(consumer.membership.owned())
+            consumer.commit()
+        wait_until(lambda: read_all() and len(set(found)) >= 19)
+        second.close()
+
+
 def stopped_handler(connection: Connection, path: str) -> None:
     """Polls; handles the second list only after it was stopped and continued; tells what came of it."""
     lost: list[TopicPartition] = []
@@ -784,3 +851,61 @@ def test_a_consumer_that_nobody_refers_to_has_left(store: fastlog.Store) -> None
     with member(store) as other:
         assert other.poll(timeout=20)
     wait_until(lambda: not [thread for thread in threading.enumerate() if thread.name == "fastlog-consumer"])
+
+
+def held_by(store: fastlog.Store) -> tuple[int, list[str], int, int]:
+    """Leases, groups, closers and threads."""
+    directory = store.directory
+    threads = [thread for thread in threading.enumerate() if thread.name in ("fastlog-consumer", "fastlog-group")]
+    leases = sum(entry.leases for entry in directory._pool._entries.values())
+    return leases, list(directory.companions[GroupTable]), len(directory._closers), len(threads)
+
+
+@pytest.mark.parametrize("group", [None, "g"])
+def test_a_consumer_that_nobody_refers_to_gives_back_what_it_held(store: fastlog.Store, group: str | None) -> None:
+    fill(store, 10, partitions=3)
+    with member(store) as polite:
+        polite.poll(2)
+    before = held_by(store)
+    dropped = member(store, group=group)
+    assert dropped.poll(2)
+    assert held_by(store) != before
+    gone = weakref.ref(dropped)
+    del dropped
+    gc.collect()
+    assert gone() is None
+    wait_until(lambda: held_by(store) == before)
+    with member(store) as other:
+        assert other.poll(timeout=20)
+
+
+def test_a_consumer_that_nobody_refers_to_may_go_wherever_a_thread_is(store: fastlog.Store) -> None:
+    """In the middle of all that its end is about, with every lock held."""
+    fill(store, 10, partitions=3)
+    before = member(store)
+    before.poll(2)
+    held, dropped = held_by(store)[0], [member(store), member(store, group=None)]
+    wait_until(lambda: before.poll(1, timeout=0) is not None and dropped[0].poll(1, timeout=0))
+    pool, table = store.directory._pool, store.directory.companions[GroupTable]["g"]
+    with table_module._sharing, table._mutex, table._watch_lock, pool._mutex:
+        dropped.clear()
+        gc.collect()
+        assert len(table.dropped) == 1
+        assert len(pool.dropped) > 3
+    wait_until(lambda: before.poll(timeout=0) is not None and len(before.assignment()) == 3 and table.users == 1)
+    wait_until(lambda: held_by(store)[0] == held)
+    before.close()
+
+
+def test_closing_a_store_ends_what_dropped_consumers_held(tmp_path: Path) -> None:
+    with fastlog.open(tmp_path / "closed", durability="os") as store:
+        fill(store, 1)
+        dropped = member(store)
+        dropped.poll(1)
+        table = store.directory.companions[GroupTable]["g"]
+        with table._watch_lock:  # nobody else ends it
+            del dropped
+            gc.collect()
+            assert len(table.dropped) == 1
+    assert not table.dropped
+    assert table.users == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import signal
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from fastlog._native import oscalls
 from fastlog.errors import FencedError
 from fastlog.groups.admin import describe
 from fastlog.groups.membership import Membership
@@ -110,6 +112,24 @@ def test_a_process_that_closes_without_leaving_is_dead(directory: Directory, sta
         other.poll()
     other.pipe.close()  # it comes to its end without a word
     until(owns_all(member, 2))
+    member.leave()
+
+
+def test_I4_a_dead_member_that_could_not_be_put_out_is_put_out_soon(directory: Directory, start: Start) -> None:
+    """Its words could not be cleared when its death was told, and it is told only once."""
+    directory.create_topic("t", 4)
+    member, other = Membership(directory, "g", topics=["t"]), start()
+    other.join()
+    for _ in range(3):
+        turn(member)
+        other.poll()
+    try:
+        oscalls.inject("flock", errno=errno.EIO, nth=2)  # after the group's lock comes that of the offsets
+        other.kill()
+        until(oscalls.injected)
+    finally:
+        oscalls.clear()
+    until(owns_all(member, 4))
     member.leave()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import random
 import re
@@ -20,6 +21,7 @@ from fastlog.groups.offsets import OffsetAndMetadata, OffsetStore
 from fastlog.groups.table import LAYOUT, GroupTable, peek
 from fastlog.records import TopicPartition
 from fastlog.store.directory import Directory
+from tests.messaging.grouping import check_table
 
 Members = list[Membership]
 
@@ -312,6 +314,36 @@ def test_a_layout_whose_writer_died_before_publishing_is_published_by_the_next(d
     member.leave()
 
 
+@pytest.mark.parametrize("instance_id", [None, "one"])
+def test_who_was_interrupted_while_it_joined_again_joins_again(
+    directory: Directory, clock: Clock, instance_id: str | None
+) -> None:
+    """It is in the table already, and does not know it."""
+    directory.create_topic("t", 4)
+    member = join(directory, max_poll_interval_ms=1000, instance_id=instance_id)
+    other = join(directory, max_poll_interval_ms=10**6)
+    settle([member, other])
+    clock.now += 2000
+    other._table.update()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(member._table, "ring", raising(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            member.poll()
+    settle([member, other])
+    assert len(describe(directory, "g").members) == 2
+    check_shared([member, other], partitions("t", 4))
+    check_table(directory)
+    member.leave()
+    other.leave()
+
+
+def raising(error: type[BaseException]) -> Callable[[], None]:
+    def call() -> None:
+        raise error
+
+    return call
+
+
 def test_a_poll_that_fails_half_way_loses_no_changes(directory: Directory) -> None:
     directory.create_topic("t", 4)
     directory.create_topic("u", 1)
@@ -337,6 +369,60 @@ def test_a_poll_that_fails_half_way_loses_no_changes(directory: Directory) -> No
     check_shared([first, second], partitions("t", 4) + partitions("u", 1))
     first.leave()
     second.leave()
+
+
+def test_a_release_that_failed_is_tried_again_by_the_next_poll(directory: Directory) -> None:
+    directory.create_topic("t", 4)
+    first = join(directory)
+    first.poll()
+    second = join(directory)
+    changes = first.poll()
+    assert changes is not None and len(changes.revoked) == 2
+    try:
+        oscalls.inject("flock", errno=errno.EIO, sticky=True)
+        for release in (lambda: first.release(changes.revoked), first.poll):
+            with pytest.raises(StorageError):
+                release()
+    finally:
+        oscalls.clear()
+    assert not first.is_settled
+    assert first.poll() is None, "who has let go of them need not be told"
+    assert len(first.owned()) == 2
+    settle([first, second])
+    check_shared([first, second], partitions("t", 4))
+    first.leave()
+    second.leave()
+
+
+@pytest.mark.parametrize("step", ["group.taken", "group.released"])
+def test_who_was_interrupted_before_it_noted_what_it_owns_finds_out(
+    directory: Directory, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    directory.create_topic("t", 4)
+    first = join(directory)
+    first.poll()
+    second = join(directory)
+    reached = []
+
+    def interrupt(name: str) -> None:
+        if name == step:
+            reached.append(name)
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(oscalls, "reach_failpoint", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        settle([first, second])
+    assert reached
+    changes = [turn(first), turn(second)]
+    assert all(one is None or not one.lost for one in changes), "nothing was taken from them"
+    settle([first, second])
+    check_shared([first, second], partitions("t", 4))
+    assert [len(first.owned()), len(second.owned())] == [2, 2]
+    check_table(directory)
+    for one in (first, second):
+        one.commit(dict.fromkeys(one.owned(), OffsetAndMetadata(1)))
+        one.leave()
 
 
 def test_a_position_counts_under_the_epoch_it_was_read_under_only(directory: Directory, clock: Clock) -> None:

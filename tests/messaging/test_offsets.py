@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,13 +17,14 @@ from hypothesis import strategies as st
 import fastlog
 from fastlog._core import SharedPage, encode_batch
 from fastlog._native import oscalls
-from fastlog.errors import ConfigError, CorruptRecordError, FencedError, UnknownTopicError
+from fastlog.errors import ConfigError, CorruptRecordError, FencedError, StorageError, UnknownTopicError
 from fastlog.groups import formats
 from fastlog.groups.formats import OffsetAndMetadata, OffsetKey
+from fastlog.groups.membership import Membership
 from fastlog.groups.offsets import OffsetsReplay, OffsetStore
 from fastlog.records import TopicPartition
 from fastlog.store.directory import Directory
-from fastlog.store.internal import partition_for_name
+from fastlog.store.internal import CONSUMER_OFFSETS, partition_for_name
 from tests.oracle.kafka import KafkaOracle
 
 SOME_ID = "8IYfv4G5QpqZrmC2cWrPuQ"
@@ -264,6 +267,57 @@ def test_a_transaction_does_not_undo_a_later_commit(directory: Directory) -> Non
     store.commit("g", {T0: OffsetAndMetadata(9)})
     store.log("g").end_transaction(7, 0, commit=True)
     assert offsets_of(store.committed("g", [T0])) == {T0: 9}
+
+
+# --- a sync that fails ----------------------------------------------------------------------------------------------
+
+
+def poison(store: OffsetStore) -> None:
+    """A commit whose sync fails: it may be there or not."""
+    try:
+        oscalls.inject("fdatasync", errno=errno.EIO)
+        with pytest.raises(StorageError, match="could not sync"):
+            store.commit("g", {T0: OffsetAndMetadata(8)})
+    finally:
+        oscalls.clear()
+
+
+def test_commits_go_on_after_a_sync_failed(folder: Path) -> None:
+    with Directory.open(folder / "store") as directory:
+        directory.create_topic("t", 4)
+        store = OffsetStore(directory)
+        store.commit("g", {T0: OffsetAndMetadata(7)})
+        poison(store)
+        assert store.is_poisoned("g")
+        assert offsets_of(store.committed("g", [T0])) == {T0: 7}, "what is durable can be read"
+        assert offsets_of(store.committed("g", [T0]))[T0] in (7, 8), "read back from the disk"
+        store.commit("g", {T1: OffsetAndMetadata(1)})
+        poison(store)
+        store.commit("g", {T0: OffsetAndMetadata(9)})
+        assert offsets_of(store.committed("g", [T0, T1])) == {T0: 9, T1: 1}
+    with Directory.open(folder / "store") as directory:
+        assert offsets_of(OffsetStore(directory).committed("g", [T0, T1])) == {T0: 9, T1: 1}
+
+
+def test_commits_go_on_after_a_sync_failed_once_all_have_let_go(folder: Path) -> None:
+    with Directory.open(folder / "store") as directory, Directory.open(folder / "store") as other:
+        directory.create_topic("t", 4)
+        store, idle = OffsetStore(directory), Membership(other, "g", topics=["t"])
+        store.commit("g", {T0: OffsetAndMetadata(7)})
+        with other.lease(CONSUMER_OFFSETS, store.partition_of("g")):
+            poison(store)
+            with pytest.raises(StorageError, match="others have it open still"):
+                store.commit("g", {T0: OffsetAndMetadata(9)})
+            assert offsets_of(store.committed("g", [T0])) == {T0: 7}
+        deadline = time.monotonic() + 20
+        while idle._table.offsets.is_poisoned("g"):  # its tick lets go of it
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        store.commit("g", {T0: OffsetAndMetadata(9)})
+        idle.poll()
+        idle.commit({T1: OffsetAndMetadata(1)})
+        assert offsets_of(store.committed("g", [T0, T1])) == {T0: 9, T1: 1}
+        idle.leave()
 
 
 def test_a_condition_that_does_not_hold_commits_nothing(directory: Directory, folder: Path) -> None:

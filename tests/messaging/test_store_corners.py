@@ -315,6 +315,30 @@ def test_a_store_closes_though_nothing_can_be_told_to_a_broker(root: Path, caplo
     assert (root / "topics" / files.CLEAN_SHUTDOWN).exists()
 
 
+def test_a_partition_whose_sync_failed_is_opened_anew_once_nobody_uses_it(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    with Directory.open(path) as first, Directory.open(path) as second:
+        first.create_topic("t")
+        with second.lease("t", 0) as idle:
+            pass
+        with first.lease("t", 0) as lease:
+            lease.log.append([b"kept"])
+            try:
+                oscalls.inject("fdatasync", errno=errno.EIO)
+                with pytest.raises(StorageError):
+                    lease.log.append([b"in doubt"])
+            finally:
+                oscalls.clear()
+            assert lease.log.is_poisoned
+            assert not lease.log.closed, "who leases it may read what is durable"
+        assert lease.log.closed
+        with second.lease("t", 0) as again:
+            assert idle.log.closed
+            again.log.append([b"next"])
+            values = [record.value for record in again.log.records(0)]
+        assert (values[0], values[-1]) == (b"kept", b"next")
+
+
 def test_a_closed_pool_opens_nothing() -> None:
     pool = LogPool(lambda key: pytest.fail("somebody opens a partition"))
     assert pool.close() == []

@@ -179,6 +179,7 @@ class Consumer(Generic[K, V]):
         self._beside: set[TopicPartition] = set()
         self._woken = False
         self._has_joined = group is None
+        self._is_told = True
         self._membership: Membership | None = None
         self._offsets: OffsetStore | None = None
         self._pulse: Pulse | None = None
@@ -679,6 +680,11 @@ class Consumer(Generic[K, V]):
 
     def _follow_group(self, membership: Membership) -> None:
         """Let go of what others shall have, take what is ours now. Callbacks run here."""
+        if not self._is_told:
+            # cut off between what the group was told and what was noted here: what is read says what is known
+            self._unresolved = []
+            membership.tell_anew(self._epochs(self._own_names()))
+        self._is_told = False
         try:
             changes = membership.poll()
         except GroupError:
@@ -697,6 +703,7 @@ class Consumer(Generic[K, V]):
             finally:
                 if changes.revoked:
                     self._let_go(membership, changes.revoked)
+        self._is_told = True
         if self._unresolved:
             self._take_resolved(membership)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
+import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -109,17 +110,22 @@ class Membership:
         self._owned: dict[TopicPartition, OwnerEpoch] = {}
         self._told: dict[TopicPartition, OwnerEpoch] = {}
         self._revoking: set[TopicPartition] = set()
+        self._releasing: set[TopicPartition] = set()
         self._is_waiting = False
+        self._is_in_doubt = False
         self._taken = 0
         self._seen_version = -1
         self._slot = directory.slots.enter()
         try:
             self._table = GroupTable.share(directory, group)
+            # it comes wherever any thread is: it only notes that this one is gone
+            self._dropping = weakref.finalize(self, self._table.dropped.append, None)
+            self._dropping.atexit = False
             try:
                 self._join()
                 self._table.start_watching()
             except BaseException:
-                self._table.release()
+                self._release_table()
                 raise
         except BaseException:
             self._slot.leave()
@@ -141,7 +147,8 @@ class Membership:
         self._seen_version = -1
 
     def _enter(self, draft: Table, view: View) -> Member:
-        """Put this member into a draft, in the place of an older one of the same instance."""
+        """Put this member into a draft, in the place of an older one of the same instance, and of what an attempt to
+        join has left that was cut off."""
         if draft.members and draft.assignor != self._assignor:
             raise GroupError(
                 f"group {self.group!r} uses the assignor {draft.assignor!r}, found {self._assignor!r}: "
@@ -150,7 +157,7 @@ class Membership:
         draft.assignor = self._assignor
         number = draft.next_number
         draft.next_number += 1
-        before = draft.member_of_instance(self.instance_id) if self.instance_id is not None else None
+        before = next((one for one in draft.members.values() if self._is_own(one)), None)
         held = [] if before is None else draft.targets[before.number]
         if before is not None:
             draft.remove(before, 0, for_good=True)
@@ -174,6 +181,12 @@ class Membership:
         draft.targets[number] = held
         return member
 
+    def _is_own(self, member: Member) -> bool:
+        """Whether it has the slot of this one, which nobody else has, or is of the same instance."""
+        return member.slot == self._slot.number or (
+            self.instance_id is not None and member.instance_id == self.instance_id
+        )
+
     def leave(self) -> None:
         """Leave the group and give up everything. May be repeated.
 
@@ -191,7 +204,11 @@ class Membership:
             finally:
                 self._table.seats.discard(self)
                 self._slot.leave()
-                self._table.release()
+                self._release_table()
+
+    def _release_table(self) -> None:
+        self._dropping.detach()
+        self._table.release()
 
     def _exit(self, draft: Table, view: View) -> None:
         member = draft.members.get(self._number)
@@ -238,6 +255,8 @@ class Membership:
         poll.
         """
         self._require_usable()
+        if self._releasing:
+            self._let_go_of_all()
         view = self._table.view()
         if self.directory.topics_version != self._table.topics_version:
             view = self._recompute(view)
@@ -247,6 +266,9 @@ class Membership:
             view = self._table.view()
         self._follow_page(view)
         view.page.store(self._stamp_word, oscalls.steady_clock())
+        if self._is_in_doubt:
+            self._owned = self._owned_by_words(view)
+            self._is_in_doubt = False
         self._drop_lost(view, self._owned)
         target = set(view.table.targets.get(self._number, ()))
         self._take(view, target)
@@ -265,6 +287,12 @@ class Membership:
         if revoked or lost or assigned:
             return Changes(sorted(revoked), sorted(lost), sorted(assigned))
         return None
+
+    def tell_anew(self, known: Mapping[TopicPartition, OwnerEpoch]) -> None:
+        """What was told may not have arrived: who polls knows of these only. The next poll tells what differs."""
+        with self._lock:
+            self._told = dict(known)
+            self._revoking = set()
 
     def _recompute(self, view: View) -> View:
         """Have the table repaired and the targets computed, unless somebody else is at it and takes long."""
@@ -293,7 +321,7 @@ class Membership:
         """Put out, for too long without a poll: come back as a new member. Unless somebody is there in its place."""
         if self.instance_id is not None:
             there = view.table.member_of_instance(self.instance_id)
-            if there is not None and there.number != self._number:
+            if there is not None and there.slot != self._slot.number:
                 self.fatal = GroupError(
                     f"a newer member of group {self.group!r} has the instance id {self.instance_id!r}: "
                     f"close this one, or give each its own (the newer is {there.member_id})"
@@ -318,6 +346,11 @@ class Membership:
         self._owned = {one: epoch for one, epoch in self._owned.items() if one not in lost}
         self._revoking.difference_update(lost)
 
+    def _owned_by_words(self, view: View) -> dict[TopicPartition, OwnerEpoch]:
+        """What is owned, with what was taken when nobody could note it any more."""
+        found = {one: OwnerEpoch(view.owner_value(one), view.table.topic_ids[one.topic]) for one in view.table.indexes}
+        return {one: epoch for one, epoch in found.items() if epoch.value >> NUMBER_SHIFT == self._number} | self._owned
+
     def _take(self, view: View, target: Collection[TopicPartition]) -> None:
         """Become the owner of what the target gives, where nobody is; the rest is waited for."""
         missing = sorted(one for one in target if one not in self._owned)
@@ -332,6 +365,7 @@ class Membership:
             epochs[one] = OwnerEpoch(self._number << NUMBER_SHIFT | self._taken, table.topic_ids[one.topic])
         words = [(page, table.owner_word(one), epoch.value) for one, epoch in epochs.items()]
         member = (page, self._number_word, self._number)
+        self._is_in_doubt = True  # until it is noted what became of it
         try:
             self._table.offsets.log(self.group).exchange(
                 [view.live, view.placed, member, *((page, word, 0) for _, word, _ in words)], words
@@ -344,6 +378,7 @@ class Membership:
             return
         oscalls.reach_failpoint("group.taken")
         self._owned = {**self._owned, **epochs}
+        self._is_in_doubt = False
         self._is_waiting = len(free) < len(missing)
 
     # --- letting go ------------------------------------------------------------------------------------------------
@@ -351,18 +386,24 @@ class Membership:
     def release(self, partitions: Iterable[TopicPartition]) -> None:
         """Let go of partitions, so that others may take them: after what was to be committed is.
 
-        Those that are not owned are passed over.
+        Those that are not owned are passed over. When it fails, the next poll goes on with it: nothing more is told of
+        them.
         """
         with self._lock:
             named = set(partitions)
-            going = [one for one in named if one in self._owned]
-            while going and not self._let_go(going):
-                going = [one for one in going if one in self._owned]
+            self._releasing.update(one for one in named if one in self._owned)
             self._told = {one: epoch for one, epoch in self._told.items() if one not in named}
-            self._table.ring()
+            self._let_go_of_all()
 
-    def _let_go(self, partitions: Sequence[TopicPartition]) -> bool:
-        """Whether all of them are let go of; else some are lost meanwhile, or the page was replaced."""
+    def _let_go_of_all(self) -> None:
+        """Let go of everything that is to be released."""
+        while going := [one for one in self._releasing if one in self._owned]:
+            self._let_go(going)
+        self._releasing.clear()
+        self._table.ring()
+
+    def _let_go(self, partitions: Sequence[TopicPartition]) -> None:
+        """Let go of them. What is owned after that is to be tried again: the page was replaced."""
         view = self._table.view()
         self._drop_lost(view, partitions)
         going = [one for one in partitions if one in self._owned]
@@ -373,12 +414,11 @@ class Membership:
             )
         except FencedError:
             self._table.update()  # waits for who replaces the page, and repairs what a dead one left
-            return False
+            return
         oscalls.reach_failpoint("group.released")
         self._owned = {one: epoch for one, epoch in self._owned.items() if one not in going}
         self._revoking.difference_update(going)
         self._is_waiting = True
-        return True
 
     # --- commits ---------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,9 @@ What a process knows of a partition is kept and carried on from where it ended: 
 and, of transactions that are open, what they will say once their marker is there. An offset that was committed later
 than the record of a transaction is not undone by that transaction's end, as in Kafka.
 
+When a sync of a partition failed, nothing can be appended to it before everybody has closed it: whoever notices lets go
+of it, and opens it anew when it is used next. What was not durable may be gone then, so it is replayed from the start.
+
 Every offset that is written carries the id of the topic; one of another life of the topic is none. Offsets without an
 id, which an older broker has written, belong to any life.
 """
@@ -22,7 +25,7 @@ from typing import NamedTuple
 
 from fastlog._core import PartitionLog, SharedPage
 from fastlog._native import oscalls
-from fastlog.errors import FencedError, UnknownTopicError
+from fastlog.errors import FencedError, StorageError, UnknownTopicError
 from fastlog.groups import formats
 from fastlog.groups.formats import CommittedOffset, OffsetAndMetadata, OffsetKey
 from fastlog.records import TopicPartition
@@ -52,13 +55,18 @@ class OffsetsReplay:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.log: PartitionLog | None = None
+        self.replayed: PartitionLog | None = None
         self.next_offset: int | None = None
         self.committed: dict[str, dict[TopicPartition, Stored]] = {}
         # by producer id; a null value takes the offset back
         self.pending: dict[int, dict[OffsetKey, tuple[int, bytes | None]]] = {}
 
     def catch_up(self, log: PartitionLog) -> None:
-        """Read what was appended since the last time. The caller has ``lock``."""
+        """Read what was appended since the last time; all of a log that was opened anew. The caller has ``lock``."""
+        if log is not self.replayed:
+            self.replayed, self.next_offset = log, None
+            self.committed.clear()
+            self.pending.clear()
         if self.next_offset is not None and self.next_offset >= log.end_offset:
             return
         for batch in log.replay(self.next_offset):
@@ -129,10 +137,35 @@ class OffsetStore:
         return partition_for_name(formats.check_group(group))
 
     def log(self, group: str) -> PartitionLog:
-        """The log that keeps this group; stays open as long as the directory. Made at its first use."""
+        """The log that keeps this group, for appends; stays open as long as the directory, unless a sync of it fails.
+        Made at its first use.
+        """
         return self._log(self.partition_of(group))
 
+    def is_poisoned(self, group: str) -> bool:
+        """Whether the log that keeps this group has to be opened anew, as a sync of it failed."""
+        log = self._replay(self.partition_of(group)).log
+        return log is not None and log.is_poisoned
+
     def _log(self, number: int) -> PartitionLog:
+        log = self._opened(number)
+        if log.is_poisoned:
+            self._let_go_of(number, log)
+            log = self._opened(number)
+        if log.is_poisoned:
+            self._let_go_of(number, log)
+            raise StorageError(
+                f"a sync of {log.path} failed, and others have it open still: nothing can be appended until they have "
+                "closed it, which members of groups do within a second; try again then"
+            )
+        return log
+
+    def _let_go_of(self, number: int, log: PartitionLog) -> None:
+        """Close the log everybody has to close."""
+        self._replay(number).log = None
+        self.directory.let_go_of(log)
+
+    def _opened(self, number: int) -> PartitionLog:
         replay = self._replay(number)
         log = replay.log
         if log is None:
@@ -147,7 +180,10 @@ class OffsetStore:
         with replay.lock:
             # who may only read cannot make the partition: as long as nobody has, it is empty
             if replay.log is not None or not self.directory.read_only or self._exists(number):
-                replay.catch_up(self._log(number))
+                log = self._opened(number)
+                replay.catch_up(log)
+                if log.is_poisoned:  # what is durable was read
+                    self._let_go_of(number, log)
             yield replay
 
     # --- reading ---------------------------------------------------------------------------------------------------

@@ -58,6 +58,7 @@ import os
 import re
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
@@ -320,6 +321,7 @@ class GroupTable:
         directory, group: whose it is.
         bell: the bell that rings when the table has changed or a partition was let go of.
         seats: the members of this process.
+        dropped: an entry for each user that is gone without ``release``; a tick does it instead.
         topics_version: of the directory, when the table last followed its topics; each process has its own.
 
     Every method may be called from any thread.
@@ -334,6 +336,7 @@ class GroupTable:
         self.next_path = os.path.join(self.folder, "table.next")
         self.bell = bell_of(f"group:{group}", 0)
         self.users = 0
+        self.dropped: deque[None] = deque()
         self.topics_version = -1
         # weak: a consumer that nobody refers to any more is gone, and its slot with it
         self.seats: weakref.WeakSet[Seat] = weakref.WeakSet()
@@ -380,6 +383,15 @@ class GroupTable:
                 self._view.page.close()
                 self._view = None
             self._lock_file = None  # closes it
+
+    def release_dropped(self) -> None:
+        """For users that nobody refers to any more."""
+        while True:
+            try:
+                self.dropped.popleft()
+            except IndexError:
+                return
+            self.release()
 
     def wake_local(self) -> None:
         """Tell the members of this process."""
@@ -449,24 +461,32 @@ class GroupTable:
         ``change`` gets a draft, and what is published now. Without anything to publish nothing is. LockedError when the
         lock is not free for too long, StorageError when a larger page cannot be made: then the group is as it was.
         """
-        with self.locked(timeout_ms) as view:
+        with self.locked(timeout_ms) as before:
             self._is_due = False
-            draft = view.table.copy()
-            draft.layout = view.page.load(LAYOUT)  # ahead of the document when its writer died in between
-            self._bury(view, draft)
-            if change is not None:
-                change(draft, view)
-            topics_version = self.directory.topics_version
-            if draft.members != view.table.members or topics_version != self.topics_version:
-                draft.follow_topics(self.directory, self._free_indexes(view, draft))
-            if draft == view.table:
-                self.topics_version = topics_version
-                return view
+            try:
+                view = self._renew(before, change)
+            except BaseException:
+                self._is_due = True  # nobody is told of a death twice: the next tick tries again
+                raise
+        if view is not before:
+            self.ring()
+            self.wake_local()
+            self._watch(view.table)
+        return view
+
+    def _renew(self, view: View, change: Callable[[Table, View], object] | None) -> View:
+        """``update``, with the lock: what is published then; the view itself when nothing had to be."""
+        draft = view.table.copy()
+        draft.layout = view.page.load(LAYOUT)  # ahead of the document when its writer died in between
+        self._bury(view, draft)
+        if change is not None:
+            change(draft, view)
+        topics_version = self.directory.topics_version
+        if draft.members != view.table.members or topics_version != self.topics_version:
+            draft.follow_topics(self.directory, self._free_indexes(view, draft))
+        if draft != view.table:
             view = self._install(view, draft)
-            self.topics_version = topics_version
-        self._watch(view.table)
-        self.ring()
-        self.wake_local()
+        self.topics_version = topics_version
         return view
 
     def _bury(self, view: View, draft: Table) -> None:
@@ -664,8 +684,8 @@ class GroupTable:
                 del self._watched[slot]
             for slot, member in there.items():
                 if slot not in self._watched:
-                    self._watched[slot] = member.number
                     self.directory.watcher.watch(slot, member.identity, self._on_death)
+                    self._watched[slot] = member.number
 
     def _on_death(self, slot: int) -> None:
         self._update_aside()
@@ -687,6 +707,7 @@ class GroupTable:
             pass  # the last member of this process has left meanwhile
         except Error as error:
             logger.warning("group %r: cannot look after its members now: %s", self.group, error)
+        self.release_dropped()
 
     def tick(self) -> None:
         """See whether somebody has to be put out; called every ``TICK`` seconds by the watcher."""
@@ -698,7 +719,8 @@ class GroupTable:
             return
         self._watch(view.table)
         now = oscalls.steady_clock()
-        if self._is_due or any(is_over(view.page, member, now) for member in view.table.members.values()):
+        is_due = self._is_due or self.dropped or self.offsets.is_poisoned(self.group)
+        if is_due or any(is_over(view.page, member, now) for member in view.table.members.values()):
             self._update_aside()
 
 
@@ -707,6 +729,7 @@ def close_all(tables: dict[str, GroupTable]) -> None:
     for table in list(tables.values()):
         for seat in list(table.seats):
             seat.leave()
+        table.release_dropped()
 
 
 def is_over(page: SharedPage, member: Member, now: int) -> bool:

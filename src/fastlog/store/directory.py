@@ -624,14 +624,19 @@ class Directory:
             if self._watcher is None:
                 self._require_open()
                 self._watcher = Watcher(slots)
-                self._watcher.every(FOLLOW_SECONDS, self._follow, aside=True, when=self._looks_changed)
+                self._watcher.every(FOLLOW_SECONDS, self._follow, aside=True, when=self._has_to_follow)
                 if self._maintenance_interval is not None:
                     self._maintainer = Maintainer(self.control, self._background_round)
                     self._watcher.every(self._maintenance_interval / 1000, self._maintainer.tick, aside=True)
             return self._watcher
 
+    def _has_to_follow(self) -> bool:
+        return bool(self._pool.dropped) or self._looks_changed()
+
     def _follow(self) -> None:
-        """Let open partitions follow what others changed, though nobody asks for a topic."""
+        """Let open partitions follow what others changed, though nobody asks for a topic; take back what was leased by
+        those who are gone."""
+        self._pool.collect()
         try:
             self._refresh()
         except ClosedError:
@@ -687,6 +692,13 @@ class Directory:
             if held is not lease:
                 lease.release()
         return held.log
+
+    def let_go_of(self, log: PartitionLog) -> None:
+        """Keep a partition of ``partition_log`` no longer: a sync of it failed, and it has to be opened anew."""
+        with self._mutex:
+            held = [self._held.pop(key) for key in [key for key, held in self._held.items() if held.log is log]]
+        for lease in held:
+            lease.release()
 
     def is_created(self, topic: str, partition: int) -> bool:
         """Whether the partition has files: it has from when it is first opened for writing, or when a broker made it.

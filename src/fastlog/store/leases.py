@@ -1,16 +1,15 @@
 """Open partitions: leased while they are used, kept for a while afterwards, closed when there are too many.
 
 A log that is leased is never closed behind its user's back. Of the others as many stay open as descriptors allow, the
-longest unused go first. A process may hold several handles of one partition for a moment: while an old one closes, a
-new
-one opens.
+longest unused go first; one whose sync failed goes at once, as it has to be opened anew. A process may hold several
+handles of one partition for a moment: while an old one closes, a new one opens.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, NamedTuple
@@ -50,7 +49,8 @@ class _Entry:
 
 
 class Lease:
-    """The right to use an open partition: a context manager, or call ``release``.
+    """The right to use an open partition: a context manager, or call ``release``. One that nobody refers to any more is
+    given back a little later.
 
     Attributes:
         log: the open partition; not to be closed by its user.
@@ -60,8 +60,8 @@ class Lease:
     __slots__ = ("_entry", "_pool", "key", "log", "partition", "topic")
 
     def __init__(self, pool: LogPool, entry: _Entry, log: PartitionLog) -> None:
-        self._pool = pool
         self._entry: _Entry | None = entry
+        self._pool = pool
         self.log = log
         self.key = entry.key
         self.topic = entry.key.topic
@@ -84,6 +84,11 @@ class Lease:
     ) -> None:
         self.release()
 
+    def __del__(self) -> None:
+        # wherever any thread is, in the middle of the pool too: it is noted, and nothing else
+        if self._entry is not None:
+            self._pool.dropped.append(self._entry)
+
     def __repr__(self) -> str:
         return f"<Lease of {self.topic}-{self.partition}{'' if self._entry else ', released'}>"
 
@@ -94,6 +99,9 @@ class LogPool:
     Args:
         open_log: opens the partition of a key.
         most_idle: how many unused handles stay open; None = a part of the descriptors that the process may have.
+
+    Attributes:
+        dropped: what was leased by who is gone, until ``collect`` or the next lease gives it back.
     """
 
     def __init__(self, open_log: Callable[[Key], PartitionLog], most_idle: int | None = None) -> None:
@@ -105,6 +113,7 @@ class LogPool:
         self._stale: set[_Entry] = set()  # leased, and not to be leased again
         self._leased = 0
         self._is_closed = False
+        self.dropped: deque[_Entry] = deque()
 
     def most_idle(self) -> int:
         """How many unused handles may stay open now."""
@@ -115,23 +124,37 @@ class LogPool:
 
     def lease(self, key: Key) -> Lease:
         """Open the partition, or use the handle that is open. Raises what opening raises."""
+        if self.dropped:
+            self.collect()
         with self._mutex:
             if self._is_closed:
                 raise ClosedError("the store was closed: open it again")
             entry = self._entries.get(key)
-            if entry is None:
+            idle = self._idle.pop(key, None)
+            closing = [idle] if idle is not None and has_failed(idle) else []
+            if entry is None or closing:
                 entry = self._entries[key] = _Entry(key)
             entry.leases += 1
             self._leased += entry.leases == 1
-            self._idle.pop(key, None)
         try:
+            self._close_all(closing)
             with entry.lock:
-                if entry.log is None:
-                    entry.log = self._open(key)
-            return Lease(self, entry, entry.log)
+                log = entry.log
+                if log is None:
+                    log = entry.log = self._open(key)
         except BaseException:
             self.give_back(entry)
             raise
+        return Lease(self, entry, log)
+
+    def collect(self) -> None:
+        """Give back what was leased by those who are gone without a word."""
+        while True:
+            try:
+                entry = self.dropped.popleft()
+            except IndexError:
+                return
+            self.give_back(entry)
 
     def _open(self, key: Key) -> PartitionLog:
         try:
@@ -151,7 +174,7 @@ class LogPool:
                 return
             self._leased -= 1
             is_current = self._entries.get(entry.key) is entry
-            if is_current and entry.log is not None and not entry.is_stale and not self._is_closed:
+            if is_current and not has_failed(entry) and not entry.is_stale and not self._is_closed:
                 self._idle[entry.key] = entry
                 closing = []
             else:
@@ -217,3 +240,8 @@ class LogPool:
                 except Exception as error:
                     errors.append(error)
         return errors
+
+
+def has_failed(entry: _Entry) -> bool:
+    """Whether it could not be opened, or a sync of it has failed."""
+    return entry.log is None or entry.log.is_poisoned
