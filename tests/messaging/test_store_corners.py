@@ -180,6 +180,30 @@ def test_a_topic_whose_file_could_not_be_read_is_there_again_when_it_can(directo
         assert other.topics() == ["a", "b"]
 
 
+@pytest.mark.parametrize(
+    ("call", "number"), [("pread", errno.EIO), ("open", errno.EMFILE), ("open", errno.EACCES), ("open", errno.ENOMEM)]
+)
+def test_a_topic_stays_as_it_was_while_its_changed_file_cannot_be_read(
+    directory: Directory, root: Path, caplog: pytest.LogCaptureFixture, call: str, number: int
+) -> None:
+    directory.create_topic("a")
+    with Directory.open(root, durability="os") as other:
+        before, log = other.topic("a"), other.partition_log("a", 0)
+        directory.alter_topic("a", {"retention": "1h"})
+        time.sleep(2 * LOOK_MS / 1000)
+        for _ in range(2):
+            oscalls.inject(call, errno=number)
+            assert other.topics() == ["a"]
+            assert oscalls.injected() == 1
+            oscalls.clear()
+            assert other.topic("a") == before
+            other._looked_at = 0
+        assert caplog.text.count("the topic 'a' goes on as it was until its file can be read") == 1
+        assert other.topic("a") == directory.topic("a")
+        assert log.append([b"x"]) == 0, "who has it open goes on"
+        assert log.config.retention_ms == 3_600_000
+
+
 def test_topics_are_there_when_their_folder_can_be_read_again(directory: Directory, root: Path) -> None:
     with Directory.open(root, durability="os") as other:
         time.sleep(0.2)  # the clock of the file system went on: the folder does not look changed by itself
