@@ -215,6 +215,22 @@ def test_topics_are_there_when_their_folder_can_be_read_again(directory: Directo
         assert other.topics() == ["a"]
 
 
+def test_a_damaged_topic_that_is_mended_in_place_is_there_again(directory: Directory, root: Path) -> None:
+    """The time of the folder says nothing of it."""
+    info = directory.create_topic("a")
+    path = root / "config/a.json"
+    sound = path.read_bytes()
+    path.write_bytes(b"?" + sound[1:])
+    with Directory.open(root, durability="os") as other:
+        time.sleep(2 * LOOK_MS / 1000)
+        with pytest.raises(CorruptLogError, match="a.json is damaged"):
+            other.topic("a")
+        time.sleep(2 * LOOK_MS / 1000)
+        with path.open("r+b") as file:
+            file.write(sound)
+        assert other.topic("a") == info
+
+
 def test_an_error_about_a_topic_keeps_nobody_alive_who_asked(directory: Directory, root: Path) -> None:
     class Caller:
         pass

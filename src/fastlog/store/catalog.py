@@ -138,10 +138,15 @@ class Catalog:
         self._read_at = NEVER
 
     def looks_changed(self) -> bool:
-        """Whether the folder changed since it was last read, as far as its time tells; one system call."""
+        """Whether the folder changed since it was last read, as far as its time tells, or somebody mended a damaged
+        file in place; one system call, and one for each of these."""
         changed, read_at = self._read_at
         now = oscalls.change_time(self.config)
-        return now != changed or abs(read_at - changed // 1_000_000) <= TICK_MS
+        if now != changed or abs(read_at - changed // 1_000_000) <= TICK_MS:
+            return True
+        # other threads may read meanwhile
+        stamps = self._stamps
+        return any(oscalls.file_stamp(topic_path(self.config, name)) != stamps.get(name) for name in list(self.damaged))
 
     def read(self) -> bool:
         """Read what changed; whether anything did."""
