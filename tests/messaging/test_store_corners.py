@@ -384,6 +384,20 @@ def test_a_round_of_upkeep_that_fails_is_told_and_comes_again(folder: Path, capl
     assert (folder / LOCK).exists()
 
 
+def test_upkeep_begins_though_its_thread_could_not_be_started_at_first(root: Path) -> None:
+    with Directory.open(root, durability="os", maintenance_interval="10ms") as store:
+        fill(store, "a", options={**ROLLS, "retention.bytes": 2000})
+        oscalls.inject("pipe", errno=errno.EMFILE)
+        with pytest.raises(StorageError, match="could not open a pipe"):
+            store.watcher  # noqa: B018 - it is made when it is asked for
+        oscalls.clear()
+        assert not store.watcher.closed
+        log, deadline = store.partition_log("a", 0), time.monotonic() + 10
+        while not log.start_offset:
+            assert time.monotonic() < deadline, "nothing is kept up"
+            time.sleep(0.01)
+
+
 def test_upkeep_of_the_other_topics_goes_on(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     with Directory.open(root, durability="os") as store:
         for topic in ("a", "b"):

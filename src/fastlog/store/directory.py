@@ -623,8 +623,10 @@ class Directory:
         with self._mutex:
             if self._watcher is None:
                 self._require_open()
-                self._watcher = Watcher(slots)
-                self._watcher.every(FOLLOW_SECONDS, self._follow, aside=True, when=self._looks_changed)
+                watcher = Watcher(slots)
+                watcher.every(FOLLOW_SECONDS, self._follow, aside=True, when=self._looks_changed)
+                # its thread runs: one that could not be started is made anew by the next who needs it
+                self._watcher = watcher
                 if self._maintenance_interval is not None:
                     self._maintainer = Maintainer(self.control, self._background_round)
                     self._watcher.every(self._maintenance_interval / 1000, self._maintainer.tick, aside=True)
