@@ -148,6 +148,30 @@ def test_a_deletion_that_failed_half_way_is_finished_by_the_next(
         directory.delete_topic("a")
 
 
+def test_a_topic_is_forgotten_when_its_folders_are_durably_renamed(
+    directory: Directory, moment: Moment, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power cut brings back folders of no topic, in whose way nobody may create it anew."""
+    sync, durable = oscalls.sync_directory, {}
+
+    def note(path: str) -> None:
+        sync(path)
+        durable[path] = os.listdir(path)
+
+    monkeypatch.setattr(oscalls, "sync_directory", note)
+    fill(directory, "a")
+    assert "a-0" in durable[f"{root}/topics"]
+    moment("rename", "/topics/a-0", lambda: oscalls.inject("fsync", errno=errno.EIO))
+    with pytest.raises(StorageError, match="could not sync .*/topics: "):
+        directory.delete_topic("a")
+    oscalls.clear()
+    found: list[list[str]] = []
+    moment("remove", "/config/a.json", lambda: found.append(durable[f"{root}/topics"]), before=True)
+    directory.delete_topic("a")
+    (there,) = found
+    assert "a-0" not in there
+
+
 def test_a_checkpoint_that_cannot_be_read_does_not_keep_a_topic(directory: Directory, root: Path) -> None:
     fill(directory, "a")
     for content in ("0\nmany\n", "0\n", "0\n1\na 0\n"):

@@ -35,8 +35,8 @@ def delete_partitions(topics: str, config: str, info: TopicInfo, timeout: int) -
         oscalls.rename(f"{topics}/{name}", target)
         renamed.append(target)
         oscalls.reach_failpoint("store.partition_renamed")
-    if renamed:
-        oscalls.sync_directory(topics)
+    # also where nothing was left to rename: who began it may have died, or failed, before this
+    oscalls.sync_directory(topics)
     forget_checkpoints(topics, info.name)
     oscalls.remove(catalog.topic_path(config, info.name))
     oscalls.sync_directory(config)
