@@ -133,6 +133,30 @@ def test_a_change_that_changes_nothing_is_not_written(directory: Directory, root
     assert directory.topics_version == version
 
 
+def test_what_is_repeated_is_durable_though_it_was_there_already(
+    directory: Directory, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who wrote it may have failed, or died, before the sync."""
+    sync, durable = oscalls.sync_directory, []
+
+    def note(path: str) -> None:
+        sync(path)
+        durable.append(path)
+
+    monkeypatch.setattr(oscalls, "sync_directory", note)
+    for change in (
+        lambda: directory.create_topic("a", exist_ok=True).name,
+        lambda: directory.alter_topic("a", {"retention": "1h"}).options["retention.ms"],
+    ):
+        oscalls.inject("fsync", errno=errno.EIO)
+        with pytest.raises(StorageError, match="could not sync .*/config"):
+            change()
+        oscalls.clear()
+        assert not durable
+        assert change() in ("a", 3_600_000)
+        assert durable.pop() == f"{root}/config"
+
+
 def test_a_deletion_that_failed_half_way_is_finished_by_the_next(
     directory: Directory, moment: Moment, root: Path
 ) -> None:

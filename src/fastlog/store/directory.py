@@ -412,6 +412,7 @@ class Directory:
             self._read_catalog()
             if name in self._catalog.topics:
                 if exist_ok:
+                    self._keep_topics()
                     return self._catalog.topics[name]
                 raise TopicExistsError(
                     f"the topic {name!r} is there already, with {self._catalog.topics[name].partitions} partitions: "
@@ -498,6 +499,7 @@ class Directory:
             info = self.topic(name)
             changed = change(info)
             if changed == info:
+                self._keep_topics()
                 return info
             path = catalog.topic_path(self._config, name)
             with files.locked_file(path, self.lock_timeout, f"is opening a partition of {name!r}", shared=False):
@@ -546,6 +548,10 @@ class Directory:
                 raise TopicExistsError(
                     f"{folder} is there already, and belongs to no topic: move it away first; nothing was changed"
                 )
+
+    def _keep_topics(self) -> None:
+        """Make durable what topics there are: who wrote what is found may have died, or failed, before the sync."""
+        oscalls.sync_directory(self._config)
 
     def _looks_changed(self) -> bool:
         """Whether ``_refresh`` would find something; one system call."""
