@@ -196,6 +196,39 @@ def test_a_topic_is_forgotten_when_its_folders_are_durably_renamed(
     assert "a-0" not in there
 
 
+def test_a_topic_that_was_changed_is_no_error_though_others_cannot_be_told(
+    directory: Directory, root: Path, caplog: pytest.LogCaptureFixture, moment: Moment
+) -> None:
+    for change, is_done in (
+        (lambda: directory.create_topic("a"), lambda: directory.topics() == ["a"]),
+        (lambda: directory.add_partitions("a", 2), lambda: directory.topic("a").partitions == 2),
+        (lambda: directory.delete_topic("a"), lambda: directory.topics() == []),
+    ):
+        caplog.clear()
+        moment("entry_kind", "/control/bells", lambda: oscalls.inject("getdents", errno=errno.EIO))
+        change()
+        assert oscalls.injected() == 1
+        oscalls.clear()
+        assert f"topics of {root} changed, which is noticed a little later" in caplog.text
+        assert is_done()
+    assert os.listdir(root / "config") == []
+
+
+def test_a_topic_is_deleted_though_its_folders_cannot_be_removed_now(
+    root: Path, caplog: pytest.LogCaptureFixture, moment: Moment
+) -> None:
+    with Directory.open(root, durability="os") as store:
+        fill(store, "a")
+        moment("remove", "/config/a.json", lambda: oscalls.inject("unlink", errno=errno.EIO))
+        store.delete_topic("a")
+        assert oscalls.injected() == 1
+        oscalls.clear()
+        assert f"could not remove the deleted partition {root}/topics/a-0." in caplog.text
+        store.create_topic("a")
+        assert list((root / "topics").glob("a-0.*-delete"))
+    assert not list((root / "topics").glob("a-0.*-delete")), "the last to close removes them"
+
+
 def test_a_checkpoint_that_cannot_be_read_does_not_keep_a_topic(directory: Directory, root: Path) -> None:
     fill(directory, "a")
     for content in ("0\nmany\n", "0\n", "0\n1\na 0\n"):

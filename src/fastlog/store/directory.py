@@ -538,7 +538,7 @@ class Directory:
             removed = deleting.delete_partitions(self._topics, self._config, info, self.lock_timeout)
         self._changed()
         for folder in removed:
-            files.remove_tree(folder)
+            deleting.remove_renamed(folder)
 
     def _refuse_strange_folders(self, name: str, first: int, stop: int) -> None:
         """Folders of partitions that belong to no topic are somebody's data."""
@@ -592,14 +592,17 @@ class Directory:
             logger.warning("%s goes on with the options that it was opened with", log.path, exc_info=True)
 
     def _changed(self) -> None:
-        """This handle has changed a topic."""
+        """This handle has changed a topic. It is done: what fails here takes nothing of it back."""
         if self._page is not None:
             self._page.add(VERSION_WORD, 1)
-        if oscalls.entry_kind(f"{self.control}/{BELLS}") is not None:
-            # who sleeps until something is appended shall look at the topics too
-            for bell in range(BELL_COUNT):
-                self.bells.ring(bell)
-        self._read_catalog()
+        try:
+            if oscalls.entry_kind(f"{self.control}/{BELLS}") is not None:
+                # who sleeps until something is appended shall look at the topics too
+                for bell in range(BELL_COUNT):
+                    self.bells.ring(bell)
+            self._read_catalog()
+        except StorageError:
+            logger.warning("topics of %s changed, which is noticed a little later", self.root, exc_info=True)
 
     # --- what all who have the store open share -----------------------------------------------------------------------
 
