@@ -353,6 +353,67 @@ def test_an_open_partition_goes_on_when_its_options_cannot_be_followed(
     assert log.append([b"x"]) == 30
 
 
+def test_a_partition_that_is_opened_while_its_topic_changes_follows(directory: Directory, root: Path) -> None:
+    directory.create_topic("a")
+    with Directory.open(root, durability="os") as other:
+        open_log = other._pool._open_log
+
+        def open_and_look(key: Key) -> Any:
+            log = open_log(key)
+            directory.alter_topic("a", {"retention": "1h"})
+            assert other.topic("a").options, "another thread has seen the change"
+            return log
+
+        other._pool._open_log = open_and_look
+        log = other.partition_log("a", 0)
+        assert log.config.retention_ms == 3_600_000
+
+
+def test_the_last_options_hold_though_who_follows_the_first_comes_late(
+    directory: Directory, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory.create_topic("a")
+    with Directory.open(root, durability="os") as other:
+        log = other.partition_log("a", 0)
+        drop, is_late, may_go_on = other._pool.drop, threading.Event(), threading.Event()
+
+        def wait(is_stale: Callable[[Key], bool]) -> None:
+            monkeypatch.setattr(other._pool, "drop", drop)
+            is_late.set()
+            assert may_go_on.wait(10)
+            drop(is_stale)
+
+        monkeypatch.setattr(other._pool, "drop", wait)
+        directory.alter_topic("a", {"retention": "1h"})
+        late = threading.Thread(target=other.topics)
+        late.start()
+        assert is_late.wait(10)
+        directory.alter_topic("a", {"retention": "2h"})
+        other.topics()
+        may_go_on.set()
+        late.join()
+        assert other.topic("a").options["retention.ms"] == log.config.retention_ms == 7_200_000
+
+
+def test_options_that_could_not_be_followed_are_followed_later(
+    directory: Directory, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory.create_topic("a")
+    with Directory.open(root, durability="os") as other:
+        log = other.partition_log("a", 0)
+        directory.alter_topic("a", {"retention": "1h"})
+
+        def fail(*_: object) -> None:
+            raise MemoryError
+
+        with monkeypatch.context() as patched:
+            patched.setattr(other, "_follow_options", fail)
+            with pytest.raises(MemoryError):
+                other.topics()
+        assert other.topic("a").options
+        assert log.config.retention_ms == 3_600_000
+
+
 # --- opening and closing ---------------------------------------------------------------------------------------------
 
 

@@ -123,6 +123,7 @@ class Directory:
         ).resolve()
         directory._forks = oscalls.forks()
         directory._mutex = threading.RLock()
+        directory._following = threading.RLock()
         directory._closers = []
         directory.companions = {}
         directory._held = {}
@@ -137,7 +138,7 @@ class Directory:
             )
         directory._seen = -1
         directory._looked_at = 0
-        directory._version = 1
+        directory._version = directory._followed = 1
         directory._is_closed = False
         directory._broker_lock = directory._presence = -1
         directory._catalog = Catalog(directory._config)
@@ -165,6 +166,7 @@ class Directory:
     _flush_interval: int | None
     _forks: int
     _mutex: threading.RLock
+    _following: threading.RLock
     _closers: list[Callable[[], object]]
     companions: dict[object, Any]
     _held: dict[Key, Lease]
@@ -177,6 +179,7 @@ class Directory:
     _seen: int
     _looked_at: int
     _version: int
+    _followed: int
     _is_closed: bool
     _broker_lock: int
     _presence: int
@@ -564,7 +567,7 @@ class Directory:
             word, now = self._page.load(VERSION_WORD), oscalls.steady_clock()
             if word == self._seen and now - self._looked_at < LOOK_MS:
                 return
-            if word != self._seen or self._catalog.looks_changed():
+            if word != self._seen or self._followed != self._version or self._catalog.looks_changed():
                 self._read_catalog()
             # the word from before: what changes while the folder is read is seen next time
             self._seen, self._looked_at = word, now
@@ -573,16 +576,25 @@ class Directory:
 
     def _read_catalog(self) -> None:
         with self._mutex:
-            if not self._catalog.read():
+            self._version += self._catalog.read()
+            if self._version == self._followed:
                 return
-            self._version += 1
             known = dict(self._catalog.topics)
             for key in [key for key in self._held if not is_current(key, known)]:
                 self._held.pop(key).release()
         self._pool.drop(lambda key: not is_current(key, known))
-        for key, log in self._pool.each_open():
-            if is_current(key, known) and not self.read_only:
-                self._follow_options(log, known[key.topic])
+        self._follow_topics()
+
+    def _follow_topics(self) -> None:
+        """Let open partitions go on with the options of their topics. By one thread after the other, each with what is
+        known by then: none puts back what another has followed."""
+        with self._following:
+            with self._mutex:
+                version, known = self._version, dict(self._catalog.topics)
+            for key, log in self._pool.each_open():
+                if is_current(key, known) and not self.read_only:
+                    self._follow_options(log, known[key.topic])
+            self._followed = version
 
     def _follow_options(self, log: PartitionLog, info: TopicInfo) -> None:
         """Let an open partition go on with the options that its topic has by now."""
@@ -682,7 +694,12 @@ class Directory:
             raise ConfigError(f"isolation={isolation!r}: expected one of {', '.join(map(repr, ISOLATION_LEVELS))}")
         info = self.internal_topic(topic) if topic in INTERNAL_TOPICS else self.topic(topic)
         require_partition(info, partition)
-        return self._pool.lease(Key(topic, info.topic_id, partition, isolation))
+        version = self._version
+        lease = self._pool.lease(Key(topic, info.topic_id, partition, isolation))
+        if self._version != version:
+            # who followed a change meanwhile may have missed the partition that was being opened
+            self._follow_topics()
+        return lease
 
     def partition_log(self, topic: str, partition: int, isolation: str = "read_committed") -> PartitionLog:
         """A partition that stays open until the store is closed."""
