@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import os
@@ -19,14 +20,16 @@ import pytest
 import fastlog
 from fastlog._core import partition_for_key
 from fastlog._native import oscalls
-from fastlog.clients.producer import Producer
+from fastlog.clients.producer import DirectoryCatalog, Producer
 from fastlog.errors import (
     ClosedError,
     ConfigError,
     DeliveryTimeoutError,
     InvalidRecordError,
+    LockedError,
     NotSupportedError,
     RecordTooLargeError,
+    StorageError,
     StorageFullError,
     TransactionError,
     UnknownTopicError,
@@ -283,6 +286,31 @@ def test_partitions_that_are_added_are_seen(store: Directory) -> None:
         keys = [b"%d" % i for i in range(20)]
         for key in keys:
             assert producer.send("one", b"", key=key).result().partition == partition_for_key(key, 3)
+
+
+def test_partitions_that_are_added_are_seen_though_a_look_failed(
+    store: Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    describe, refused = DirectoryCatalog.describe, []
+
+    def refuse(catalog: DirectoryCatalog, topic: str) -> Any:
+        refused.append(topic)
+        if topic == "one":
+            raise StorageError("could not examine config: Input/output error", errno.EIO)
+        return describe(catalog, topic)
+
+    with Producer(store) as producer:
+        for topic in ("one", "orders"):
+            producer.send(topic, b"x").result(5)
+        for topic in ("one", "orders"):
+            store.add_partitions(topic, 5)
+        with monkeypatch.context() as patched:
+            patched.setattr(DirectoryCatalog, "describe", refuse)
+            with pytest.raises(StorageError, match="could not examine"):
+                producer.send("one", b"y", partition=4)
+        assert refused == ["one", "orders"], "one that cannot be looked at keeps nobody from the others"
+        assert producer.send("one", b"y", partition=4).result(5).partition == 4
+        assert producer.send("orders", b"y", partition=4).result(5).partition == 4
 
 
 def test_a_topic_that_was_deleted(store: Directory) -> None:

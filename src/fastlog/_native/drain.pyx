@@ -61,11 +61,16 @@ cdef class Drain:
         if version == self.topics_version:
             return 0
         self.topics_version = version
+        problem = None
         for name in list(self.topics):
             try:
                 found = self.described(name)
             except UnknownTopicError:
                 found = None
+            except StorageError as error:
+                # what changed is seen by the next look
+                problem, self.topics_version = error, None
+                continue
             # another thread may have looked meanwhile, and at something newer
             known = self.topics.get(name)
             if known is None:
@@ -82,6 +87,8 @@ cdef class Drain:
             if self.last_topic is known:
                 self.last_topic = None
             release_leases(known)
+        if problem is not None:
+            raise problem
         return 0
 
     cdef TopicTarget described(self, str topic):
