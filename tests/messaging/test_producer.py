@@ -574,6 +574,59 @@ def test_a_closed_producer(store: Directory) -> None:
     assert values(store, "one") == [[b"v"]]
 
 
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.EMFILE])
+def test_what_fails_once_for_want_of_something_is_sent_again_in_order(store: Directory, number: int) -> None:
+    store.create_topic("small", options={"segment.bytes": 4000})
+    sent = []
+    with Producer(store, batch_size=1000) as producer:
+        for round in range(20):
+            # first where a partition is opened, then where a segment begins
+            oscalls.inject("open", errno=number)
+            sent += [producer.send("small", b"%04d" % (100 * round + i)) for i in range(100)]
+            producer.flush(timeout=60)
+            assert round or oscalls.injected() == 1
+            oscalls.clear()
+        assert [delivery.result(0).offset for delivery in sent] == list(range(2000))
+    assert values(store, "small") == [[b"%04d" % number for number in range(2000)]]
+
+
+def test_what_finds_no_memory_is_sent_again(
+    store: Directory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    version, lease, missing = DirectoryCatalog.version, DirectoryCatalog.lease, ["version", "lease"]
+
+    def find_none(what: str) -> None:
+        if threading.current_thread().name == "fastlog-producer" and what in missing:
+            missing.remove(what)
+            raise MemoryError
+
+    def look(catalog: DirectoryCatalog) -> int:
+        find_none("version")
+        return version(catalog)
+
+    def open_one(catalog: DirectoryCatalog, topic: str, partition: int) -> Any:
+        find_none("lease")
+        return lease(catalog, topic, partition)
+
+    with Producer(store) as producer:
+        monkeypatch.setattr(DirectoryCatalog, "version", look)
+        monkeypatch.setattr(DirectoryCatalog, "lease", open_one)
+        assert producer.send("one", b"x").result(30).offset == 0
+        assert not missing
+    assert "what topics there are cannot be told" in caplog.text
+
+
+def test_what_never_finds_memory_fails_in_the_end(store: Directory, monkeypatch: pytest.MonkeyPatch) -> None:
+    def find_none(_: DirectoryCatalog, topic: str, partition: int) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(DirectoryCatalog, "lease", find_none)
+    with Producer(store, delivery_timeout="50ms") as producer:
+        error = producer.send("one", b"x").exception(30)
+        assert isinstance(error, DeliveryTimeoutError) and isinstance(error.__cause__, LockedError)
+        assert "no memory left: leave this process more memory" in str(error)
+
+
 def test_an_exception_in_the_block_is_the_one_that_is_raised(store: Directory) -> None:
     with pytest.raises(ZeroDivisionError), Producer(store, linger=60) as producer:
         producer.send("one", b"v")

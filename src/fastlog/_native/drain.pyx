@@ -38,7 +38,11 @@ cdef enum:
     MOST_SLEEP = 1_000_000_000      # nanoseconds
     RETRY_AFTER = 20_000_000        # nanoseconds until a locked partition is tried again
     MOST_EPOCH = 0x7FFF
-TOO_MANY_OPEN = (errno.ENFILE, errno.EMFILE)
+# what goes by, when others let go of something
+ADVICE = {
+    errno.ENFILE: "raise the limit of open files (ulimit -n)", errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENOMEM: "leave this process more memory",
+}
 
 
 cdef class Drain:
@@ -154,7 +158,7 @@ cdef class Drain:
         if self.touched:
             try:
                 self.refresh_topics()
-            except Error as error:
+            except (Error, MemoryError) as error:
                 logger.warning("what topics there are cannot be told: %s", error)
         for target in list(self.touched):
             if self.is_ready(target, now):
@@ -264,10 +268,12 @@ cdef class Drain:
         return 0
 
     cdef object hindrance_of(self, PartitionTarget target, PendingAppend pending, error):
-        """What is worth another try, as a LockedError: too many open files are, when others have been given back; else None."""
+        """What is worth another try, as a LockedError: too many open files are, and too little memory, when others have been
+        given back; else None."""
         if error is None or isinstance(error, LockedError):
             return error
-        if not isinstance(error, StorageError) or error.errno not in TOO_MANY_OPEN:
+        number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
+        if number not in ADVICE:
             return None
         for topic in list(self.topics.values()):
             release_leases(topic)
@@ -275,7 +281,7 @@ cdef class Drain:
             # who could be opened, but not appended to, shall not stand in the way of the others
             release_lease(target)
         self.lacks_files = True
-        hindrance = LockedError(f"{error}: raise the limit of open files (ulimit -n)")
+        hindrance = LockedError(f"{str(error) or 'no memory left'}: {ADVICE[number]}")
         hindrance.__cause__ = error
         return hindrance
 
