@@ -627,6 +627,39 @@ def test_what_never_finds_memory_fails_in_the_end(store: Directory, monkeypatch:
         assert "no memory left: leave this process more memory" in str(error)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_everybody_is_told_though_nothing_can_be_logged(store: Directory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread of the producer ends then, but not before."""
+
+    def fail(_: object) -> bool:
+        raise ValueError("not today")
+
+    def refuse(_: DirectoryCatalog, topic: str, partition: int) -> Any:
+        raise StorageError("no disk", errno.EIO)
+
+    logger, told = logging.getLogger("fastlog.producer"), []
+    monkeypatch.setattr(DirectoryCatalog, "lease", refuse)
+    producer = Producer(store, linger="10s")
+    sent = [producer.send("orders", b"x", partition=number) for number in range(4)]
+    sent += [producer.send_many("orders", [b"y"] * 10, partition=number) for number in range(4)]
+    for delivery in sent:
+        delivery.add_done_callback(told.append)
+    logger.addFilter(fail)
+    try:
+        producer.flush(timeout=30)
+        for delivery in sent:
+            assert isinstance(delivery.exception(0), (StorageError, ValueError))
+        deadline = time.monotonic() + 30
+        while len(told) < len(sent):
+            assert time.monotonic() < deadline, "some callbacks are not called"
+            time.sleep(0.01)
+        with pytest.raises(ClosedError):
+            producer.send("orders", b"z")
+        producer.close()
+    finally:
+        logger.removeFilter(fail)
+
+
 def test_an_exception_in_the_block_is_the_one_that_is_raised(store: Directory) -> None:
     with pytest.raises(ZeroDivisionError), Producer(store, linger=60) as producer:
         producer.send("one", b"v")

@@ -347,22 +347,25 @@ cdef class Drain:
             if pending.transaction and pending.transaction == self.transaction and self.transaction_error is None:
                 self.transaction_error = error
             pending.error = error
-            self.failures.append(pending)
-            if len(self.failures) > MOST_FAILURES:
-                self.failures = [failed for failed in self.failures if (<PendingAppend>failed).unseen > 0][:MOST_FAILURES]
-            logger.warning("%d records for %s-%d failed: %s", pending.offsets, target.topic.name, target.partition, error)
         self.give_back(pending.capacity)
         pending.free_data()
+        # whoever waits goes on, whatever else fails
         pending.state = DELIVERED if error is None else FAILED
         pending.word = 1
         if pending.waiters:
             os_c.os_wake(&pending.word)
+        if error is not None:
+            self.failures.append(pending)
+            if len(self.failures) > MOST_FAILURES:
+                self.failures = [failed for failed in self.failures if (<PendingAppend>failed).unseen > 0][:MOST_FAILURES]
         if self.memory_waiters and 4 * self.used <= 3 * self.buffer_memory:
             self.tell_room()
         if pending.callbacks is not None:
             callbacks, pending.callbacks = pending.callbacks, None
             for fn, delivery in callbacks:
                 run_callback(fn, delivery)
+        if error is not None:
+            logger.warning("%d records for %s-%d failed: %s", pending.offsets, target.topic.name, target.partition, error)
         return 0
 
     cdef int begin_epoch(self, PartitionTarget target) except -1:
@@ -383,7 +386,10 @@ cdef class Drain:
         for target in self.touched:
             self.seal(target)
             while target.head is not None:
-                self.finish(target, target.head, error)
+                try:
+                    self.finish(target, target.head, error)
+                except Exception:
+                    continue    # it is told; what cannot be said of it keeps the others waiting no longer
             target.is_listed = False
         self.touched = []
         self.signal.busy = None
@@ -443,8 +449,8 @@ cdef int drain_for_life(object reference, DrainSignal signal) except -1:
             if not producer.drain():
                 return 0
         except BaseException as error:
-            logger.exception("the thread of a producer ends: nothing more can be sent with it")
             producer.end(error)
+            logger.error("the thread of a producer ends: nothing more can be sent with it", exc_info=error)
             return 0
         if producer.touched:
             continue
