@@ -526,6 +526,23 @@ def test_a_round_of_upkeep_that_fails_is_told_and_comes_again(folder: Path, capl
     assert (folder / LOCK).exists()
 
 
+def test_an_election_that_fails_leaves_no_descriptor(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    maintainer, other = (Maintainer(str(folder), lambda: None) for _ in range(2))
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        oscalls.inject("flock", errno=errno.ENOLCK)
+        maintainer.tick()
+        assert oscalls.injected() == 1
+        oscalls.clear()
+    assert "a round of upkeep failed and is tried again later" in caplog.text
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert other.is_elected() and not maintainer.is_elected()
+    other.close()
+    assert maintainer.is_elected()
+    maintainer.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_upkeep_begins_though_its_thread_could_not_be_started_at_first(root: Path) -> None:
     with Directory.open(root, durability="os", maintenance_interval="10ms") as store:
         fill(store, "a", options={**ROLLS, "retention.bytes": 2000})
