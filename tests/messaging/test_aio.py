@@ -74,6 +74,30 @@ def test_what_is_sent_is_delivered_and_handed_out(tmp_path: Path) -> None:
     run(main())
 
 
+def test_who_waits_is_woken_though_there_was_no_thread_to_listen_in_at_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "fastlog-aio-ear":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    async def main() -> None:
+        async with opened(tmp_path) as store, store.producer() as producer, store.consumer("orders") as consumer:
+            with monkeypatch.context() as patched:
+                patched.setattr(threading.Thread, "start", refuse)
+                with pytest.raises(RuntimeError, match="can't start new thread"):
+                    await consumer.poll(timeout="10s")
+            waiting = asyncio.create_task(consumer.poll(timeout="30s"))
+            await asyncio.sleep(0.01)
+            await (await producer.send("orders", b"x"))
+            assert [record.value for record in await asyncio.wait_for(waiting, 10)] == [b"x"]
+
+    run(main())
+
+
 def test_iteration_poll_and_batches_go_on_where_the_last_one_ended(tmp_path: Path) -> None:
     async def main() -> None:
         async with opened(tmp_path) as store:

@@ -455,6 +455,94 @@ def test_trouble_with_locks_is_logged_and_ends_nothing(
     assert deaths.wait_for(1)
 
 
+def refuse(_thread: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+@pytest.mark.parametrize("what", ["pipe", "thread"])
+def test_a_watcher_that_cannot_begin_is_begun_by_the_next_who_needs_it(
+    slots: Slots, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    watching, deaths, ticks = Watcher(slots), Deaths(), Deaths()
+    gone = slots.enter()
+    gone.leave()
+    for _ in range(2):
+        with monkeypatch.context() as patched:
+            if what == "thread":
+                patched.setattr(threading.Thread, "start", refuse)
+            for need in (
+                lambda: watching.watch(gone.number, gone.identity, deaths),
+                lambda: watching.every(0.001, lambda: ticks(1)),
+            ):
+                if what == "pipe":
+                    oscalls.inject("pipe", errno=errno.EMFILE)
+                with pytest.raises((errors.StorageError, RuntimeError), match="could not open a pipe|new thread"):
+                    need()
+                oscalls.clear()
+    watching.watch(gone.number, gone.identity, deaths)
+    assert deaths.wait_for(1) and deaths.numbers == [gone.number], "what was refused is not noted"
+    assert not ticks.numbers
+    timer = watching.every(0.001, lambda: ticks(2))
+    assert ticks.wait_for(3)
+    timer.cancel()
+    watching.close()
+    assert set(ticks.numbers) == {2}
+
+
+def test_a_watcher_that_could_not_begin_closes(slots: Slots, monkeypatch: pytest.MonkeyPatch) -> None:
+    watching = Watcher(slots)
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError):
+        patched.setattr(threading.Thread, "start", refuse)
+        watching.every(1, print)
+    watching.close()
+    assert watching.closed
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_watcher_that_an_error_has_ended_begins_again(slots: Slots) -> None:
+    def fail(_: object = None) -> bool:
+        raise ValueError("not today")
+
+    watching, deaths, logger = Watcher(slots), Deaths(), logging.getLogger("fastlog.liveness")
+    logger.addFilter(fail)  # who cannot even be told of an error does not go on
+    timer = watching.every(0.001, fail)
+    ended = watching._thread
+    assert ended is not None
+    ended.join(30)
+    assert not ended.is_alive()
+    logger.removeFilter(fail)
+    timer.cancel()
+    gone = slots.enter()
+    gone.leave()
+    watching.watch(gone.number, gone.identity, deaths)
+    assert deaths.wait_for(1)
+    watching.close()
+
+
+def test_work_aside_that_cannot_begin_holds_nothing_up(watching: Watcher, caplog: pytest.LogCaptureFixture) -> None:
+    ticks, work = Deaths(), Deaths()
+    with pytest.MonkeyPatch.context() as patched:
+        with watching._guard:  # nothing begins meanwhile
+            watching.every(0.01, lambda: work(1), aside=True)
+            watching.every(0.01, lambda: ticks(1))
+            patched.setattr(threading.Thread, "start", refuse)
+        assert ticks.wait_for(3)
+        assert not work.numbers
+    assert "can't start new thread" in caplog.text and "the watcher goes on" in caplog.text
+    assert work.wait_for(2)
+
+
+def test_a_watcher_closes_though_work_aside_could_not_begin(slots: Slots) -> None:
+    watching, ticks = Watcher(slots), Deaths()
+    with pytest.MonkeyPatch.context() as patched:
+        with watching._guard:
+            watching.every(0.001, print, aside=True)
+            watching.every(0.001, lambda: ticks(1))
+            patched.setattr(threading.Thread, "start", refuse)
+        assert ticks.wait_for(1)
+        watching.close()
+
+
 def test_a_timer_calls_until_it_is_cancelled(watching: Watcher) -> None:
     calls, enough = [0, 0], threading.Event()
 

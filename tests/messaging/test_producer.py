@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import os
@@ -19,14 +20,16 @@ import pytest
 import fastlog
 from fastlog._core import partition_for_key
 from fastlog._native import oscalls
-from fastlog.clients.producer import Producer
+from fastlog.clients.producer import DirectoryCatalog, Producer
 from fastlog.errors import (
     ClosedError,
     ConfigError,
     DeliveryTimeoutError,
     InvalidRecordError,
+    LockedError,
     NotSupportedError,
     RecordTooLargeError,
+    StorageError,
     StorageFullError,
     TransactionError,
     UnknownTopicError,
@@ -283,6 +286,31 @@ def test_partitions_that_are_added_are_seen(store: Directory) -> None:
         keys = [b"%d" % i for i in range(20)]
         for key in keys:
             assert producer.send("one", b"", key=key).result().partition == partition_for_key(key, 3)
+
+
+def test_partitions_that_are_added_are_seen_though_a_look_failed(
+    store: Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    describe, refused = DirectoryCatalog.describe, []
+
+    def refuse(catalog: DirectoryCatalog, topic: str) -> Any:
+        refused.append(topic)
+        if topic == "one":
+            raise StorageError("could not examine config: Input/output error", errno.EIO)
+        return describe(catalog, topic)
+
+    with Producer(store) as producer:
+        for topic in ("one", "orders"):
+            producer.send(topic, b"x").result(5)
+        for topic in ("one", "orders"):
+            store.add_partitions(topic, 5)
+        with monkeypatch.context() as patched:
+            patched.setattr(DirectoryCatalog, "describe", refuse)
+            with pytest.raises(StorageError, match="could not examine"):
+                producer.send("one", b"y", partition=4)
+        assert refused == ["one", "orders"], "one that cannot be looked at keeps nobody from the others"
+        assert producer.send("one", b"y", partition=4).result(5).partition == 4
+        assert producer.send("orders", b"y", partition=4).result(5).partition == 4
 
 
 def test_a_topic_that_was_deleted(store: Directory) -> None:
@@ -544,6 +572,92 @@ def test_a_closed_producer(store: Directory) -> None:
         with pytest.raises(ClosedError):
             call()
     assert values(store, "one") == [[b"v"]]
+
+
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.EMFILE])
+def test_what_fails_once_for_want_of_something_is_sent_again_in_order(store: Directory, number: int) -> None:
+    store.create_topic("small", options={"segment.bytes": 4000})
+    sent = []
+    with Producer(store, batch_size=1000) as producer:
+        for round in range(20):
+            # first where a partition is opened, then where a segment begins
+            oscalls.inject("open", errno=number)
+            sent += [producer.send("small", b"%04d" % (100 * round + i)) for i in range(100)]
+            producer.flush(timeout=60)
+            assert round or oscalls.injected() == 1
+            oscalls.clear()
+        assert [delivery.result(0).offset for delivery in sent] == list(range(2000))
+    assert values(store, "small") == [[b"%04d" % number for number in range(2000)]]
+
+
+def test_what_finds_no_memory_is_sent_again(
+    store: Directory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    version, lease, missing = DirectoryCatalog.version, DirectoryCatalog.lease, ["version", "lease"]
+
+    def find_none(what: str) -> None:
+        if threading.current_thread().name == "fastlog-producer" and what in missing:
+            missing.remove(what)
+            raise MemoryError
+
+    def look(catalog: DirectoryCatalog) -> int:
+        find_none("version")
+        return version(catalog)
+
+    def open_one(catalog: DirectoryCatalog, topic: str, partition: int) -> Any:
+        find_none("lease")
+        return lease(catalog, topic, partition)
+
+    with Producer(store) as producer:
+        monkeypatch.setattr(DirectoryCatalog, "version", look)
+        monkeypatch.setattr(DirectoryCatalog, "lease", open_one)
+        assert producer.send("one", b"x").result(30).offset == 0
+        assert not missing
+    assert "what topics there are cannot be told" in caplog.text
+
+
+def test_what_never_finds_memory_fails_in_the_end(store: Directory, monkeypatch: pytest.MonkeyPatch) -> None:
+    def find_none(_: DirectoryCatalog, topic: str, partition: int) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(DirectoryCatalog, "lease", find_none)
+    with Producer(store, delivery_timeout="50ms") as producer:
+        error = producer.send("one", b"x").exception(30)
+        assert isinstance(error, DeliveryTimeoutError) and isinstance(error.__cause__, LockedError)
+        assert "no memory left: leave this process more memory" in str(error)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_everybody_is_told_though_nothing_can_be_logged(store: Directory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread of the producer ends then, but not before."""
+
+    def fail(_: object) -> bool:
+        raise ValueError("not today")
+
+    def refuse(_: DirectoryCatalog, topic: str, partition: int) -> Any:
+        raise StorageError("no disk", errno.EIO)
+
+    logger, told = logging.getLogger("fastlog.producer"), []
+    monkeypatch.setattr(DirectoryCatalog, "lease", refuse)
+    producer = Producer(store, linger="10s")
+    sent = [producer.send("orders", b"x", partition=number) for number in range(4)]
+    sent += [producer.send_many("orders", [b"y"] * 10, partition=number) for number in range(4)]
+    for delivery in sent:
+        delivery.add_done_callback(told.append)
+    logger.addFilter(fail)
+    try:
+        producer.flush(timeout=30)
+        for delivery in sent:
+            assert isinstance(delivery.exception(0), (StorageError, ValueError))
+        deadline = time.monotonic() + 30
+        while len(told) < len(sent):
+            assert time.monotonic() < deadline, "some callbacks are not called"
+            time.sleep(0.01)
+        with pytest.raises(ClosedError):
+            producer.send("orders", b"z")
+        producer.close()
+    finally:
+        logger.removeFilter(fail)
 
 
 def test_an_exception_in_the_block_is_the_one_that_is_raised(store: Directory) -> None:

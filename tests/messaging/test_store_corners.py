@@ -133,6 +133,30 @@ def test_a_change_that_changes_nothing_is_not_written(directory: Directory, root
     assert directory.topics_version == version
 
 
+def test_what_is_repeated_is_durable_though_it_was_there_already(
+    directory: Directory, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who wrote it may have failed, or died, before the sync."""
+    sync, durable = oscalls.sync_directory, []
+
+    def note(path: str) -> None:
+        sync(path)
+        durable.append(path)
+
+    monkeypatch.setattr(oscalls, "sync_directory", note)
+    for change in (
+        lambda: directory.create_topic("a", exist_ok=True).name,
+        lambda: directory.alter_topic("a", {"retention": "1h"}).options["retention.ms"],
+    ):
+        oscalls.inject("fsync", errno=errno.EIO)
+        with pytest.raises(StorageError, match="could not sync .*/config"):
+            change()
+        oscalls.clear()
+        assert not durable
+        assert change() in ("a", 3_600_000)
+        assert durable.pop() == f"{root}/config"
+
+
 def test_a_deletion_that_failed_half_way_is_finished_by_the_next(
     directory: Directory, moment: Moment, root: Path
 ) -> None:
@@ -146,6 +170,63 @@ def test_a_deletion_that_failed_half_way_is_finished_by_the_next(
     assert not list((root / "topics").glob("a-0*"))
     with pytest.raises(UnknownTopicError):
         directory.delete_topic("a")
+
+
+def test_a_topic_is_forgotten_when_its_folders_are_durably_renamed(
+    directory: Directory, moment: Moment, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power cut brings back folders of no topic, in whose way nobody may create it anew."""
+    sync, durable = oscalls.sync_directory, {}
+
+    def note(path: str) -> None:
+        sync(path)
+        durable[path] = os.listdir(path)
+
+    monkeypatch.setattr(oscalls, "sync_directory", note)
+    fill(directory, "a")
+    assert "a-0" in durable[f"{root}/topics"]
+    moment("rename", "/topics/a-0", lambda: oscalls.inject("fsync", errno=errno.EIO))
+    with pytest.raises(StorageError, match="could not sync .*/topics: "):
+        directory.delete_topic("a")
+    oscalls.clear()
+    found: list[list[str]] = []
+    moment("remove", "/config/a.json", lambda: found.append(durable[f"{root}/topics"]), before=True)
+    directory.delete_topic("a")
+    (there,) = found
+    assert "a-0" not in there
+
+
+def test_a_topic_that_was_changed_is_no_error_though_others_cannot_be_told(
+    directory: Directory, root: Path, caplog: pytest.LogCaptureFixture, moment: Moment
+) -> None:
+    for change, is_done in (
+        (lambda: directory.create_topic("a"), lambda: directory.topics() == ["a"]),
+        (lambda: directory.add_partitions("a", 2), lambda: directory.topic("a").partitions == 2),
+        (lambda: directory.delete_topic("a"), lambda: directory.topics() == []),
+    ):
+        caplog.clear()
+        moment("entry_kind", "/control/bells", lambda: oscalls.inject("getdents", errno=errno.EIO))
+        change()
+        assert oscalls.injected() == 1
+        oscalls.clear()
+        assert f"topics of {root} changed, which is noticed a little later" in caplog.text
+        assert is_done()
+    assert os.listdir(root / "config") == []
+
+
+def test_a_topic_is_deleted_though_its_folders_cannot_be_removed_now(
+    root: Path, caplog: pytest.LogCaptureFixture, moment: Moment
+) -> None:
+    with Directory.open(root, durability="os") as store:
+        fill(store, "a")
+        moment("remove", "/config/a.json", lambda: oscalls.inject("unlink", errno=errno.EIO))
+        store.delete_topic("a")
+        assert oscalls.injected() == 1
+        oscalls.clear()
+        assert f"could not remove the deleted partition {root}/topics/a-0." in caplog.text
+        store.create_topic("a")
+        assert list((root / "topics").glob("a-0.*-delete"))
+    assert not list((root / "topics").glob("a-0.*-delete")), "the last to close removes them"
 
 
 def test_a_checkpoint_that_cannot_be_read_does_not_keep_a_topic(directory: Directory, root: Path) -> None:
@@ -180,6 +261,30 @@ def test_a_topic_whose_file_could_not_be_read_is_there_again_when_it_can(directo
         assert other.topics() == ["a", "b"]
 
 
+@pytest.mark.parametrize(
+    ("call", "number"), [("pread", errno.EIO), ("open", errno.EMFILE), ("open", errno.EACCES), ("open", errno.ENOMEM)]
+)
+def test_a_topic_stays_as_it_was_while_its_changed_file_cannot_be_read(
+    directory: Directory, root: Path, caplog: pytest.LogCaptureFixture, call: str, number: int
+) -> None:
+    directory.create_topic("a")
+    with Directory.open(root, durability="os") as other:
+        before, log = other.topic("a"), other.partition_log("a", 0)
+        directory.alter_topic("a", {"retention": "1h"})
+        time.sleep(2 * LOOK_MS / 1000)
+        for _ in range(2):
+            oscalls.inject(call, errno=number)
+            assert other.topics() == ["a"]
+            assert oscalls.injected() == 1
+            oscalls.clear()
+            assert other.topic("a") == before
+            other._looked_at = 0
+        assert caplog.text.count("the topic 'a' goes on as it was until its file can be read") == 1
+        assert other.topic("a") == directory.topic("a")
+        assert log.append([b"x"]) == 0, "who has it open goes on"
+        assert log.config.retention_ms == 3_600_000
+
+
 def test_topics_are_there_when_their_folder_can_be_read_again(directory: Directory, root: Path) -> None:
     with Directory.open(root, durability="os") as other:
         time.sleep(0.2)  # the clock of the file system went on: the folder does not look changed by itself
@@ -189,6 +294,22 @@ def test_topics_are_there_when_their_folder_can_be_read_again(directory: Directo
             other.topics()
         oscalls.clear()
         assert other.topics() == ["a"]
+
+
+def test_a_damaged_topic_that_is_mended_in_place_is_there_again(directory: Directory, root: Path) -> None:
+    """The time of the folder says nothing of it."""
+    info = directory.create_topic("a")
+    path = root / "config/a.json"
+    sound = path.read_bytes()
+    path.write_bytes(b"?" + sound[1:])
+    with Directory.open(root, durability="os") as other:
+        time.sleep(2 * LOOK_MS / 1000)
+        with pytest.raises(CorruptLogError, match="a.json is damaged"):
+            other.topic("a")
+        time.sleep(2 * LOOK_MS / 1000)
+        with path.open("r+b") as file:
+            file.write(sound)
+        assert other.topic("a") == info
 
 
 def test_an_error_about_a_topic_keeps_nobody_alive_who_asked(directory: Directory, root: Path) -> None:
@@ -230,6 +351,67 @@ def test_an_open_partition_goes_on_when_its_options_cannot_be_followed(
     directory.create_topic("b")
     assert f"{log.path} goes on with the options that it was opened with" in caplog.text
     assert log.append([b"x"]) == 30
+
+
+def test_a_partition_that_is_opened_while_its_topic_changes_follows(directory: Directory, root: Path) -> None:
+    directory.create_topic("a")
+    with Directory.open(root, durability="os") as other:
+        open_log = other._pool._open_log
+
+        def open_and_look(key: Key) -> Any:
+            log = open_log(key)
+            directory.alter_topic("a", {"retention": "1h"})
+            assert other.topic("a").options, "another thread has seen the change"
+            return log
+
+        other._pool._open_log = open_and_look
+        log = other.partition_log("a", 0)
+        assert log.config.retention_ms == 3_600_000
+
+
+def test_the_last_options_hold_though_who_follows_the_first_comes_late(
+    directory: Directory, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory.create_topic("a")
+    with Directory.open(root, durability="os") as other:
+        log = other.partition_log("a", 0)
+        drop, is_late, may_go_on = other._pool.drop, threading.Event(), threading.Event()
+
+        def wait(is_stale: Callable[[Key], bool]) -> None:
+            monkeypatch.setattr(other._pool, "drop", drop)
+            is_late.set()
+            assert may_go_on.wait(10)
+            drop(is_stale)
+
+        monkeypatch.setattr(other._pool, "drop", wait)
+        directory.alter_topic("a", {"retention": "1h"})
+        late = threading.Thread(target=other.topics)
+        late.start()
+        assert is_late.wait(10)
+        directory.alter_topic("a", {"retention": "2h"})
+        other.topics()
+        may_go_on.set()
+        late.join()
+        assert other.topic("a").options["retention.ms"] == log.config.retention_ms == 7_200_000
+
+
+def test_options_that_could_not_be_followed_are_followed_later(
+    directory: Directory, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory.create_topic("a")
+    with Directory.open(root, durability="os") as other:
+        log = other.partition_log("a", 0)
+        directory.alter_topic("a", {"retention": "1h"})
+
+        def fail(*_: object) -> None:
+            raise MemoryError
+
+        with monkeypatch.context() as patched:
+            patched.setattr(other, "_follow_options", fail)
+            with pytest.raises(MemoryError):
+                other.topics()
+        assert other.topic("a").options
+        assert log.config.retention_ms == 3_600_000
 
 
 # --- opening and closing ---------------------------------------------------------------------------------------------
@@ -366,6 +548,37 @@ def test_a_round_of_upkeep_that_fails_is_told_and_comes_again(folder: Path, capl
     assert not problems and maintainer.is_elected()
     maintainer.close()
     assert (folder / LOCK).exists()
+
+
+def test_an_election_that_fails_leaves_no_descriptor(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    maintainer, other = (Maintainer(str(folder), lambda: None) for _ in range(2))
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        oscalls.inject("flock", errno=errno.ENOLCK)
+        maintainer.tick()
+        assert oscalls.injected() == 1
+        oscalls.clear()
+    assert "a round of upkeep failed and is tried again later" in caplog.text
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert other.is_elected() and not maintainer.is_elected()
+    other.close()
+    assert maintainer.is_elected()
+    maintainer.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_upkeep_begins_though_its_thread_could_not_be_started_at_first(root: Path) -> None:
+    with Directory.open(root, durability="os", maintenance_interval="10ms") as store:
+        fill(store, "a", options={**ROLLS, "retention.bytes": 2000})
+        oscalls.inject("pipe", errno=errno.EMFILE)
+        with pytest.raises(StorageError, match="could not open a pipe"):
+            store.watcher  # noqa: B018 - it is made when it is asked for
+        oscalls.clear()
+        assert not store.watcher.closed
+        log, deadline = store.partition_log("a", 0), time.monotonic() + 10
+        while not log.start_offset:
+            assert time.monotonic() < deadline, "nothing is kept up"
+            time.sleep(0.01)
 
 
 def test_upkeep_of_the_other_topics_goes_on(root: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -38,7 +38,11 @@ cdef enum:
     MOST_SLEEP = 1_000_000_000      # nanoseconds
     RETRY_AFTER = 20_000_000        # nanoseconds until a locked partition is tried again
     MOST_EPOCH = 0x7FFF
-TOO_MANY_OPEN = (errno.ENFILE, errno.EMFILE)
+# what goes by, when others let go of something
+ADVICE = {
+    errno.ENFILE: "raise the limit of open files (ulimit -n)", errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENOMEM: "leave this process more memory",
+}
 
 
 cdef class Drain:
@@ -61,11 +65,16 @@ cdef class Drain:
         if version == self.topics_version:
             return 0
         self.topics_version = version
+        problem = None
         for name in list(self.topics):
             try:
                 found = self.described(name)
             except UnknownTopicError:
                 found = None
+            except StorageError as error:
+                # what changed is seen by the next look
+                problem, self.topics_version = error, None
+                continue
             # another thread may have looked meanwhile, and at something newer
             known = self.topics.get(name)
             if known is None:
@@ -82,6 +91,8 @@ cdef class Drain:
             if self.last_topic is known:
                 self.last_topic = None
             release_leases(known)
+        if problem is not None:
+            raise problem
         return 0
 
     cdef TopicTarget described(self, str topic):
@@ -147,7 +158,7 @@ cdef class Drain:
         if self.touched:
             try:
                 self.refresh_topics()
-            except Error as error:
+            except (Error, MemoryError) as error:
                 logger.warning("what topics there are cannot be told: %s", error)
         for target in list(self.touched):
             if self.is_ready(target, now):
@@ -257,10 +268,12 @@ cdef class Drain:
         return 0
 
     cdef object hindrance_of(self, PartitionTarget target, PendingAppend pending, error):
-        """What is worth another try, as a LockedError: too many open files are, when others have been given back; else None."""
+        """What is worth another try, as a LockedError: too many open files are, and too little memory, when others have been
+        given back; else None."""
         if error is None or isinstance(error, LockedError):
             return error
-        if not isinstance(error, StorageError) or error.errno not in TOO_MANY_OPEN:
+        number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
+        if number not in ADVICE:
             return None
         for topic in list(self.topics.values()):
             release_leases(topic)
@@ -268,7 +281,7 @@ cdef class Drain:
             # who could be opened, but not appended to, shall not stand in the way of the others
             release_lease(target)
         self.lacks_files = True
-        hindrance = LockedError(f"{error}: raise the limit of open files (ulimit -n)")
+        hindrance = LockedError(f"{str(error) or 'no memory left'}: {ADVICE[number]}")
         hindrance.__cause__ = error
         return hindrance
 
@@ -334,22 +347,25 @@ cdef class Drain:
             if pending.transaction and pending.transaction == self.transaction and self.transaction_error is None:
                 self.transaction_error = error
             pending.error = error
-            self.failures.append(pending)
-            if len(self.failures) > MOST_FAILURES:
-                self.failures = [failed for failed in self.failures if (<PendingAppend>failed).unseen > 0][:MOST_FAILURES]
-            logger.warning("%d records for %s-%d failed: %s", pending.offsets, target.topic.name, target.partition, error)
         self.give_back(pending.capacity)
         pending.free_data()
+        # whoever waits goes on, whatever else fails
         pending.state = DELIVERED if error is None else FAILED
         pending.word = 1
         if pending.waiters:
             os_c.os_wake(&pending.word)
+        if error is not None:
+            self.failures.append(pending)
+            if len(self.failures) > MOST_FAILURES:
+                self.failures = [failed for failed in self.failures if (<PendingAppend>failed).unseen > 0][:MOST_FAILURES]
         if self.memory_waiters and 4 * self.used <= 3 * self.buffer_memory:
             self.tell_room()
         if pending.callbacks is not None:
             callbacks, pending.callbacks = pending.callbacks, None
             for fn, delivery in callbacks:
                 run_callback(fn, delivery)
+        if error is not None:
+            logger.warning("%d records for %s-%d failed: %s", pending.offsets, target.topic.name, target.partition, error)
         return 0
 
     cdef int begin_epoch(self, PartitionTarget target) except -1:
@@ -370,7 +386,10 @@ cdef class Drain:
         for target in self.touched:
             self.seal(target)
             while target.head is not None:
-                self.finish(target, target.head, error)
+                try:
+                    self.finish(target, target.head, error)
+                except Exception:
+                    continue    # it is told; what cannot be said of it keeps the others waiting no longer
             target.is_listed = False
         self.touched = []
         self.signal.busy = None
@@ -430,8 +449,8 @@ cdef int drain_for_life(object reference, DrainSignal signal) except -1:
             if not producer.drain():
                 return 0
         except BaseException as error:
-            logger.exception("the thread of a producer ends: nothing more can be sent with it")
             producer.end(error)
+            logger.error("the thread of a producer ends: nothing more can be sent with it", exc_info=error)
             return 0
         if producer.touched:
             continue

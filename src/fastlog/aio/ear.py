@@ -42,10 +42,11 @@ class Ear:
     def attend(self, look: Callable[[], bool]) -> Listener:
         """Somebody who wants to be woken when ``look()``, called in the loop after a bell of his, says so."""
         listener = Listener(self, look)
-        self._listeners[listener] = None
         if self._thread is None and not self._is_stopped:
-            self._thread = threading.Thread(target=self._run, name="fastlog-aio-ear", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="fastlog-aio-ear", daemon=True)
+            thread.start()  # where that fails, the next one tries again
+            self._thread = thread
+        self._listeners[listener] = None
         self._is_needed.set()
         return listener
 

@@ -48,7 +48,8 @@ class Producer(Accumulator):
             MiB; ``max.message.bytes`` of the topic is a limit in any case.
         buffer_memory: bytes that may wait to be appended. Default 32 MiB. When it is full, ``send`` blocks.
         max_block: how long ``send`` blocks at most, before a BufferFullError. Default 60 seconds.
-        delivery_timeout: how long a locked log is tried again, before the delivery fails. Default 120 seconds.
+        delivery_timeout: how long a locked log, or a want of open files or memory, is tried again, before the delivery
+            fails. Default 120 seconds.
         transactional_id: a name for this producer's transactions. Opening it again fences whoever had it before
             (ProducerFencedError there), and ends what was left open.
         transaction_timeout: after how long an open transaction is aborted. Default 60 seconds.

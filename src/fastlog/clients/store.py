@@ -238,7 +238,8 @@ class Store:
             batch_size: bytes of a batch at which the next one begins.
             buffer_memory: bytes that may wait; when it is full, ``send`` blocks.
             max_block: how long ``send`` blocks at most, before a BufferFullError.
-            delivery_timeout: how long a locked log is tried again, before the delivery fails.
+            delivery_timeout: how long a locked log, or a want of open files or memory, is tried again, before the
+                delivery fails.
             transactional_id: a name for its transactions; opening it again fences whoever had it before, and aborts
                 what that one left open.
             transaction_timeout: after how long an open transaction is aborted.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from fastlog._native import oscalls
 from fastlog.errors import ClosedError, ForkedHandleError
@@ -136,11 +137,11 @@ class Watcher:
         """
         self._require_usable()
         with self._guard:
+            self._wake()
             watched = self._watched.get(slot_number)
             if watched is None:
                 watched = self._watched[slot_number] = self._begin(slot_number, identity)
             watched.callbacks.append(on_death)
-            self._wake()
 
     def unwatch(self, slot_number: int, on_death: Callable[[int], object] | None = None) -> None:
         """Take back ``watch``: with this ``on_death``, or with any (None). A call that has begun goes on.
@@ -176,8 +177,8 @@ class Watcher:
             raise ValueError(f"a timer needs some time between two calls, got {seconds} seconds")
         timer = Timer(self, max(1, round(1000 * seconds)), callback, aside, when)
         with self._guard:
-            self._timers.append(timer)
             self._wake()
+            self._timers.append(timer)
         return timer
 
     def close(self) -> None:
@@ -255,13 +256,13 @@ class Watcher:
                 self._timers.remove(timer)
 
     def _wake(self) -> None:
-        """Let the thread look at what has changed; start it if there is none."""
-        if self._thread is None:
-            self._pipe = oscalls.open_pipe()
-            self._thread = threading.Thread(
-                target=self._run, args=(self._pipe[0],), name="fastlog-watcher", daemon=True
-            )
-            self._thread.start()
+        """Let the thread look at what changes before the guard is let go of; start it if there is none, or an error has
+        ended it. Where that fails nothing is noted, and the next one who needs it tries again."""
+        if self._thread is None or not self._thread.is_alive():
+            pipe = oscalls.open_pipe()
+            thread = threading.Thread(target=self._run, args=(pipe[0],), name="fastlog-watcher", daemon=True)
+            thread.start()
+            self._pipe, self._thread = pipe, thread
         elif self._pipe is not None and threading.current_thread() is not self._thread:
             oscalls.fill_pipe(self._pipe[1])
 
@@ -328,7 +329,7 @@ class Watcher:
                 return
             if timer.when is None or self._call(timer.when):
                 if timer.aside:
-                    self._start_aside(timer)
+                    self._call(partial(self._start_aside, timer))
                 else:
                     self._call(timer.callback)
             timer.due = oscalls.steady_clock() + timer.period
@@ -337,10 +338,9 @@ class Watcher:
         with self._guard:
             if self.closed or timer not in self._timers or (timer.runner is not None and timer.runner.is_alive()):
                 return
-            timer.runner = threading.Thread(
-                target=self._call, args=(timer.callback,), name="fastlog-upkeep", daemon=True
-            )
-            timer.runner.start()
+            runner = threading.Thread(target=self._call, args=(timer.callback,), name="fastlog-upkeep", daemon=True)
+            runner.start()
+            timer.runner = runner
 
     def _call(self, callback: Callable[..., object], *arguments: int) -> object:
         """What it returns; None when it failed."""

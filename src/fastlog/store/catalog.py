@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -11,6 +12,8 @@ from typing import Any, Final, NamedTuple
 from fastlog._native import oscalls
 from fastlog.errors import CorruptLogError, Error, StorageError
 from fastlog.store import files, naming
+
+logger = logging.getLogger("fastlog.store")
 
 SUFFIX: Final = ".json"
 # a change in the same tick of the file system's clock could not be told from the one before
@@ -135,10 +138,15 @@ class Catalog:
         self._read_at = NEVER
 
     def looks_changed(self) -> bool:
-        """Whether the folder changed since it was last read, as far as its time tells; one system call."""
+        """Whether the folder changed since it was last read, as far as its time tells, or somebody mended a damaged
+        file in place; one system call, and one for each of these."""
         changed, read_at = self._read_at
         now = oscalls.change_time(self.config)
-        return now != changed or abs(read_at - changed // 1_000_000) <= TICK_MS
+        if now != changed or abs(read_at - changed // 1_000_000) <= TICK_MS:
+            return True
+        # other threads may read meanwhile
+        stamps = self._stamps
+        return any(oscalls.file_stamp(topic_path(self.config, name)) != stamps.get(name) for name in list(self.damaged))
 
     def read(self) -> bool:
         """Read what changed; whether anything did."""
@@ -156,11 +164,8 @@ class Catalog:
             if stamp is None:
                 continue
             stamps[name] = stamp
-            if stamp != before.get(name):
-                self._forget(name)
-                self._read_one(name)
-                if isinstance(self.damaged.get(name), StorageError):
-                    stamps[name] = UNREAD
+            if stamp != before.get(name) and not self._read_one(name):
+                stamps[name] = UNREAD
         for name in before.keys() - stamps.keys():
             self._forget(name)
         self._stamps = stamps
@@ -177,12 +182,22 @@ class Catalog:
         for known in (self.topics, self.deleting, self.damaged):
             known.pop(name, None)
 
-    def _read_one(self, name: str) -> None:
+    def _read_one(self, name: str) -> bool:
+        """Whether the operating system let us read it. Where it did not, a topic that is known stays as it is."""
         try:
             naming.check_name(name)
             found = read_topic(self.config, name)
+        except StorageError as error:
+            if name not in self.topics and name not in self.deleting:
+                self.damaged[name] = copy.copy(error)
+            elif self._stamps[name] != UNREAD:
+                logger.warning("the topic %r goes on as it was until its file can be read: %s", name, error)
+            return False
         except Error as error:
+            self._forget(name)
             self.damaged[name] = copy.copy(error)  # without the stack, which would keep our callers alive
-            return
+            return True
+        self._forget(name)
         if found is not None:
             (self.deleting if found[1] else self.topics)[name] = found[0]
+        return True

@@ -35,8 +35,8 @@ def delete_partitions(topics: str, config: str, info: TopicInfo, timeout: int) -
         oscalls.rename(f"{topics}/{name}", target)
         renamed.append(target)
         oscalls.reach_failpoint("store.partition_renamed")
-    if renamed:
-        oscalls.sync_directory(topics)
+    # also where nothing was left to rename: who began it may have died, or failed, before this
+    oscalls.sync_directory(topics)
     forget_checkpoints(topics, info.name)
     oscalls.remove(catalog.topic_path(config, info.name))
     oscalls.sync_directory(config)
@@ -54,13 +54,18 @@ def forget_checkpoints(topics: str, topic: str) -> None:
 
 
 def purge(topics: str) -> None:
-    """Remove folders of deleted partitions that somebody left. What cannot be removed is left to the next."""
+    """Remove folders of deleted partitions that somebody left."""
     for name in oscalls.list_directory(topics):
         if naming.is_deleted_name(name) and oscalls.entry_kind(f"{topics}/{name}") == "directory":
-            try:
-                files.remove_tree(f"{topics}/{name}")
-            except StorageError:
-                logger.warning("could not remove the deleted partition %s/%s", topics, name, exc_info=True)
+            remove_renamed(f"{topics}/{name}")
+
+
+def remove_renamed(folder: str) -> None:
+    """Remove the folder of a deleted partition. What cannot be removed is left to the next who purges."""
+    try:
+        files.remove_tree(folder)
+    except StorageError:
+        logger.warning("could not remove the deleted partition %s", folder, exc_info=True)
 
 
 def remove_temporary_files(folder: str) -> None:

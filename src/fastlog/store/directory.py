@@ -123,6 +123,7 @@ class Directory:
         ).resolve()
         directory._forks = oscalls.forks()
         directory._mutex = threading.RLock()
+        directory._following = threading.RLock()
         directory._closers = []
         directory.companions = {}
         directory._held = {}
@@ -137,7 +138,7 @@ class Directory:
             )
         directory._seen = -1
         directory._looked_at = 0
-        directory._version = 1
+        directory._version = directory._followed = 1
         directory._is_closed = False
         directory._broker_lock = directory._presence = -1
         directory._catalog = Catalog(directory._config)
@@ -165,6 +166,7 @@ class Directory:
     _flush_interval: int | None
     _forks: int
     _mutex: threading.RLock
+    _following: threading.RLock
     _closers: list[Callable[[], object]]
     companions: dict[object, Any]
     _held: dict[Key, Lease]
@@ -177,6 +179,7 @@ class Directory:
     _seen: int
     _looked_at: int
     _version: int
+    _followed: int
     _is_closed: bool
     _broker_lock: int
     _presence: int
@@ -412,6 +415,7 @@ class Directory:
             self._read_catalog()
             if name in self._catalog.topics:
                 if exist_ok:
+                    self._keep_topics()
                     return self._catalog.topics[name]
                 raise TopicExistsError(
                     f"the topic {name!r} is there already, with {self._catalog.topics[name].partitions} partitions: "
@@ -498,6 +502,7 @@ class Directory:
             info = self.topic(name)
             changed = change(info)
             if changed == info:
+                self._keep_topics()
                 return info
             path = catalog.topic_path(self._config, name)
             with files.locked_file(path, self.lock_timeout, f"is opening a partition of {name!r}", shared=False):
@@ -536,7 +541,7 @@ class Directory:
             removed = deleting.delete_partitions(self._topics, self._config, info, self.lock_timeout)
         self._changed()
         for folder in removed:
-            files.remove_tree(folder)
+            deleting.remove_renamed(folder)
 
     def _refuse_strange_folders(self, name: str, first: int, stop: int) -> None:
         """Folders of partitions that belong to no topic are somebody's data."""
@@ -546,6 +551,10 @@ class Directory:
                 raise TopicExistsError(
                     f"{folder} is there already, and belongs to no topic: move it away first; nothing was changed"
                 )
+
+    def _keep_topics(self) -> None:
+        """Make durable what topics there are: who wrote what is found may have died, or failed, before the sync."""
+        oscalls.sync_directory(self._config)
 
     def _looks_changed(self) -> bool:
         """Whether ``_refresh`` would find something; one system call."""
@@ -558,7 +567,7 @@ class Directory:
             word, now = self._page.load(VERSION_WORD), oscalls.steady_clock()
             if word == self._seen and now - self._looked_at < LOOK_MS:
                 return
-            if word != self._seen or self._catalog.looks_changed():
+            if word != self._seen or self._followed != self._version or self._catalog.looks_changed():
                 self._read_catalog()
             # the word from before: what changes while the folder is read is seen next time
             self._seen, self._looked_at = word, now
@@ -567,16 +576,25 @@ class Directory:
 
     def _read_catalog(self) -> None:
         with self._mutex:
-            if not self._catalog.read():
+            self._version += self._catalog.read()
+            if self._version == self._followed:
                 return
-            self._version += 1
             known = dict(self._catalog.topics)
             for key in [key for key in self._held if not is_current(key, known)]:
                 self._held.pop(key).release()
         self._pool.drop(lambda key: not is_current(key, known))
-        for key, log in self._pool.each_open():
-            if is_current(key, known) and not self.read_only:
-                self._follow_options(log, known[key.topic])
+        self._follow_topics()
+
+    def _follow_topics(self) -> None:
+        """Let open partitions go on with the options of their topics. By one thread after the other, each with what is
+        known by then: none puts back what another has followed."""
+        with self._following:
+            with self._mutex:
+                version, known = self._version, dict(self._catalog.topics)
+            for key, log in self._pool.each_open():
+                if is_current(key, known) and not self.read_only:
+                    self._follow_options(log, known[key.topic])
+            self._followed = version
 
     def _follow_options(self, log: PartitionLog, info: TopicInfo) -> None:
         """Let an open partition go on with the options that its topic has by now."""
@@ -586,14 +604,17 @@ class Directory:
             logger.warning("%s goes on with the options that it was opened with", log.path, exc_info=True)
 
     def _changed(self) -> None:
-        """This handle has changed a topic."""
+        """This handle has changed a topic. It is done: what fails here takes nothing of it back."""
         if self._page is not None:
             self._page.add(VERSION_WORD, 1)
-        if oscalls.entry_kind(f"{self.control}/{BELLS}") is not None:
-            # who sleeps until something is appended shall look at the topics too
-            for bell in range(BELL_COUNT):
-                self.bells.ring(bell)
-        self._read_catalog()
+        try:
+            if oscalls.entry_kind(f"{self.control}/{BELLS}") is not None:
+                # who sleeps until something is appended shall look at the topics too
+                for bell in range(BELL_COUNT):
+                    self.bells.ring(bell)
+            self._read_catalog()
+        except StorageError:
+            logger.warning("topics of %s changed, which is noticed a little later", self.root, exc_info=True)
 
     # --- what all who have the store open share -----------------------------------------------------------------------
 
@@ -623,8 +644,10 @@ class Directory:
         with self._mutex:
             if self._watcher is None:
                 self._require_open()
-                self._watcher = Watcher(slots)
-                self._watcher.every(FOLLOW_SECONDS, self._follow, aside=True, when=self._has_to_follow)
+                watcher = Watcher(slots)
+                watcher.every(FOLLOW_SECONDS, self._follow, aside=True, when=self._has_to_follow)
+                # its thread runs: one that could not be started is made anew by the next who needs it
+                self._watcher = watcher
                 if self._maintenance_interval is not None:
                     self._maintainer = Maintainer(self.control, self._background_round)
                     self._watcher.every(self._maintenance_interval / 1000, self._maintainer.tick, aside=True)
@@ -676,7 +699,12 @@ class Directory:
             raise ConfigError(f"isolation={isolation!r}: expected one of {', '.join(map(repr, ISOLATION_LEVELS))}")
         info = self.internal_topic(topic) if topic in INTERNAL_TOPICS else self.topic(topic)
         require_partition(info, partition)
-        return self._pool.lease(Key(topic, info.topic_id, partition, isolation))
+        version = self._version
+        lease = self._pool.lease(Key(topic, info.topic_id, partition, isolation))
+        if self._version != version:
+            # who followed a change meanwhile may have missed the partition that was being opened
+            self._follow_topics()
+        return lease
 
     def partition_log(self, topic: str, partition: int, isolation: str = "read_committed") -> PartitionLog:
         """A partition that stays open until the store is closed."""

@@ -44,11 +44,13 @@ class Maintainer:
         if self._fd >= 0:
             return True
         fd = oscalls.open_file(self._path, writable=True, create=True)
-        if oscalls.try_lock(fd):
-            self._fd = fd
-            return True
-        oscalls.close_file(fd)
-        return False
+        try:
+            if oscalls.try_lock(fd):
+                fd, self._fd = -1, fd
+        finally:
+            if fd >= 0:
+                oscalls.close_file(fd)
+        return self._fd >= 0
 
     def tick(self) -> None:
         """One round, if this process is the elected one. Raises nothing."""
