@@ -484,12 +484,33 @@ def test_more_than_two_gigabytes() -> None:
 # --- memory that is short -------------------------------------------------------------------------------------------
 
 
+LARGEST_FREE = 64 << 10
+
+
 @contextlib.contextmanager
 def memory(more: int) -> Iterator[None]:
-    """Room for so many bytes beside what this process has."""
+    """Room for so many bytes beside what this process has, and no other: also what malloc has kept of earlier tests in
+    large pieces is taken.
+    """
+    library = ctypes.CDLL(None)
+    library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    library.free.restype, library.free.argtypes = None, [ctypes.c_void_p]
+    taken = []
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    with limited(resource.RLIMIT_AS, pages * mmap.PAGESIZE + more):
-        yield
+    try:
+        with limited(resource.RLIMIT_AS, pages * mmap.PAGESIZE):
+            size = 1 << 30
+            while size >= LARGEST_FREE:
+                piece = library.malloc(size)
+                if piece is None:
+                    size //= 2
+                else:
+                    taken.append(piece)
+        with limited(resource.RLIMIT_AS, pages * mmap.PAGESIZE + more):
+            yield
+    finally:
+        for piece in taken:
+            library.free(piece)
 
 
 BOMB = 96 << 20
