@@ -73,6 +73,14 @@ def found_in(path: Path, **options: Any) -> dict[int, bytes]:
     return found
 
 
+def put_back(path: Path, copy: Path) -> None:
+    """The folder stays: another one would be a copy of the log."""
+    for file in path.iterdir():
+        file.unlink()
+    for file in copy.iterdir():
+        shutil.copy(file, path)
+
+
 class Damaged:
     """A log with damage in finished segments and in the last one; ``sound`` is what can be read of it.
 
@@ -97,13 +105,6 @@ class Damaged:
         damage(path, 7)
         self.sound = {number: b"%d" % number + bytes(200) for number in (2, 3, 5, 6, 8)}
         shutil.copytree(self.path, self.copy)
-
-    def put_back(self) -> None:
-        """The folder stays: another one would be a copy of the log."""
-        for file in self.path.iterdir():
-            file.unlink()
-        for file in self.copy.iterdir():
-            shutil.copy(file, self.path)
 
     def check(self, *, opens: bool = True) -> None:
         """Nothing is missing, nothing is where it was not, after an opening and a second repair."""
@@ -132,7 +133,7 @@ def die_everywhere(damaged: Damaged, *, opens: bool) -> None:
         damaged.check(opens=opens)
         if not died:
             break
-        damaged.put_back()
+        put_back(damaged.path, damaged.copy)
     assert not died and nth > 20
 
 
@@ -178,7 +179,7 @@ def test_I6_a_repair_in_which_a_call_fails_keeps_every_sound_batch(
         damaged.check()
         if not failed:
             break
-        damaged.put_back()
+        put_back(damaged.path, damaged.copy)
     assert not failed and nth > 1
 
 
@@ -345,3 +346,116 @@ def test_a_repair_tells_the_epoch_of_a_log_that_has_lost_everything(folder: Path
     assert files.read_epochs(str(path)) == [(0, 2)]
     with open_log(path) as log:
         assert log.append([b"next"]) == 2
+
+
+# --- transactions -----------------------------------------------------------------------------------------------------
+
+
+def abort_two(log: fastlog.PartitionLog) -> None:
+    """Offsets 0 and 1 are taken back at 2, offset 3 at 4; 5 is committed at 6."""
+    send(log, 0, transactional=True)
+    send(log, 1, transactional=True)
+    log.end_transaction(5, 0, commit=False)
+    send(log, 2, transactional=True)
+    log.end_transaction(5, 0, commit=False)
+    send(log, 3, transactional=True)
+    log.end_transaction(5, 0, commit=True)
+
+
+def abort_and_go_on(log: fastlog.PartitionLog) -> None:
+    """Until two more segments have come."""
+    abort_two(log)
+    for _ in range(6):
+        log.append([bytes(200)])
+
+
+CLOSED, KILLED, RECOVERED = "closed", "killed", "recovered, then closed"
+
+
+@pytest.mark.parametrize(
+    ("write", "how", "marker"),
+    [
+        *((abort_two, CLOSED, marker) for marker in (2, 4, 6)),
+        *((abort_and_go_on, CLOSED, marker) for marker in (2, 4, 6)),
+        *((abort_and_go_on, RECOVERED, marker) for marker in (2, 4, 6)),
+        # that the last transaction has ended nobody else may know yet
+        *((abort_and_go_on, KILLED, marker) for marker in (2, 4)),
+    ],
+)
+def test_a_repair_remembers_what_a_damaged_marker_said(
+    folder: Path, write: Callable[[fastlog.PartitionLog], None], how: str, marker: int
+) -> None:
+    """Which transactions were taken back is told by the file beside the segment, that they have ended by a snapshot."""
+    path = folder / "log-0"
+    write_and_end(path, write, closes=how == CLOSED)
+    shown = list(found_in(path, read_only=how != RECOVERED))
+    assert shown == [5, *range(7, 7 + 6 * (write is abort_and_go_on))]
+    if how == RECOVERED:
+        # whoever was killed may have died before he wrote them
+        for snapshot in sorted(path.glob("*.snapshot"))[:-1]:
+            snapshot.unlink()
+    damage(path, marker)
+    repair(path)
+    for read_only in (True, False):
+        assert list(found_in(path, read_only=read_only)) == shown
+    with open_log(path) as log:
+        assert log.verify().ok
+
+
+def test_a_commit_whose_marker_is_damaged_is_not_taken_back_with_the_next_transaction(folder: Path) -> None:
+    """In the log the two are one, which was aborted in the end."""
+    path = folder / "log-0"
+    with open_log(path) as log:
+        for sequence, commits in enumerate((True, False)):
+            send(log, sequence, transactional=True)
+            log.end_transaction(5, 0, commit=commits)
+    damage(path, 1)
+    repair(path)
+    assert list(found_in(path)) == [0]
+
+
+def test_a_repair_that_dies_shows_nothing_that_was_taken_back(folder: Path) -> None:
+    path = folder / "log-0"
+    with open_log(path) as log:
+        abort_and_go_on(log)
+    shown = list(found_in(path))
+    damage(path, 4)
+    shutil.copytree(path, folder / "copy")
+    died, nth = True, 0
+    while died:
+        nth += 1
+        died = dies_at_change(nth, lambda: repair(path))
+        assert set(found_in(path)) <= set(shown)
+        repair(path)
+        assert list(found_in(path)) == shown
+        put_back(path, folder / "copy")
+    assert nth > 20
+
+
+def test_a_last_segment_of_rubbish_is_emptied(folder: Path) -> None:
+    path = folder / "log-0"
+    write_and_end(path, send_three, closes=False)
+    (path / f"{4:020}.log").write_bytes(b"rubbish")
+    damage(path, 1)
+    repair(path)
+    assert list(found_in(path)) == [0, 2, 3]
+    with open_log(path) as log:
+        assert log.append([b"next"]) == 4
+
+
+@pytest.mark.parametrize("content", [None, b"rubbish"])
+def test_a_repair_goes_by_the_log_where_the_file_of_aborted_transactions_is_lost(
+    folder: Path, content: bytes | None
+) -> None:
+    path = folder / "log-0"
+    with open_log(path) as log:
+        abort_and_go_on(log)
+    index = path / f"{0:020}.txnindex"
+    before = index.read_bytes()
+    index.unlink()
+    if content is not None:
+        index.write_bytes(content)
+    damage(path, 5)
+    repair(path)
+    assert index.read_bytes() == before
+    assert list(found_in(path)) == list(range(7, 13))

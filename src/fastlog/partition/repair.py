@@ -7,20 +7,23 @@ written anew without it, under a temporary name, and renamed over the old one. T
 a hole, which ``.fastlog-meta`` records as legal. The end offset never goes back, so that no offset is used twice.
 
 A repair may be cut short anywhere: what it leaves is the log as it was, with fewer damages. Everything is read first.
-Then the clean marker goes, and a log whose last segment is damaged gets a new one behind it, so that the recovery point
-lies in no segment that is rewritten: recovery takes no byte away below it. Of each segment ``.fastlog-meta`` says
+Then the clean marker goes, and a damaged log gets a new segment behind the others, so that the recovery point lies in
+none that is rewritten: recovery takes no byte away below it. Of each segment ``.fastlog-meta`` says
 beforehand that it is being rewritten: its holes are legal in the new file, and still damage in the old one.
 """
 
 from __future__ import annotations
 
 import logging
+from typing import Final
 
 from fastlog._native import oscalls
+from fastlog._native.checksum import crc32c
 from fastlog._native.inspect import scan_segment
+from fastlog._native.transactions import TransactionIndex, pack_entries, unpack_entries
 from fastlog.config import MOST_MAX_DECOMPRESSED_BYTES, LogConfig
 from fastlog.errors import CorruptLogError
-from fastlog.partition import files
+from fastlog.partition import files, snapshots
 from fastlog.partition.files import Meta
 from fastlog.partition.recovery import (
     ANY_EPOCH,
@@ -34,6 +37,8 @@ from fastlog.partition.verify import damages_of, missing
 from fastlog.reports import Damage, RepairReport
 
 logger = logging.getLogger("fastlog.repair")
+
+NO_CHECKSUM: Final = 1 << 32  # of an index file that is not there yet: no CRC-32C is that large
 
 
 def repair(folder: str) -> RepairReport:
@@ -88,7 +93,8 @@ def repair(folder: str) -> RepairReport:
         damages.append(missing(files.segment_path(folder, end_offset), lost_from, end_offset))
         if last is not None:
             holes.append((last, end_offset))
-    if last is None or (last != end_offset and (lost_from < end_offset or last in damaged)):
+    if last is None or (last != end_offset and (lost_from < end_offset or damaged)):
+        # behind whatever is rewritten, and behind the snapshot of a clean close, which knows what is cut out
         segment = new_segment(folder, end_offset, 0, meta, config)
         segment.begin_appending()
         segment.sync()
@@ -102,7 +108,9 @@ def repair(folder: str) -> RepairReport:
     with files.MetaFile(folder) as meta_file:
         meta_file.write(meta)
         for base, found in damaged.items():
-            side_files += rewrite(folder, base, sizes[base], found, meta, meta_file)
+            behind = min((other for other in sizes if other > base), default=end_offset)
+            side_files += rewrite(folder, base, behind, sizes, found, meta, meta_file)
+        checksums = files.read_index_checksums(folder)
         for first, behind in holes:
             meta.allow_gaps(first, behind)
         for base in bases:
@@ -110,10 +118,14 @@ def repair(folder: str) -> RepairReport:
             segment.rebuild_indexes(segment.size)
             segment.force_last_time_entry()
             segment.store_indexes()
+            known = files.checksums_of(checksums, base, segment.size)
+            segment.transaction_checksum = known[2] if known is not None else None
+            segment.index_checksums = segment.compute_checksums()
+            checksums[base] = files.checksum_entry(segment)
             rebuilt += [segment.index_path, segment.time_index_path]
+        files.write_index_checksums(folder, {base: checksums[base] for base in bases if base != last})
         meta_file.write(meta)
     oscalls.remove(f"{folder}/{files.POISONED}")
-    oscalls.remove(f"{folder}/{files.INDEXES}")
     oscalls.sync_directory(folder)
     for damage in damages:
         logger.warning("%s, position %d: %s", damage.path, damage.position, damage.reason)
@@ -171,11 +183,17 @@ def tell_epochs(folder: str, bases: list[int], meta: Meta, end_offset: int) -> N
 
 
 def rewrite(
-    folder: str, base: int, size: int, damages: list[Damage], meta: Meta, meta_file: files.MetaFile
+    folder: str,
+    base: int,
+    behind: int,
+    sizes: dict[int, int],
+    damages: list[Damage],
+    meta: Meta,
+    meta_file: files.MetaFile,
 ) -> list[str]:
     """Put a segment without its damaged stretches into the place of the old one; the side files that hold these.
 
-    That its offsets may skip is in ``meta`` then, to be written.
+    That its offsets may skip is in ``meta`` then, to be written, and its size in ``sizes``. ``behind``: where it ends.
     """
     path = files.segment_path(folder, base)
     side_files = []
@@ -185,8 +203,10 @@ def rewrite(
         side_files.append(target)
     temporary = path + ".repair.tmp"
     try:
-        kept = write_sound(path, size, damages, temporary)
-        meta.rewriting = [base, kept]
+        sizes[base] = write_sound(path, sizes[base], damages, temporary)
+        if meta.last_producer_offset != -1:
+            keep_aborted(folder, base, behind, sizes, damages, temporary)
+        meta.rewriting = [base, sizes[base]]
         meta_file.write(meta)
         for index in files.index_paths(path):
             # positions in the old file: not even Kafka, which believes indexes, may find them beside the new one
@@ -200,6 +220,35 @@ def rewrite(
     meta.allow_gaps(base, base)
     meta.rewriting = []
     return side_files
+
+
+def keep_aborted(
+    folder: str, base: int, behind: int, sizes: dict[int, int], damages: list[Damage], temporary: str
+) -> None:
+    """Keep what the ``.txnindex`` of a segment says of markers that are cut out: the log does not tell it any more, and
+    what was taken back would be shown. It is vouched for beside the size of the new segment, which is ``temporary``."""
+    path = files.segment_path(folder, base)
+    index = TransactionIndex(files.transaction_index_path(path), base)
+    known = snapshots.read_transaction_index(path, base, behind) or b""
+    up_to = [(other, size) for other, size in sizes.items() if other <= base]
+    names = oscalls.list_directory(folder)
+    told = snapshots.rebuild(folder, names, up_to, behind, from_offset=base, paths={base: temporary})
+    entries = {entry[2]: entry for entry in unpack_entries(told.transactions.get(base, b""))}
+    for entry in unpack_entries(known):
+        # where a marker is missing the log tells a later one's transaction as too long
+        if entry[2] in entries or any(is_within(entry[2], damage) for damage in damages):
+            entries[entry[2]] = entry
+    content = pack_entries([entries[last_offset] for last_offset in sorted(entries)])
+    if content != known:
+        index.replace(content)
+    checksums = files.read_index_checksums(folder)
+    checksums[base] = (NO_CHECKSUM, NO_CHECKSUM, sizes[base], crc32c(content))
+    files.write_index_checksums(folder, checksums)
+
+
+def is_within(offset: int, damage: Damage) -> bool:
+    """Whether a damaged stretch may have held this offset."""
+    return damage.first_offset <= offset and (damage.next_offset is None or offset < damage.next_offset)
 
 
 def write_sound(path: str, size: int, damages: list[Damage], target: str) -> int:
