@@ -390,6 +390,10 @@ def test_a_repair_remembers_what_a_damaged_marker_said(
     write_and_end(path, write, closes=how == CLOSED)
     shown = list(found_in(path, read_only=how != RECOVERED))
     assert shown == [5, *range(7, 7 + 6 * (write is abort_and_go_on))]
+    if how == RECOVERED:
+        # whoever was killed may have died before he wrote them
+        for snapshot in sorted(path.glob("*.snapshot"))[:-1]:
+            snapshot.unlink()
     damage(path, marker)
     repair(path)
     for read_only in (True, False):
@@ -437,3 +441,21 @@ def test_a_last_segment_of_rubbish_is_emptied(folder: Path) -> None:
     assert list(found_in(path)) == [0, 2, 3]
     with open_log(path) as log:
         assert log.append([b"next"]) == 4
+
+
+@pytest.mark.parametrize("content", [None, b"rubbish"])
+def test_a_repair_goes_by_the_log_where_the_file_of_aborted_transactions_is_lost(
+    folder: Path, content: bytes | None
+) -> None:
+    path = folder / "log-0"
+    with open_log(path) as log:
+        abort_and_go_on(log)
+    index = path / f"{0:020}.txnindex"
+    before = index.read_bytes()
+    index.unlink()
+    if content is not None:
+        index.write_bytes(content)
+    damage(path, 5)
+    repair(path)
+    assert index.read_bytes() == before
+    assert list(found_in(path)) == list(range(7, 13))
