@@ -256,6 +256,24 @@ def test_an_abort_in_doubt_finds_that_it_is_decided(folder: Path) -> None:
         assert visible(other, "a") == [b"1"]
 
 
+def test_a_close_in_doubt_finds_that_it_is_decided_and_finishes_it(folder: Path) -> None:
+    with unsynced_decision(folder) as (writer, other):
+        writer.close()
+        assert writer.id.is_committed
+        assert visible(other, "a") == [b"1"]
+        assert not Coordinator.of(other).registry.running()
+
+
+def test_a_close_in_doubt_aborts_what_is_not_decided(store: Directory) -> None:
+    writer = Writer(store, "pay-1")
+    writer.begin()
+    writer.send("a", [b"1"])
+    refuse_decision(writer)
+    writer.close()
+    assert not writer.id.is_committed
+    assert is_settled(store, "a") and visible(store, "a") == []
+
+
 def test_a_commit_in_doubt_that_the_next_instance_completed_is_committed(folder: Path) -> None:
     """Another process has found the decision, and carried it out."""
     with unsynced_decision(folder) as (writer, other):

@@ -385,9 +385,10 @@ class TransactionalId:
             self._take(state)
 
     def close(self) -> None:
-        """Abort what is open, and let go. Idempotent. The id may be opened again by anybody, at any time.
+        """Abort what is open, or finish what is decided, and let go. Idempotent. The id may be opened again by anybody,
+        at any time.
 
-        Raises StorageError when the abort fails: then the transaction is left to its time-out.
+        Raises StorageError when that fails: then the transaction is left to its time-out.
         """
         with self._lock:
             if self._closed:
@@ -399,6 +400,8 @@ class TransactionalId:
             try:
                 # of a closed store the slot is free: others abort
                 if not self._coordinator.closed:
+                    if self.in_transaction and self._decided is None and self._in_doubt:
+                        self._find_out()
                     if not self.in_transaction:
                         if self._entry.is_running:
                             self._give_way()
