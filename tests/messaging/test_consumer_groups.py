@@ -530,6 +530,42 @@ def test_enlisting_ends_automatic_commits_and_rewind_goes_back(store: fastlog.St
     assert committed(store) == 2
 
 
+def test_a_rewind_that_failed_is_done_before_anything_is_handed_out_or_committed(store: fastlog.Store) -> None:
+    """What a transaction that was taken back has read comes again, also when nobody could look up where that is."""
+    fill(store, 10)
+    store.create_topic("results")
+    with member(store) as consumer, store.producer(transactional_id="t") as producer:
+
+        def move(count: int) -> None:
+            with producer.transaction(consumer) as transaction:
+                for record in consumer.poll(count):
+                    transaction.send("results", record.value)
+                transaction.commit_offsets()
+
+        move(2)
+        try:
+            with pytest.raises(Broken), producer.transaction(consumer) as transaction:
+                consumer.poll(3)
+                transaction.commit_offsets()
+                oscalls.inject("mmap", errno=errno.ENOMEM, sticky=True)  # only reading needs it
+                raise Broken
+            assert oscalls.injected()
+            calls: list[Callable[[], object]] = [
+                consumer.commit, consumer.offsets_in_hand, lambda: consumer.position(FIRST), lambda: consumer.poll(1),
+            ]  # fmt: skip
+            for call in calls:
+                with pytest.raises(fastlog.StorageError):
+                    call()
+        finally:
+            oscalls.clear()
+        assert consumer.offsets_in_hand() == {}
+        assert consumer.position(FIRST) == 2
+        for _ in range(4):
+            move(2)
+        values = [record.value for record in store.topic("results").partition(0).records(0)]
+        assert values == [f"0:{number}".encode() for number in range(10)]
+
+
 def test_rewind_without_a_commit_goes_back_to_where_reading_began(store: fastlog.Store) -> None:
     fill(store, 10)
     with member(store, start=lambda _: 4, auto_commit=False) as consumer:
