@@ -773,6 +773,27 @@ def test_what_an_interrupt_kept_from_the_consumer_it_is_told_at_the_next_poll(
         second.close()
 
 
+@pytest.mark.parametrize("step", ["_note_progress", "_own_names", "_commit_quietly", "on_revoked"])
+def test_a_close_that_is_interrupted_leaves_the_group_all_the_same(store: fastlog.Store, step: str) -> None:
+    fill(store, 5, partitions=4)
+
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with member(store) as second:
+        before = held_by(store)
+        first = member(store, on_revoked=interrupt if step == "on_revoked" else None)
+        wait_until(lambda: second.poll(1, timeout=0) is not None and first.poll(1, timeout=0))
+        if step != "on_revoked":
+            setattr(first, step, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            first.close()
+        assert first.closed
+        wait_until(lambda: second.poll(1, timeout=0) is not None and len(second.assignment()) == 4)
+        wait_until(lambda: held_by(store)[1:] == before[1:])
+        first.close()
+
+
 def stopped_handler(connection: Connection, path: str) -> None:
     """Polls; handles the second list only after it was stopped and continued; tells what came of it."""
     lost: list[TopicPartition] = []

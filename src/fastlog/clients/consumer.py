@@ -295,20 +295,22 @@ class Consumer(Generic[K, V]):
                 return  # the latter: a callback uses the consumer once more
             self._is_finishing = True
             try:
-                self._note_progress()
-                self._drop_cursor()
-                if self._membership is not None:
-                    self._leave(self._membership)
+                try:
+                    self._note_progress()
+                    self._drop_cursor()
+                finally:  # others wait for what it has, whatever comes in between
+                    if self._membership is not None:
+                        self._leave(self._membership)
             finally:
                 self._closed = True
                 self._fetcher.remove(self._fetcher.names())
                 self._forget_closer()
-        if self._pulse is not None:
-            self._pulse.stop()
+                if self._pulse is not None:
+                    self._pulse.stop()
 
     def _leave(self, membership: Membership) -> None:
-        names = self._own_names()
         try:
+            names = self._own_names()
             self._commit_quietly()
             if names and self._on_revoked is not None and membership.fatal is None:
                 self._on_revoked(names)
