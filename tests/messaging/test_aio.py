@@ -19,6 +19,7 @@ import pytest
 
 import fastlog
 from fastlog import TopicPartition
+from fastlog.groups.offsets import OffsetStore
 
 
 @asynccontextmanager
@@ -671,6 +672,24 @@ def test_a_rebalance_reaches_who_is_in_the_middle_of_a_batch(tmp_path: Path) -> 
 async def values(store: fastlog.aio.Store, topic: str, isolation: str = "read_committed") -> list[bytes | None]:
     async with store.consumer(topic, start="earliest", isolation=isolation) as consumer:
         return [record.value async for record in consumer.records()]
+
+
+def test_a_rewind_that_failed_is_done_before_the_next_poll(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise fastlog.StorageError("no descriptors left")
+
+    async def main() -> None:
+        async with opened(tmp_path) as store:
+            await fill(store, 10)
+            async with store.consumer("orders", group="g", start="earliest") as consumer:
+                await consumer.enlist()
+                assert len(await consumer.poll(3)) == 3
+                with monkeypatch.context() as patch, pytest.raises(fastlog.StorageError):
+                    patch.setattr(OffsetStore, "committed", refuse)
+                    await consumer.rewind()
+                assert [record.offset for record in await consumer.poll(3)] == [0, 1, 2]
+
+    run(main())
 
 
 def test_a_transaction_commits_or_aborts(tmp_path: Path) -> None:

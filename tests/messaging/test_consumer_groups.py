@@ -530,6 +530,42 @@ def test_enlisting_ends_automatic_commits_and_rewind_goes_back(store: fastlog.St
     assert committed(store) == 2
 
 
+def test_a_rewind_that_failed_is_done_before_anything_is_handed_out_or_committed(store: fastlog.Store) -> None:
+    """What a transaction that was taken back has read comes again, also when nobody could look up where that is."""
+    fill(store, 10)
+    store.create_topic("results")
+    with member(store) as consumer, store.producer(transactional_id="t") as producer:
+
+        def move(count: int) -> None:
+            with producer.transaction(consumer) as transaction:
+                for record in consumer.poll(count):
+                    transaction.send("results", record.value)
+                transaction.commit_offsets()
+
+        move(2)
+        try:
+            with pytest.raises(Broken), producer.transaction(consumer) as transaction:
+                consumer.poll(3)
+                transaction.commit_offsets()
+                oscalls.inject("mmap", errno=errno.ENOMEM, sticky=True)  # only reading needs it
+                raise Broken
+            assert oscalls.injected()
+            calls: list[Callable[[], object]] = [
+                consumer.commit, consumer.offsets_in_hand, lambda: consumer.position(FIRST), lambda: consumer.poll(1),
+            ]  # fmt: skip
+            for call in calls:
+                with pytest.raises(fastlog.StorageError):
+                    call()
+        finally:
+            oscalls.clear()
+        assert consumer.offsets_in_hand() == {}
+        assert consumer.position(FIRST) == 2
+        for _ in range(4):
+            move(2)
+        values = [record.value for record in store.topic("results").partition(0).records(0)]
+        assert values == [f"0:{number}".encode() for number in range(10)]
+
+
 def test_rewind_without_a_commit_goes_back_to_where_reading_began(store: fastlog.Store) -> None:
     fill(store, 10)
     with member(store, start=lambda _: 4, auto_commit=False) as consumer:
@@ -735,6 +771,27 @@ def test_what_an_interrupt_kept_from_the_consumer_it_is_told_at_the_next_poll(
             consumer.commit()
         wait_until(lambda: read_all() and len(set(found)) >= 19)
         second.close()
+
+
+@pytest.mark.parametrize("step", ["_note_progress", "_own_names", "_commit_quietly", "on_revoked"])
+def test_a_close_that_is_interrupted_leaves_the_group_all_the_same(store: fastlog.Store, step: str) -> None:
+    fill(store, 5, partitions=4)
+
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with member(store) as second:
+        before = held_by(store)
+        first = member(store, on_revoked=interrupt if step == "on_revoked" else None)
+        wait_until(lambda: second.poll(1, timeout=0) is not None and first.poll(1, timeout=0))
+        if step != "on_revoked":
+            setattr(first, step, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            first.close()
+        assert first.closed
+        wait_until(lambda: second.poll(1, timeout=0) is not None and len(second.assignment()) == 4)
+        wait_until(lambda: held_by(store)[1:] == before[1:])
+        first.close()
 
 
 def stopped_handler(connection: Connection, path: str) -> None:

@@ -76,7 +76,9 @@ class SteppingConsumer(Consumer[K, V]):
         membership = self._membership
         if membership is None:
             return self._subscription.is_outdated or self._misses_partitions
-        if not (self._has_joined and self._is_told) or self._unresolved or not membership.is_settled:
+        if not (self._has_joined and self._is_told) or self._has_to_rewind or self._unresolved:
+            return True
+        if not membership.is_settled:
             return True
         membership.stamp()
         return self._owes_commit(now) or now - self._checked_at >= RETENTION_CHECK_MS

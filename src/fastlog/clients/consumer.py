@@ -180,6 +180,7 @@ class Consumer(Generic[K, V]):
         self._woken = False
         self._has_joined = group is None
         self._is_told = True
+        self._has_to_rewind = False
         self._membership: Membership | None = None
         self._offsets: OffsetStore | None = None
         self._pulse: Pulse | None = None
@@ -294,20 +295,22 @@ class Consumer(Generic[K, V]):
                 return  # the latter: a callback uses the consumer once more
             self._is_finishing = True
             try:
-                self._note_progress()
-                self._drop_cursor()
-                if self._membership is not None:
-                    self._leave(self._membership)
+                try:
+                    self._note_progress()
+                    self._drop_cursor()
+                finally:  # others wait for what it has, whatever comes in between
+                    if self._membership is not None:
+                        self._leave(self._membership)
             finally:
                 self._closed = True
                 self._fetcher.remove(self._fetcher.names())
                 self._forget_closer()
-        if self._pulse is not None:
-            self._pulse.stop()
+                if self._pulse is not None:
+                    self._pulse.stop()
 
     def _leave(self, membership: Membership) -> None:
-        names = self._own_names()
         try:
+            names = self._own_names()
             self._commit_quietly()
             if names and self._on_revoked is not None and membership.fatal is None:
                 self._on_revoked(names)
@@ -654,6 +657,7 @@ class Consumer(Generic[K, V]):
         now = oscalls.steady_clock()
         self._polled_at = now
         if self._membership is not None:
+            self._go_back()
             self._follow_group(self._membership)
         elif self._subscription.has_changed() or self._misses_partitions:
             self._follow_topics()
@@ -772,6 +776,7 @@ class Consumer(Generic[K, V]):
         with Call(self):
             if self._membership is None:
                 raise GroupError("this consumer has no group, so there is nobody to remember: open it with group=…")
+            self._go_back()
             if what is None:
                 iterating = self._iterating
                 self._ask()
@@ -981,7 +986,8 @@ class Consumer(Generic[K, V]):
             return ConsumerStats(**self._counts | {"resets": self._fetcher.resets})
 
     def _settle(self) -> None:
-        """A member of a group that was never polled looks what it was given."""
+        """A member of a group that was never polled looks what it was given; one that has to go back does."""
+        self._go_back()
         if not self._has_joined:
             self._housekeep()
 
@@ -1156,6 +1162,7 @@ class Consumer(Generic[K, V]):
     def offsets_in_hand(self) -> dict[TopicPartition, OffsetAndMetadata]:
         """The next offset of each partition whose position moved since the last commit: what a transaction commits."""
         with Call(self):
+            self._go_back()
             self._note_progress()
             return {
                 found.name: OffsetAndMetadata(found.position)
@@ -1173,17 +1180,29 @@ class Consumer(Generic[K, V]):
                     found.written = entry.offset
 
     def rewind(self) -> None:
-        """Go back to what is committed, and drop what was fetched: a transaction was aborted."""
+        """Go back to what is committed, and drop what was fetched: a transaction was aborted.
+
+        When it fails it is tried again before anything else is handed out or committed.
+        """
         with Call(self, raises=False) as is_open:
             if not is_open:
                 return
             self._drop_cursor()
             self._touched.clear()
-            committed = self._committed_offsets(self._fetcher.names())
-            for found in self._fetcher:
-                known = committed.get(found.name)
-                found.position = found.finished = found.initial if known is None else known.offset
-                found.written = None if known is None else known.offset
+            self._has_to_rewind = True
+            self._go_back()
+
+    def _go_back(self) -> None:
+        """What ``rewind`` asks for, if it is not done: one that failed is done before anything is handed out or
+        committed."""
+        if not self._has_to_rewind:
+            return
+        committed = self._committed_offsets(self._fetcher.names())
+        for found in self._fetcher:
+            known = committed.get(found.name)
+            found.position = found.finished = found.initial if known is None else known.offset
+            found.written = None if known is None else known.offset
+        self._has_to_rewind = False
 
     def __repr__(self) -> str:
         whose = f" of group {self._group!r}" if self._group else ""
