@@ -569,6 +569,22 @@ def test_upkeep_of_the_other_topics_goes_on(root: Path, caplog: pytest.LogCaptur
         assert store.partition_log("b", 0).start_offset > 0
 
 
+@pytest.mark.parametrize("is_asked_for", [True, False])
+def test_a_topic_that_goes_before_its_upkeep_keeps_nobody_from_the_others(
+    directory: Directory, monkeypatch: pytest.MonkeyPatch, is_asked_for: bool
+) -> None:
+    for topic in ("a", "b"):
+        fill(directory, topic, options={**ROLLS, "retention.bytes": 2000})
+    names = directory.topics()
+    directory.delete_topic("a")
+    monkeypatch.setattr(Directory, "topics", lambda self, internal=False: names)
+    if is_asked_for:
+        assert set(directory.maintain()) == {("b", 0)}
+    else:
+        directory._background_round()
+    assert directory.partition_log("b", 0).start_offset > 0
+
+
 def test_a_topic_that_goes_during_upkeep_is_passed_over(directory: Directory, moment: Moment) -> None:
     fill(directory, "a")
     fill(directory, "b")
