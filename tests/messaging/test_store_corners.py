@@ -50,6 +50,7 @@ from fastlog.store.internal import FieldReader
 from fastlog.store.leases import Key, LogPool
 from fastlog.store.maintenance import LOCK, Maintainer
 from fastlog.testing import Harness, stores
+from fastlog.transactions import Coordinator
 from tests.messaging.transacting import Writer
 
 CHECKPOINT = "recovery-point-offset-checkpoint"
@@ -1125,6 +1126,23 @@ def test_nobody_is_looked_after_when_the_last_member_has_left(
     table._is_due = True
     table._update_patiently()
     assert table.users == 0 and not caplog.records
+
+
+def test_members_leave_and_stores_close_though_threads_could_not_be_started(root: Path) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with Directory.open(root, durability="os") as store:
+        store.create_topic("t", 1)
+        member = Membership(store, "g", topics=["t"])
+        coordinator = Coordinator.of(store)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(threading.Thread, "start", refuse)
+            for begin in (member._table._update_aside, coordinator._begin_sweep):
+                with pytest.raises(RuntimeError, match="can't start new thread"):
+                    begin()
+        member.leave()
+        coordinator.close()
 
 
 def test_looking_at_a_table_that_is_being_replaced_does_not_wait_for_ever(directory: Directory) -> None:
