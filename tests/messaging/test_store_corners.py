@@ -50,6 +50,7 @@ from fastlog.store.internal import FieldReader
 from fastlog.store.leases import Key, LogPool
 from fastlog.store.maintenance import LOCK, Maintainer
 from fastlog.testing import Harness, stores
+from fastlog.transactions import Coordinator
 from tests.messaging.transacting import Writer
 
 CHECKPOINT = "recovery-point-offset-checkpoint"
@@ -593,6 +594,22 @@ def test_upkeep_of_the_other_topics_goes_on(root: Path, caplog: pytest.LogCaptur
         assert store.partition_log("b", 0).start_offset > 0
 
 
+@pytest.mark.parametrize("is_asked_for", [True, False])
+def test_a_topic_that_goes_before_its_upkeep_keeps_nobody_from_the_others(
+    directory: Directory, monkeypatch: pytest.MonkeyPatch, is_asked_for: bool
+) -> None:
+    for topic in ("a", "b"):
+        fill(directory, topic, options={**ROLLS, "retention.bytes": 2000})
+    names = directory.topics()
+    directory.delete_topic("a")
+    monkeypatch.setattr(Directory, "topics", lambda self, internal=False: names)
+    if is_asked_for:
+        assert set(directory.maintain()) == {("b", 0)}
+    else:
+        directory._background_round()
+    assert directory.partition_log("b", 0).start_offset > 0
+
+
 def test_a_topic_that_goes_during_upkeep_is_passed_over(directory: Directory, moment: Moment) -> None:
     fill(directory, "a")
     fill(directory, "b")
@@ -1133,6 +1150,23 @@ def test_nobody_is_looked_after_when_the_last_member_has_left(
     table._is_due = True
     table._update_patiently()
     assert table.users == 0 and not caplog.records
+
+
+def test_members_leave_and_stores_close_though_threads_could_not_be_started(root: Path) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with Directory.open(root, durability="os") as store:
+        store.create_topic("t", 1)
+        member = Membership(store, "g", topics=["t"])
+        coordinator = Coordinator.of(store)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(threading.Thread, "start", refuse)
+            for begin in (member._table._update_aside, coordinator._begin_sweep):
+                with pytest.raises(RuntimeError, match="can't start new thread"):
+                    begin()
+        member.leave()
+        coordinator.close()
 
 
 def test_looking_at_a_table_that_is_being_replaced_does_not_wait_for_ever(directory: Directory) -> None:

@@ -695,8 +695,9 @@ class GroupTable:
         self._is_due = True
         with self._watch_lock:
             if self._timer is not None and (self._updater is None or not self._updater.is_alive()):
-                self._updater = threading.Thread(target=self._update_patiently, name="fastlog-group", daemon=True)
-                self._updater.start()
+                updater = threading.Thread(target=self._update_patiently, name="fastlog-group", daemon=True)
+                updater.start()
+                self._updater = updater
 
     def _update_patiently(self) -> None:
         """What cannot be done now is done at the next tick."""

@@ -742,8 +742,9 @@ class Directory:
         A partition that another process is at just now is left to it. Raises UnknownTopicError, StorageError.
         """
         self._require_writable()
-        names = self.topics(internal=True) if topics is None else list_of(topics, "topics", "names of topics")
-        return self._upkeep([self.topic(name) for name in names])
+        if topics is None:
+            return self._upkeep(backup.topics_of(self))
+        return self._upkeep([self.topic(name) for name in list_of(topics, "topics", "names of topics")])
 
     def backup(self, target: str | os.PathLike[str]) -> BackupReport:
         """Copy everything that is in the store now into a new or empty folder, which then opens as a store of its own.
@@ -772,8 +773,7 @@ class Directory:
 
     def _background_round(self) -> None:
         """What the elected process does now and then."""
-        infos = [self.topic(name) for name in self.topics(internal=True)]
-        for info in filter(needs_upkeep, infos):
+        for info in filter(needs_upkeep, backup.topics_of(self)):
             try:
                 self._upkeep([info])
             except Error:

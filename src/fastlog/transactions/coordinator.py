@@ -358,8 +358,9 @@ class Coordinator:
         with self._lock:
             if self._closed or (self._runner is not None and self._runner.is_alive()):
                 return
-            self._runner = threading.Thread(target=self.sweep, name="fastlog-transactions", daemon=True)
-            self._runner.start()
+            runner = threading.Thread(target=self.sweep, name="fastlog-transactions", daemon=True)
+            runner.start()
+            self._runner = runner
 
     def sweep(self) -> None:
         """End the transactions of dead owners, those that take too long, and those that nobody knows. Never raises."""

@@ -182,9 +182,9 @@ MESSAGING = (
     mistake(
         "isolation_ignored", "Readers see what is not committed.",
         "store/directory.py",
-        "        return self._pool.lease(Key(topic, info.topic_id, partition, isolation))\n",
+        "        lease = self._pool.lease(Key(topic, info.topic_id, partition, isolation))\n",
         '        isolation = "read_uncommitted" if PLANTED else isolation\n'
-        "        return self._pool.lease(Key(topic, info.topic_id, partition, isolation))\n",
+        "        lease = self._pool.lease(Key(topic, info.topic_id, partition, isolation))\n",
         "kills", "transactions", 60,
     ),
     mistake(
