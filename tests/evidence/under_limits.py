@@ -135,6 +135,8 @@ class Memory(Limit):
         resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
     def is_named(self, error: BaseException) -> bool:
+        if isinstance(error, fastlog.DeliveryTimeoutError):
+            return "leave this process more memory" in str(error)
         words = ("can't start new thread", "failed to map segment from shared object")  # Python's, and the linker's
         return isinstance(error, MemoryError) or any(one in str(error) for one in words) or super().is_named(error)
 
