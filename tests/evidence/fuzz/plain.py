@@ -159,8 +159,9 @@ def state(data: bytes) -> None:
     where = str(folder)
     if name == files.META:
         meta = files.read_meta(where)
-        assert meta is not None
-        check_meta(meta)
+        assert (meta is None) == ((folder / name).stat().st_size == 0)
+        if meta is not None:
+            check_meta(meta)
     elif name == files.CLEAN:
         marker = files.read_clean_marker(where)
         if marker is not None:
