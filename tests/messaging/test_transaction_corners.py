@@ -815,7 +815,8 @@ def test_a_loop_that_was_closed_is_not_told_of_deliveries(folder: Path, caplog: 
     assert caplog.text == ""
 
 
-def test_the_thread_that_listens_ends_with_its_loop(folder: Path) -> None:
+@pytest.mark.parametrize("is_told", [False, True], ids=["", "told of something it never carries out"])
+def test_the_thread_that_listens_ends_with_its_loop(folder: Path, is_told: bool) -> None:
     before = set(threading.enumerate())
     loop = asyncio.new_event_loop()
 
@@ -832,6 +833,8 @@ def test_the_thread_that_listens_ends_with_its_loop(folder: Path) -> None:
 
     store = loop.run_until_complete(begin())
     (thread,) = [found for found in set(threading.enumerate()) - before if found.name == "fastlog-aio-ear"]
+    if is_told:
+        store._ear.nudge()
     loop.close()
     with store.synchronous.producer() as producer:
         producer.send("orders", b"x")

@@ -94,7 +94,8 @@ class Ear:
     def _tell(self, bells: int) -> None:
         with self._mutex:
             self._heard |= bells
-            if self._is_told or not bells:
+            # a loop that is closed carries out nothing it was told before
+            if not bells or (self._is_told and not self._loop.is_closed()):
                 return
             self._is_told = True
         try:
