@@ -362,7 +362,7 @@ class PartitionWork:
             failure = item.failure or Failure("InvalidRecordError", "the record cannot be decoded", "", now)
             self._give_up(item, item.attempts, failure)
         elif item in self._killers and item.attempts >= self._retry.attempts:
-            message = f"the process ended in each of the last calls: {item.attempts} were begun, none came back"
+            message = f"the process ended in the last of {item.attempts} calls"
             self._give_up(item, item.attempts, Failure("WorkerDied", message, "", now))
         elif self._blocked and item.key is not None and item.key in self._blocked:
             message = "a record of the same key before it is a dead letter: redrive them together"
