@@ -173,7 +173,20 @@ class Work:
         return bytes(self.chance.choice([10, size]))
 
 
-class Partition(Work):
+class InLog(Work):
+    """Work on one partition by itself, which ``open`` opens."""
+
+    log: fastlog.PartitionLog
+
+    def close(self) -> None:
+        self.log.close()
+        self.open()
+        assert self.log.recovery is None
+        self.check()
+        self.log.close()
+
+
+class Partition(InLog):
     """Appends, reads, flushes, deletions; segments roll."""
 
     def __init__(self, *arguments: Any) -> None:
@@ -207,13 +220,6 @@ class Partition(Work):
         found = {record.offset: record.value for record in self.log.records()}
         assert found == {offset: value for offset, value in self.there.items() if offset >= start}
         assert self.log.verify().ok
-
-    def close(self) -> None:
-        self.log.close()
-        self.open()
-        assert self.log.recovery is None
-        self.check()
-        self.log.close()
 
 
 class InStore(Work):
@@ -406,7 +412,7 @@ class Hindered(fastlog.StorageError):
     """A limit that the runner has met, logged, and will meet again."""
 
 
-class Compaction(Work):
+class Compaction(InLog):
     """Few keys, compacted again and again."""
 
     def __init__(self, *arguments: Any) -> None:
@@ -435,13 +441,6 @@ class Compaction(Work):
         found = {bytes(record.key or b""): bytes(record.value or b"") for record in self.log.records()}
         assert found == self.newest, set(found) ^ set(self.newest)
         assert self.log.verify().ok
-
-    def close(self) -> None:
-        self.log.close()
-        self.open()
-        assert self.log.recovery is None
-        self.check()
-        self.log.close()
 
 
 class Backup(InStore):

@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,18 @@ class Notes:
         outcome = getattr(error, "outcome", None)
         text = f"{error}"[:300]
         self._write({"k": "f", "n": number, "error": type(error).__name__, "text": text, "outcome": outcome, **facts})
+
+    @contextmanager
+    def call(self, op: str, **facts: Any) -> Iterator[dict[str, Any]]:
+        """A call of the product. What it answers goes into what is given; an error is noted, and goes on."""
+        number = self.begin(op, **facts)
+        answer: dict[str, Any] = {}
+        try:
+            yield answer
+        except BaseException as error:
+            self.failed(number, error, **answer)
+            raise
+        self.ok(number, **answer)
 
     def say(self, what: str, **facts: Any) -> None:
         """Something that is no call."""

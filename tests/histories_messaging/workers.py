@@ -14,7 +14,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -56,17 +56,9 @@ class Desk:
         self.notes.ok(number)
         return store
 
-    @contextmanager
-    def call(self, op: str, **facts: Any) -> Iterator[dict[str, Any]]:
-        """A call of the product: the facts of its return go into what is given. Errors are noted, and go on."""
-        number = self.notes.begin(op, **facts)
-        answer: dict[str, Any] = {}
-        try:
-            yield answer
-        except BaseException as error:
-            self.notes.failed(number, error, **answer)
-            raise
-        self.notes.ok(number, **answer)
+    def call(self, op: str, **facts: Any) -> AbstractContextManager[dict[str, Any]]:
+        """A call of the product, noted: ``Notes.call``."""
+        return self.notes.call(op, **facts)
 
     def rest(self) -> None:
         stopping.rest(self.chance.random() * self.rest_seconds)

@@ -11,7 +11,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -33,17 +33,9 @@ class Desk:
         if failpoint is not None:
             oscalls.arm(*failpoint)
 
-    @contextmanager
-    def call(self, op: str, **facts: Any) -> Iterator[dict[str, Any]]:
-        """A call of the product. What it answers goes into what is given; an error is noted, and goes on."""
-        number = self.notes.begin(op, **facts)
-        answer: dict[str, Any] = {}
-        try:
-            yield answer
-        except BaseException as error:
-            self.notes.failed(number, error, **answer)
-            raise
-        self.notes.ok(number, **answer)
+    def call(self, op: str, **facts: Any) -> AbstractContextManager[dict[str, Any]]:
+        """A call of the product, noted: ``Notes.call``."""
+        return self.notes.call(op, **facts)
 
 
 class Life:

@@ -288,6 +288,12 @@ class MetaFile:
         self._file = None
 
 
+def write_meta(folder: str, meta: Meta) -> None:
+    """Write the partition's meta file, durably, for who does not keep it open."""
+    with MetaFile(folder) as meta_file:
+        meta_file.write(meta)
+
+
 @dataclass(slots=True)
 class CleanMarker:
     """What a clean close vouches for: the content of ``.fastlog-clean``."""
@@ -448,17 +454,25 @@ def copy_range(path: str, position: int, size: int, target: str) -> int:
 
     When it fails there is no new file: half of one would be taken for the whole, and takes the room that was missing.
     """
+    return copy_ranges(path, [(position, size)], target)
+
+
+def copy_ranges(path: str, ranges: Iterable[tuple[int, int]], target: str) -> int:
+    """Likewise, of several stretches, each from a position and of a size, one behind the other."""
     source = oscalls.open_file(path)
     try:
         copy = oscalls.open_file(target, writable=True, new=True)
         try:
             done = 0
-            while done < size:
-                piece = oscalls.read_bytes(source, position + done, min(size - done, COPY_BYTES))
-                if not piece:
-                    break
-                oscalls.write_at(copy, piece, done, target)
-                done += len(piece)
+            for position, size in ranges:
+                stop = position + size
+                while position < stop:
+                    piece = oscalls.read_bytes(source, position, min(stop - position, COPY_BYTES))
+                    if not piece:
+                        break
+                    oscalls.write_at(copy, piece, done, target)
+                    done += len(piece)
+                    position += len(piece)
             oscalls.sync_data(copy, target)
         except BaseException:
             oscalls.remove(target)

@@ -229,8 +229,7 @@ def open_segments(folder: str, config: LogConfig, *, read_only: bool) -> OpenedP
         is_short = oscalls.file_size(f"{folder}/{files.META}") != 2 * files.SLOT_BYTES
         if bases and not read_only and (is_copied or is_short):
             # lost or damaged: everybody locks it and reads it, and the marker that has its copy goes before any change
-            with files.MetaFile(folder) as meta_file:
-                meta_file.write(meta)
+            files.write_meta(folder, meta)
     sizes = {base: oscalls.file_size(paths.get(base) or files.segment_path(folder, base)) or 0 for base in bases}
     epochs = files.read_epochs(folder)
     # each session of a broker has an epoch of its own, though it may have changed nothing but the start
@@ -278,8 +277,7 @@ def take_over_copy(folder: str, marker: files.CleanMarker) -> Meta:
     # what was copied of the meta file may be newer than the segments
     meta = marker.meta
     meta.inode = oscalls.inode(folder)
-    with files.MetaFile(folder) as meta_file:
-        meta_file.write(meta)
+    files.write_meta(folder, meta)
     return meta
 
 
@@ -295,8 +293,7 @@ def forget_clean_marker(folder: str) -> None:
         is_there = False
     if not is_there:
         logger.warning("%s/%s is damaged: its copy in %s is used", folder, files.META, files.CLEAN)
-        with files.MetaFile(folder) as meta_file:
-            meta_file.write(marker.meta)
+        files.write_meta(folder, marker.meta)
     oscalls.remove(f"{folder}/{files.CLEAN}")
     oscalls.sync_directory(folder)
 
@@ -338,8 +335,7 @@ def create(folder: str, names: list[str], config: ResolvedConfig, *, read_only: 
     segment = new_segment(folder, 0, 0, meta, config)
     meta.inode = oscalls.inode(folder)
     files.write_epochs(folder, [(meta.epoch, 0)])
-    with files.MetaFile(folder) as meta_file:
-        meta_file.write(meta)
+    files.write_meta(folder, meta)
     segment.begin_appending()
     oscalls.sync_directory(folder)
     return OpenedPartition(folder, meta, config, [segment], 0, False, None)
@@ -645,8 +641,7 @@ def settle(folder: str, names: list[str], meta: Meta, segments: list[Segment], e
     if files.read_epochs(folder) is None:
         files.write_epochs(folder, [(meta.epoch, meta.start_offset)])
     advance_recovery_point(meta, active, end_offset)
-    with files.MetaFile(folder) as meta_file:
-        meta_file.write(meta)
+    files.write_meta(folder, meta)
     if files.META not in names:
         # a start that is raised later is kept in it, and has to be found again
         oscalls.sync_directory(folder)

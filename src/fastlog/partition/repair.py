@@ -15,6 +15,7 @@ beforehand that it is being rewritten: its holes are legal in the new file, and 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import Final
 
 from fastlog._native import oscalls
@@ -153,8 +154,7 @@ def usable_meta(folder: str, bases: list[int], side_files: list[str], damages: l
         if marker is not None:
             meta = marker.meta
             # before the marker goes: it has the only copy
-            with files.MetaFile(folder) as meta_file:
-                meta_file.write(meta)
+            files.write_meta(folder, meta)
     epochs = files.read_epochs(folder)
     if meta is not None and (not epochs or epochs[-1][0] == meta.epoch):
         return meta
@@ -215,7 +215,7 @@ def rewrite(
         side_files.append(target)
     temporary = path + ".repair.tmp"
     try:
-        sizes[base] = write_sound(path, sizes[base], damages, temporary)
+        sizes[base] = files.copy_ranges(path, sound_ranges(sizes[base], damages), temporary)
         if meta.last_producer_offset != -1:
             keep_aborted(folder, base, behind, sizes, damages, temporary)
         meta.rewriting = [base, sizes[base]]
@@ -263,23 +263,10 @@ def is_within(offset: int, damage: Damage) -> bool:
     return damage.first_offset <= offset and (damage.next_offset is None or offset < damage.next_offset)
 
 
-def write_sound(path: str, size: int, damages: list[Damage], target: str) -> int:
-    """Write a durable copy of a segment without its damaged stretches; how many bytes it has."""
-    source = oscalls.open_file(path)
-    try:
-        copy = oscalls.open_file(target, writable=True, new=True)
-        try:
-            done = position = 0
-            for damage in [*damages, Damage(path, size, 0, 0, None, "")]:
-                while position < damage.position:
-                    piece = oscalls.read_bytes(source, position, min(damage.position - position, 1 << 24))
-                    oscalls.write_at(copy, piece, done, target)
-                    done += len(piece)
-                    position += len(piece)
-                position = damage.position + damage.size
-            oscalls.sync_data(copy, target)
-        finally:
-            oscalls.close_file(copy)
-    finally:
-        oscalls.close_file(source)
-    return done
+def sound_ranges(size: int, damages: list[Damage]) -> Iterator[tuple[int, int]]:
+    """What is left of a segment without its damaged stretches: positions and sizes."""
+    position = 0
+    for damage in damages:
+        yield position, damage.position - position
+        position = damage.position + damage.size
+    yield position, size - position

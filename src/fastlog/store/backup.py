@@ -339,8 +339,7 @@ def write_partition(partition: _Captured, topics: str) -> tuple[int, int]:
     meta.recovery_point = partition.end_offset
     meta.last_producer_offset = partition_files.PRODUCERS_UNKNOWN
     meta.inode = oscalls.inode(folder)
-    with partition_files.MetaFile(folder) as meta_file:
-        meta_file.write(meta)
+    partition_files.write_meta(folder, meta)
     oscalls.sync_directory(folder)
     return linked, copied
 
