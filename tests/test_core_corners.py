@@ -10,6 +10,8 @@ import logging
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +36,7 @@ from fastlog.errors import (
     TransactionError,
     UnknownTopicError,
 )
+from fastlog.groups import lag
 from fastlog.store.directory import Directory
 from tests.compacting import Writer, aborted_for, compact_folder, read_segments, write_segments
 from tests.histories.nursery import Nursery
@@ -649,6 +652,50 @@ def test_a_sync_that_fails_for_a_reader_leaves_no_mark(path: str) -> None:
     reader.close()
     log.close()
     assert values_of(path) == [b"v"]
+
+
+ENDLESS = """
+import errno, sys
+import fastlog
+from fastlog._native import oscalls
+from fastlog.groups.lag import lag_at
+
+log = fastlog.PartitionLog.open(sys.argv[1], durability="os")
+log.append([b"durable"])
+log.flush()
+log.append([b"lost"])
+batches = iter(log.batches(max_bytes=1))
+assert len(next(batches)) == 1
+oscalls.inject("fdatasync", errno=errno.EIO)
+try:
+    log.flush()
+except fastlog.StorageError:
+    oscalls.clear()
+assert log.readable_offset == 1
+print(len(list(batches)))
+"""
+
+
+def test_an_iteration_ends_where_a_failed_sync_has_put_the_end(path: str) -> None:
+    """It began when more could be read. In a process of its own: without an end it lets nobody interrupt it."""
+    command = [sys.executable, "-c", ENDLESS, path]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (said.returncode, said.stdout) == (0, "0\n"), said.stderr
+
+
+def test_the_lag_behind_a_failed_sync_is_counted_to_its_end(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = open_log(path, durability="os")
+    log.append([b"durable"])
+    log.flush()
+    log.append([b"lost"])
+    oscalls.inject("fdatasync", errno=errno.EIO)
+    with pytest.raises(StorageError):
+        log.flush()
+    oscalls.clear()
+    # as if it had failed just after that
+    monkeypatch.setattr(lag, "readable_end", lambda _: 2)
+    assert lag.lag_at(log, 1) == (0, 0.0)
+    log.close()
 
 
 def test_a_roll_without_a_thread_to_sync_in(

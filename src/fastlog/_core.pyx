@@ -1141,6 +1141,8 @@ cdef class RecordBatches:
             raise out_of_range(self.log, offset)
         while offset < stop:
             batch = read_range(self.log, offset, stop, self.max_bytes)
+            if batch.next_offset == offset:
+                return  # a sync has failed since, and the log ends here, with what is durable
             offset = batch.next_offset
             if batch.columns.count:
                 yield batch
