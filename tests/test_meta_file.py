@@ -318,6 +318,27 @@ def test_a_log_that_lost_its_meta_file_begins_where_the_store_has_told_brokers(t
 # --- copies ----------------------------------------------------------------------------------------------------------
 
 
+def test_a_start_beyond_the_end_is_the_end(path: Path) -> None:
+    """Nobody writes such a file; who believed it would show a log that ends before it begins."""
+    meta = files.read_meta(str(path))
+    assert meta is not None
+    meta.start_offset = RECORDS + 989
+    files.write_meta(str(path), meta)
+    with open_log(path) as log:
+        assert (log.start_offset, log.end_offset) == (RECORDS, RECORDS)
+        assert log.append([b"10"]) == RECORDS
+
+
+def test_a_marker_whose_log_begins_behind_its_end_is_none(path: Path) -> None:
+    marker = files.read_clean_marker(str(path))
+    assert marker is not None
+    marker.meta.start_offset = RECORDS + 1
+    files.write_clean_marker(str(path), marker)
+    assert files.read_clean_marker(str(path)) is None
+    with open_log(path) as log:
+        assert (log.start_offset, values(log)) == (START, numbers(START))
+
+
 @pytest.fixture
 def copy(path: Path, folder: Path) -> Path:
     """A plain copy of the closed log: other inodes, other times."""

@@ -315,7 +315,8 @@ def read_clean_marker(folder: str) -> CleanMarker | None:
         return None
     if not all(SEGMENT_NAME.fullmatch(name) and is_offset(size) for name, size in sizes.items()):
         return None
-    return CleanMarker(Meta.from_payload(path, meta), end_offset, sizes)
+    known = Meta.from_payload(path, meta)
+    return CleanMarker(known, end_offset, sizes) if known.start_offset <= end_offset else None
 
 
 def write_clean_marker(folder: str, marker: CleanMarker) -> None:

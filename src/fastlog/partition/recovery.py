@@ -236,7 +236,8 @@ def open_segments(folder: str, config: LogConfig, *, read_only: bool) -> OpenedP
     leader = epochs[-1][0] if meta is not None and bases and epochs and epochs[-1][0] != meta.epoch else None
     if meta is not None and marker is not None and files.POISONED not in names and leader is None:
         by_name = {f"{base:020d}.log": size for base, size in sizes.items()}
-        if by_name == marker.files and marker.meta.recovery_point == marker.end_offset:
+        is_all = marker.meta.recovery_point == marker.end_offset >= meta.start_offset
+        if by_name == marker.files and is_all:
             if not read_only and meta.inode != oscalls.inode(folder):
                 meta = take_over_copy(folder, marker)
             checksums = files.read_index_checksums(folder)
