@@ -270,7 +270,8 @@ class Consumer(Generic[K, V]):
         exception: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if exception_type is None and not self._closed and self._iterating:
+        is_ours = oscalls.forks() == self._forks
+        if exception_type is None and is_ours and not self._closed and self._iterating:
             with self._gate, self._state:
                 self._ask()
         self.close()
@@ -321,6 +322,7 @@ class Consumer(Generic[K, V]):
 
     def _begin_call(self, raises: bool) -> bool:
         """One thread at a time. Whether the consumer is open: ``close`` ends an iteration without an error."""
+        self._require_ours()
         if not self._gate.acquire(blocking=False):
             raise LockedError(
                 "another thread is using this consumer: a consumer is used by one thread at a time, only close() may "
@@ -350,9 +352,13 @@ class Consumer(Generic[K, V]):
             self._state.release()
             self._gate.release()
 
-    def _require_open(self) -> None:
+    def _require_ours(self) -> None:
+        """Before any lock: in a forked child a thread that is not there may have it for ever."""
         if oscalls.forks() != self._forks:
             raise ForkedHandleError("this consumer was opened before the fork: open the store anew in the child")
+
+    def _require_open(self) -> None:
+        self._require_ours()
         if self._closed:
             raise ClosedError("the consumer is closed: open a new one with store.consumer(…)")
 

@@ -757,6 +757,15 @@ def folder_of(directory: Directory, group: str) -> str:
 _sharing = threading.Lock()
 
 
+def _share_anew() -> None:
+    """In a forked child: a thread that is not there may have the lock for ever."""
+    global _sharing
+    _sharing = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_share_anew)
+
+
 def peek(directory: Directory, group: str) -> View | None:
     """A group's table as it is now, for looking only; None when it has none. The caller closes the page."""
     path = os.path.join(folder_of(directory, group), "table")

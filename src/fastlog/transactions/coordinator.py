@@ -14,6 +14,7 @@ nothing is open: they carry the epoch that keeps a stopped producer's batches ou
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -46,6 +47,15 @@ STUCK_MS = 1000  # a last stable offset that stands still for so long is looked 
 _FIRST_ID, _LIMIT_ID = 1 << 40, 1 << 62
 
 _making = threading.Lock()
+
+
+def _make_anew() -> None:
+    """In a forked child: a thread that is not there may have the lock for ever."""
+    global _making
+    _making = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_make_anew)
 
 
 def fresh_producer_id() -> int:
