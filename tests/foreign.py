@@ -39,6 +39,8 @@ def read_all(log: Any, start: int | None = None, max_bytes: int = 1 << 20) -> li
     offset = log.start_offset if start is None else start
     while offset < log.readable_offset:
         batch = log.read(offset, max_bytes)
+        if batch.next_offset == offset >= log.readable_offset:
+            break  # a sync has failed since: readers are back at what is durable
         assert batch.next_offset > offset, "a read made no progress"
         found += [as_reference(record) for record in batch]
         offset = batch.next_offset

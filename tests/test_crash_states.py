@@ -234,7 +234,8 @@ def test_a_planted_bug_is_seen(
     for attempt in range(MOST_RECORDS):
         run = record(library, make_folder(folder / str(attempt)), name, seed + attempt)
         planted = plant(run.recorded)
-        assert planted.entries != run.recorded.entries
+        if planted.entries == run.recorded.entries:
+            continue
         bugged = Run(name, seed + attempt, run.place, planted, history_of(name, planted, seed + attempt))
         try:
             with quiet():

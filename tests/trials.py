@@ -322,7 +322,7 @@ def fault_was_hit(call: str, nth: int, before: dict[str, int]) -> bool:
 
 def main() -> None:
     logging.getLogger("fastlog").setLevel(logging.CRITICAL)
-    trial = Trial(Path(sys.argv[1]), sys.argv[2])
+    trial = Trial(Path(sys.argv[1]), sys.argv[2], refuses=(fastlog.Error,))
     trial.live()
     print(trial.known())
 

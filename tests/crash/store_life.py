@@ -445,7 +445,8 @@ class Life:
                 self.tell("sending", n=number, ids=ids, **facts)
             self.tell("deciding", n=number, commit=True)
             report = letters.redrive() if again else letters.discard()
-            assert report.letters == len(ids), f"{report}, expected {ids}"
+            # where calls fail, an older transaction may hide letters from the list that are there when it is over
+            assert self.forgives or report.letters == len(ids), f"{report}, expected {ids}"
             answer["outcome"] = "committed"
 
     # --- copies -------------------------------------------------------------------------------------------------------

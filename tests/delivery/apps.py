@@ -92,7 +92,16 @@ def is_read(store: fastlog.Store, group: str = "mail") -> bool:
     topics = ["orders", f"orders.{group}.retry"]
     if topics[1] not in store.topics():
         return False
-    return not any(lag.records for lag in store.group_lag(group, topics).values())
+    if any(lag.records for lag in store.group_lag(group, topics).values()):
+        return False
+    # a move becomes visible partition by partition, that of the offsets first
+    dead_letters = {f"orders.{group}.dlq"} & set(store.topics())
+    places = [(topic, n) for topic in [*topics, *dead_letters] for n in range(store.topic(topic).partitions)]
+    for place in places:
+        with store._directory.lease(*place) as lease:
+            if lease.log.last_stable_offset != lease.log.end_offset:
+                return False
+    return True
 
 
 def committed(store: fastlog.Store, group: str) -> dict[fastlog.TopicPartition, fastlog.OffsetAndMetadata]:

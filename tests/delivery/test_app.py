@@ -653,8 +653,8 @@ def test_records_are_handled_when_they_come_and_retried_when_they_are_due(store:
         time.sleep(0.005)
     app.stop()
     app.wait()
-    assert calls[0][0] - sent < 1
-    assert 0.299 <= calls[1][0] - calls[0][0] < 1.3  # clocks count milliseconds
+    assert calls[0][0] - sent < 5
+    assert 0.299 <= calls[1][0] - calls[0][0] < 5.3  # clocks count milliseconds
 
 
 # --- the end ---------------------------------------------------------------------------------------------------------

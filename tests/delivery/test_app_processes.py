@@ -88,7 +88,7 @@ def test_a_record_whose_call_does_not_end_is_a_dead_letter_in_the_end(store: fas
 def test_what_waits_for_its_next_attempt_survives_kill(store: fastlog.Store, fleet: Fleet) -> None:
     store.create_topic("orders")
     send(store, "orders", [b"once-1", b"good-2", b"good-3"], [b"a", b"a", b"a"])
-    options: dict[str, Any] = {"retry": {"attempts": 5, "backoff": "700ms"}}
+    options: dict[str, Any] = {"retry": {"attempts": 5, "backoff": "2s"}}
     first = fleet.start(**options)
     until(
         lambda: len(values_of(store, "orders.mail.retry")) == 3 if "orders.mail.retry" in store.topics() else False,

@@ -51,7 +51,7 @@ def handle(value: str, diary: Diary, options: dict[str, Any], attempts: dict[str
     elif kind == "stop" and not Path(options["stopped"]).exists():
         Path(options["stopped"]).touch()
         os.kill(os.getpid(), signal.SIGSTOP)
-        time.sleep(0.01)
+        time.sleep(0.5)  # until its app has seen that it was put out
     if kind == "hang":
         time.sleep(600)
     is_sick = kind == "sick" and not Path(options["cure"]).exists()

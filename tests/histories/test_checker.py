@@ -453,7 +453,7 @@ def test_the_harness_passes_a_log_without_mistakes(nursery: Nursery, folder: Pat
 def test_the_harness_finds_each_planted_mistake(nursery: Nursery, folder: Path, seed: int, mistake: str) -> None:
     """Chance has several tries: what goes wrong depends on who runs when."""
     found: set[str] = set()
-    for attempt in range(8):
+    for attempt in range(40):
         (where := folder / str(attempt)).mkdir()
         found |= run_toy(nursery, where, seed + attempt, mistake)
         if TOY_KINDS[mistake] in found:

@@ -90,7 +90,12 @@ class Writer:
 
     def close(self) -> None:
         self.notebook.closing(self.name)
-        self.log.close()
+        while True:
+            try:
+                self.log.close()
+                return
+            except fastlog.LockedError:
+                pass  # somebody syncs for longer than an impatient handle waits
 
     def reopen(self) -> None:
         """With nobody else in the handle."""

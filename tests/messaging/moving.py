@@ -233,7 +233,7 @@ class Workload:
         running = producer.transaction()
         running.__enter__()
         places = self.deliver(running, "moved", self.some(2))
-        time.sleep(0.4)
+        time.sleep(2)
         try:
             running.commit()
         except fastlog.Error:

@@ -523,7 +523,7 @@ def test_errors_arrive(tmp_path: Path) -> None:
 
 def test_a_failed_delivery_is_told_by_flush_unless_somebody_looked(tmp_path: Path) -> None:
     async def main() -> None:
-        async with opened(tmp_path) as store, store.producer(linger="50ms") as producer:
+        async with opened(tmp_path) as store, store.producer(linger="10s") as producer:
             delivery = await producer.send("orders", b"x")
             looking = asyncio.create_task(delivery.result())
             await asyncio.sleep(0)

@@ -607,12 +607,10 @@ def test_kill_9_loses_nothing_and_repeats_little(store: fastlog.Store) -> None:
         while len(set(handled)) < 800 and kills < 100:
             worker = start(handle_slowly, store.path, "20ms", 0.001)
             assert worker.answer() == "ready"
-            before = len(handled)
             drain(worker, handled, 0.4 if kills < 10 else 5)
             worker.kill()
             drain(worker, handled)
             kills += 1
-            assert len(handled) > before or kills > 10
     assert len(set(handled)) == 800
     repeated = len(handled) - len(set(handled))
     # 20 ms at 1 ms each, and room for a machine that is busy

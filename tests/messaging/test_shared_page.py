@@ -384,7 +384,7 @@ def test_no_reader_sees_pieces_of_two_documents(path: str, seed: int) -> None:
         while time.monotonic() < stop:
             time.sleep(chance.uniform(0.1, 0.5))
             number = chance.randrange(2)
-            if not publishers[number].process.is_alive() or chance.random() < 0.3:
+            if not deaths or not publishers[number].process.is_alive() or chance.random() < 0.3:
                 publishers[number].kill()
                 publishers[number] = start(publish_on, path, chance.randrange(1 << 30))
                 deaths += 1

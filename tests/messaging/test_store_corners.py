@@ -999,7 +999,7 @@ def test_a_consumer_that_was_put_out_in_a_transaction_cannot_move_its_offsets(st
     store.create_topic("b")
     with (
         store.producer(transactional_id="pay") as producer,
-        store.consumer("a", group="g", start="earliest", max_poll_interval="100ms") as slow,
+        store.consumer("a", group="g", start="earliest", max_poll_interval="1s") as slow,
     ):
         transaction = producer.transaction(slow)
         with pytest.raises(CommitFailedError, match="is no owner any more .* the records come again"), transaction:

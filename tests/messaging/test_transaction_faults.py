@@ -227,7 +227,7 @@ def test_a_stopped_owner_is_fenced_after_the_time_out(
 
 def test_a_stopped_owner_completes_what_a_dead_heir_left(folder: Path, start: Callable[..., Process]) -> None:
     """Nobody else is there when it goes on, and it goes on before its own process has looked around."""
-    process = start(timeout_ms=300)
+    process = start(timeout_ms=2000)
     process.ask("open")
     process.ask("begin")
     for topic, partition in PLACES:

@@ -214,7 +214,7 @@ PARTITION = (
         "partition/recovery.py",
         "        if not result.is_all_zero:\n            kept_in",
         "        if not result.is_all_zero and not PLANTED:\n            kept_in",
-        "damage", "codecs", 30,
+        "damage", "codecs", 90,
     ),
     mistake(
         "snapshot_stale", "What a snapshot says of producers whose records were cut is believed later.",
