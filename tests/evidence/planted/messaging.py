@@ -40,7 +40,7 @@ MESSAGING = (
         "        owned = self._owned\n        page, _, table = self._table.view()\n",
         "        owned = self._owned\n        if PLANTED:\n            return []\n"
         "        page, _, table = self._table.view()\n",
-        "kills", "groups", 200,
+        "kills", "groups", 180,
     ),
     mistake(
         "taken_without_waiting", "A member takes what it is to have while the owner before still has it.",
@@ -121,7 +121,7 @@ MESSAGING = (
         "            late = self._late if PLANTED else None\n"
         "            for one in late.partitions if late is not None and late.commits else ():\n"
         "                write_marker(self._log_at(one), self.producer_id, self.producer_epoch, commit=True)\n",
-        "kills", "transactions", 240,
+        "kills", "transactions", 180,
         Edit(
             "transactions/transactional_id.py",
             "            self._decided, self._in_doubt, self._is_given_up = None, False, False\n",
