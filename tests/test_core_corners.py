@@ -658,7 +658,6 @@ ENDLESS = """
 import errno, sys
 import fastlog
 from fastlog._native import oscalls
-from fastlog.groups.lag import lag_at
 
 log = fastlog.PartitionLog.open(sys.argv[1], durability="os")
 log.append([b"durable"])

@@ -315,9 +315,6 @@ def test_a_log_that_lost_its_meta_file_begins_where_the_store_has_told_brokers(t
                 assert store.partition_log("a", number).start_offset == START + number
 
 
-# --- copies ----------------------------------------------------------------------------------------------------------
-
-
 def test_a_start_beyond_the_end_is_the_end(path: Path) -> None:
     """Nobody writes such a file; who believed it would show a log that ends before it begins."""
     meta = files.read_meta(str(path))
@@ -337,6 +334,9 @@ def test_a_marker_whose_log_begins_behind_its_end_is_none(path: Path) -> None:
     assert files.read_clean_marker(str(path)) is None
     with open_log(path) as log:
         assert (log.start_offset, values(log)) == (START, numbers(START))
+
+
+# --- copies ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -98,7 +98,7 @@ def is_read(store: fastlog.Store, group: str = "mail") -> bool:
     dead_letters = {f"orders.{group}.dlq"} & set(store.topics())
     places = [(topic, n) for topic in [*topics, *dead_letters] for n in range(store.topic(topic).partitions)]
     for place in places:
-        with store._directory.lease(*place) as lease:
+        with store.directory.lease(*place) as lease:
             if lease.log.last_stable_offset != lease.log.end_offset:
                 return False
     return True

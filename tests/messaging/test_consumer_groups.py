@@ -22,7 +22,6 @@ import pytest
 import fastlog
 from fastlog import OffsetAndMetadata, TopicPartition
 from fastlog._native import oscalls
-from fastlog.groups import table as table_module
 from fastlog.groups.offsets import OffsetStore
 from fastlog.groups.table import GroupTable
 from tests.messaging.processes import Worker, crew
@@ -942,7 +941,7 @@ def test_a_consumer_that_nobody_refers_to_may_go_wherever_a_thread_is(store: fas
     held, dropped = held_by(store)[0], [member(store), member(store, group=None)]
     wait_until(lambda: before.poll(1, timeout=0) is not None and dropped[0].poll(1, timeout=0))
     pool, table = store.directory._pool, store.directory.companions[GroupTable]["g"]
-    with table_module._sharing, table._mutex, table._watch_lock, pool._mutex:
+    with store.directory.making, table._mutex, table._watch_lock, pool._mutex:
         dropped.clear()
         gc.collect()
         assert len(table.dropped) == 1

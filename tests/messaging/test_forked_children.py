@@ -13,9 +13,7 @@ from typing import Any
 import pytest
 
 import fastlog
-from fastlog.groups import table
 from fastlog.store.directory import Directory
-from fastlog.transactions import coordinator
 from fastlog.transactions.transactional_id import TransactionalId
 
 ENDED, REFUSED = 0, 7
@@ -117,5 +115,8 @@ def test_a_store_that_the_child_opens_for_itself(path: Path) -> None:
             assert [record.value for record in consumer.poll()] == [b"x"]
             running.commit_offsets()
 
-    with held(table._sharing, coordinator._making):
+    with fastlog.open(path, durability="os") as store, held(store.directory.making):
         assert in_child(work) == ENDED
+        assert in_child(lambda: store.consumer("orders", group="g")) == REFUSED
+        assert in_child(lambda: store.producer(transactional_id="pay-1")) == REFUSED
+        assert in_child(store.close) == ENDED

@@ -30,15 +30,11 @@ def lag_at(log: PartitionLog, position: int) -> Lag:
     """
     end = readable_end(log)
     position = max(position, log.start_offset)
-    while position < end:
-        batch = log.read(position, 1)
-        if len(batch):
+    if position < end:
+        for batch in log.batches(position, max_bytes=1):
             stamp = int(batch.timestamps[0])
             seconds = 0.0 if stamp < 0 else max(oscalls.wall_clock() - stamp, 0) / 1000
             return Lag(end - int(batch.offsets[0]), seconds)
-        if batch.next_offset == position:
-            break  # a sync has failed since, and the log ends here, with what is durable
-        position = batch.next_offset
     return Lag(0, 0.0)
 
 

@@ -359,7 +359,7 @@ class GroupTable:
     @classmethod
     def share(cls, directory: Directory, group: str) -> GroupTable:
         """The one of this process; it stays until as many ``release`` were called."""
-        with _sharing:
+        with directory.making:
             of_directory: dict[str, GroupTable] | None = directory.companions.get(cls)
             if of_directory is None:
                 of_directory = directory.companions[cls] = {}
@@ -372,7 +372,7 @@ class GroupTable:
 
     def release(self) -> None:
         """One user less. The last one lets go of files and watches."""
-        with _sharing:
+        with self.directory.making:
             self.users -= 1
             if self.users:
                 return
@@ -752,18 +752,6 @@ def number_in(there: dict[int, Member], slot: int) -> int | None:
 def folder_of(directory: Directory, group: str) -> str:
     """Where a group's lock and table are; any name does, as it is hashed."""
     return os.path.join(directory.control, "groups", hashlib.sha256(group.encode()).hexdigest()[:32])
-
-
-_sharing = threading.Lock()
-
-
-def _share_anew() -> None:
-    """In a forked child: a thread that is not there may have the lock for ever."""
-    global _sharing
-    _sharing = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_share_anew)
 
 
 def peek(directory: Directory, group: str) -> View | None:

@@ -68,6 +68,7 @@ class Directory:
         cluster_id: 22 characters, made when the store was made.
         control: the folder of shared pages, wiped when nobody has the store open.
         companions: what rooms above keep for this one store, by their own keys; it goes with the store.
+        making: held while one of them is made, looked for or given back.
     """
 
     def __init__(self) -> None:
@@ -126,6 +127,7 @@ class Directory:
         directory._following = threading.RLock()
         directory._closers = []
         directory.companions = {}
+        directory.making = threading.Lock()
         directory._held = {}
         directory._bells = directory._page = None
         directory._slots = directory._watcher = directory._maintainer = None
@@ -169,6 +171,7 @@ class Directory:
     _following: threading.RLock
     _closers: list[Callable[[], object]]
     companions: dict[object, Any]
+    making: threading.Lock
     _held: dict[Key, Lease]
     _bells: Bells | None
     _slots: Slots | None

@@ -14,7 +14,6 @@ nothing is open: they carry the epoch that keeps a stopped producer's batches ou
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -45,17 +44,6 @@ FOLLOW_SECONDS = 0.5
 TICKS_PER_LOOK = 5  # at partitions that are open here
 STUCK_MS = 1000  # a last stable offset that stands still for so long is looked into
 _FIRST_ID, _LIMIT_ID = 1 << 40, 1 << 62
-
-_making = threading.Lock()
-
-
-def _make_anew() -> None:
-    """In a forked child: a thread that is not there may have the lock for ever."""
-    global _making
-    _making = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_make_anew)
 
 
 def fresh_producer_id() -> int:
@@ -89,7 +77,7 @@ class Coordinator:
     @staticmethod
     def of(directory: Directory) -> Coordinator:
         """The coordinator of this directory, made when it is first asked for; closed with the directory."""
-        with _making:
+        with directory.making:
             found = directory.companions.get(Coordinator)
             if not isinstance(found, Coordinator):
                 found = directory.companions[Coordinator] = Coordinator(directory)

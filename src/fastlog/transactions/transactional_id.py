@@ -109,8 +109,7 @@ class TransactionalId:
         Raises TransactionError when one is open, ProducerFencedError when another instance was opened, StorageError
         when the abort fails again.
         """
-        self._require_ours()
-        with self._lock:
+        with self._own_lock():
             self._require_usable()
             if self.in_transaction and self._is_given_up:
                 self.abort()
@@ -145,8 +144,7 @@ class TransactionalId:
         could take it together with the end of the transaction before it, whose decision would then be carried out on
         the records of this one. Those that are lost later leave records that nobody knows, which are aborted.
         """
-        self._require_ours()
-        with self._lock:
+        with self._own_lock():
             self._require_usable()
             if not self.in_transaction or self._decided is not None:
                 raise TransactionError(
@@ -196,8 +194,7 @@ class TransactionalId:
         FencedError when one does not hold, RecordTooLargeError when the batch is larger than one of the topic may be;
         then nothing was written.
         """
-        self._require_ours()
-        with self._lock:
+        with self._own_lock():
             self.enter_partitions([partition])
             sequence = self._sequences.get(partition, 0)
             batch = encode_batch(
@@ -219,8 +216,7 @@ class TransactionalId:
             TransactionError: no transaction is open; or it is aborted.
             StorageError: with ``outcome`` ``"unknown"``, or None while nothing was decided: ``abort`` is possible then.
         """
-        self._require_ours()
-        with self._lock:
+        with self._own_lock():
             self._require_open_transaction()
             if not self._is_written:
                 self._end()
@@ -240,8 +236,7 @@ class TransactionalId:
         Raises TransactionError when the transaction is decided already: to be committed. StorageError: then the call
         may be repeated, and ``begin`` does it.
         """
-        self._require_ours()
-        with self._lock:
+        with self._own_lock():
             self._require_open_transaction()
             if not self._is_written:
                 self._end()
@@ -514,16 +509,16 @@ class TransactionalId:
             None if state is None else state.producer_epoch,
         )
 
-    def _require_ours(self) -> None:
-        """Before any lock: in a forked child a thread that is not there may have it for ever."""
+    def _own_lock(self) -> threading.RLock:
+        """The lock, for the process that opened it: in a child, a thread that is not there may have it for ever."""
         if self._forks != oscalls.forks():
             raise ForkedHandleError(
                 f"the producer with transactional id {self.transactional_id} was opened before a fork and belongs to "
                 f"the parent process: open another one in the child"
             )
+        return self._lock
 
     def _require_usable(self) -> None:
-        self._require_ours()
         if self._closed:
             raise ClosedError(f"the producer with transactional id {self.transactional_id} is closed")
         if self._fenced is not None:
