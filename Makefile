@@ -82,7 +82,7 @@ wheel: $(DONE)/extra-wheel  ## sdist, wheel from it, the suite against the wheel
 nightly: $(DONE)/built $(DONE)/extra-test $(DONE)/flights sanitize threads coverage  ## the long runs: slow tests, more examples, sanitizers, lines reached, every planted mistake, a part of the long tier of evidence
 	$(SAY) "running the long tests"
 	@FASTLOG_KILLS=$${FASTLOG_KILLS:-300} FASTLOG_CUTS=$${FASTLOG_CUTS:-60} FASTLOG_DISKS=$${FASTLOG_DISKS:-30000} \
-		FASTLOG_DEMO_SEEDS=$${FASTLOG_DEMO_SEEDS:-20} \
+		FASTLOG_FLIPS=$${FASTLOG_FLIPS:-1} FASTLOG_DEMO_SEEDS=$${FASTLOG_DEMO_SEEDS:-20} \
 		FASTLOG_HISTORIES=$${FASTLOG_HISTORIES:-20} HYPOTHESIS_PROFILE=$${HYPOTHESIS_PROFILE:-nightly} \
 		$(RUN) -m pytest -n $(WORKERS) --dist loadgroup --timeout 3600 $(PYTEST_ARGS) $(TESTS)
 	$(SAY) "planting every mistake"

@@ -1027,12 +1027,12 @@ def test_who_has_lost_a_partition_commits_nothing(store: fastlog.Store, clock: H
         made = App(store, clock=own)
 
         @made.subscriber(
-            "orders", group="mail", order_by="partition", retry=plain_retry(3, 0), max_poll_interval="200ms"
+            "orders", group="mail", order_by="partition", retry=plain_retry(3, 0), max_poll_interval="1s"
         )
         def mail(record: fastlog.Record) -> None:
             calls.append((name, record.value))
             if name == "slow":
-                time.sleep(0.3)
+                time.sleep(1.3)
                 taking = time.monotonic()
                 while others[0].stats()["mail"].succeeded < 3 and time.monotonic() < taking + 10:
                     others[0].advance(SECOND)

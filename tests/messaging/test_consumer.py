@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
@@ -15,6 +16,7 @@ import pytest
 
 import fastlog
 from fastlog import TopicPartition
+from fastlog._native import oscalls
 from tests.messaging.processes import crew
 
 
@@ -159,6 +161,23 @@ def test_records_until_the_end(store: fastlog.Store) -> None:
         assert list(consumer.records(until="end")) == []
 
 
+def test_records_until_an_end_that_a_failed_sync_puts_back(store: fastlog.Store) -> None:
+    fill(store, "orders", [1])
+    log = store.topic("orders").partition(0)
+    log.flush()
+    fill(store, "orders", [1])
+    with store.consumer("orders", start="earliest", fetch_bytes=1) as consumer:
+        records = consumer.records(until="end", idle_timeout="20s")
+        assert next(records).offset == 0
+        oscalls.inject("fdatasync", errno=errno.EIO)
+        with pytest.raises(fastlog.StorageError):
+            log.flush()
+        oscalls.clear()
+        began = oscalls.steady_clock()
+        assert list(records) == []
+        assert oscalls.steady_clock() - began < 10_000
+
+
 def test_records_until_offsets(store: fastlog.Store) -> None:
     fill(store, "orders", [10, 10, 10])
     with store.consumer("orders", start="earliest") as consumer:
@@ -175,7 +194,7 @@ def test_records_until_a_time(store: fastlog.Store) -> None:
     moment = datetime.fromtimestamp((now - 1500) / 1000, UTC)
     with store.consumer("orders", start="earliest") as consumer:
         assert values(list(consumer.records(until=moment))) == [b"a", b"b"]
-        later = datetime.now(UTC) + timedelta(milliseconds=300)
+        later = datetime.now(UTC) + timedelta(milliseconds=2000)
         timer = after(0.1, lambda: log.append([b"d"]))
         assert values(list(consumer.records(until=later))) == [b"c", b"d"]
         assert datetime.now(UTC) >= later

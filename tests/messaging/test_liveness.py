@@ -620,18 +620,18 @@ def test_a_reason_that_fails_is_none(watching: Watcher) -> None:
 
 
 def test_closing_waits_for_what_runs(slots: Slots) -> None:
-    watching, begun, ended = Watcher(slots), threading.Event(), list[str]()
+    watching, ended = Watcher(slots), list[str]()
+    begun = {"aside": threading.Event(), "inside": threading.Event()}
 
     def work(name: str) -> None:
-        begun.set()
+        begun[name].set()
         time.sleep(0.2)
         ended.append(name)
 
     watching.every(0.001, lambda: work("aside"), aside=True)
-    assert begun.wait(30)
-    begun.clear()
+    assert begun["aside"].wait(30)
     watching.every(0.001, lambda: work("inside"))
-    assert begun.wait(30)
+    assert begun["inside"].wait(30)
     watching.close()
     seen = list(ended)
     assert "inside" in seen and "aside" in seen

@@ -229,7 +229,11 @@ def test_a_file_that_went_with_its_topic_is_no_fault_of_the_storage(
 ) -> None:
     """The topic is deleted by somebody else just when a file of it is about to be looked at."""
     level = "group" if step == "sync" else "os"
-    with Directory.open(tmp_path, durability="os") as store, Directory.open(tmp_path, durability=level) as other:
+    with (
+        # the lock that it waits for belongs to who is being interrupted
+        Directory.open(tmp_path, durability="os", lock_timeout="300ms") as store,
+        Directory.open(tmp_path, durability=level) as other,
+    ):
         store.create_topic("orders")
         log = other.lease("orders", 0).log
         batch = encode_batch([b"x"], producer_id=7, producer_epoch=0, base_sequence=0)

@@ -493,7 +493,7 @@ def test_who_is_fenced_leaves_what_cannot_be_completed_to_the_time_out(
 def test_a_late_transaction_that_cannot_be_ended_is_tried_again(
     store: Directory, caplog: pytest.LogCaptureFixture
 ) -> None:
-    writer = Writer(store, "pay-1", timeout_ms=100)
+    writer = Writer(store, "pay-1", timeout_ms=500)
     writer.begin()
     writer.send("a", [b"late"])
     oscalls.inject("pwrite", ENOSPC, sticky=True)

@@ -63,6 +63,9 @@ class Bounds:
     def is_reached(self, found: Assigned) -> bool:
         """Whether nothing of this partition is left to hand out."""
         stop = self._stop_of(found)
+        if stop is not None and self._until == "end":
+            # a sync that fails puts the end back: what was above it will not be handed out
+            stop = min(stop, max(found.log.readable_offset, found.log.start_offset))
         return stop is not None and found.position >= stop
 
     def is_patience_over(self) -> bool:

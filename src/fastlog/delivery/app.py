@@ -9,6 +9,8 @@ import re
 import signal
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Any, Final, Literal, TypeVar
 
@@ -71,7 +73,8 @@ class App:
         self._last: dict[str, SubscriberStats] = {}
         self._is_stopping = False
         self._signalled_at: int | None = None
-        self._ended = threading.Event()
+        # not an Event, whose lock the main thread may hold when a signal comes
+        self._endings: SimpleQueue[None] = SimpleQueue()
 
     # --- declaring ---------------------------------------------------------------------------------------------------
 
@@ -257,7 +260,7 @@ class App:
             logger.error("subscriber %r ended: %s: %s", runner.subscriber.name, type(error).__name__, error)
             self.stop()
         finally:
-            self._ended.set()
+            self._endings.put(None)
 
     def wait(self) -> None:
         """Wait until it was stopped and has ended. Raises what a subscriber could not go on with."""
@@ -278,8 +281,8 @@ class App:
     def _wait_for_threads(self) -> None:
         deadline: int | None = None
         while any(thread.is_alive() for thread in self._threads):
-            self._ended.wait(GLANCE_S)
-            self._ended.clear()
+            with suppress(Empty):
+                self._endings.get(timeout=GLANCE_S)
             for thread in self._threads:
                 thread.join(0.01 if self._is_stopping else 0)
             if not self._is_stopping:
@@ -298,7 +301,7 @@ class App:
         self._is_stopping = True
         for runner in self._runners:
             runner.stop()
-        self._ended.set()
+        self._endings.put(None)
 
     def stats(self) -> dict[str, SubscriberStats]:
         """Counts and states by the subscribers' names; after the end those of the end. Any thread."""
