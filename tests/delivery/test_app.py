@@ -1026,9 +1026,7 @@ def test_who_has_lost_a_partition_commits_nothing(store: fastlog.Store, clock: H
     def app(name: str, own: HandClock) -> App:
         made = App(store, clock=own)
 
-        @made.subscriber(
-            "orders", group="mail", order_by="partition", retry=plain_retry(3, 0), max_poll_interval="1s"
-        )
+        @made.subscriber("orders", group="mail", order_by="partition", retry=plain_retry(3, 0), max_poll_interval="1s")
         def mail(record: fastlog.Record) -> None:
             calls.append((name, record.value))
             if name == "slow":
