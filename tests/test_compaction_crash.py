@@ -20,6 +20,7 @@ import fastlog
 from fastlog._native import oscalls
 from fastlog.errors import CorruptLogError, StorageError
 from fastlog.partition import compaction
+from fastlog.partition.files import SLOT_BYTES
 from tests.compacting import Writer, compact_folder, read_segments, write_segments
 from tests.dying import dies_at_change
 from tests.reference.batch import Record, decode_log, encode_batch, make_batch
@@ -606,16 +607,16 @@ def test_a_reader_among_others_sees_the_whole_log_in_the_middle_of_a_swap(
         assert log.verify().ok
 
 
-@pytest.mark.parametrize("is_damaged", [False, True])
-def test_I4_a_swap_beside_a_clean_marker_is_finished_by_who_may_die(folder: Path, is_damaged: bool) -> None:
+@pytest.mark.parametrize("meta", [None, b"", bytes(2 * SLOT_BYTES)], ids=["whole", "empty", "damaged"])
+def test_I4_a_swap_beside_a_clean_marker_is_finished_by_who_may_die(folder: Path, meta: bytes | None) -> None:
     """The one who compacts is killed, the others close the log cleanly; the next one dies in opening it."""
     path, kept = folder / "log-0", folder / "kept"
     log_to_compact(path)
     with fastlog.PartitionLog.open(path, config=COMPACTED, durability="os"):
         compact_until(path, "swapped")
     assert (path / ".fastlog-clean").exists() and list(path.glob("*.log.swap"))
-    if is_damaged:
-        (path / ".fastlog-meta").write_bytes(b"")
+    if meta is not None:
+        (path / ".fastlog-meta").write_bytes(meta)
     shutil.copytree(path, kept)
     wanted = {b"%d" % number for number in range(40)}
     for nth in range(1, 200):

@@ -18,6 +18,7 @@ from fastlog._core import encode_batch
 from fastlog._native import oscalls
 from fastlog.partition import files
 from fastlog.store.directory import Directory
+from fastlog.store.files import CLEAN_SHUTDOWN
 from tests.dying import dies_at_change
 from tests.foreign import write_foreign_log
 from tests.reference.batch import Record, make_batch
@@ -143,6 +144,19 @@ def test_a_partition_whose_maker_died_has_the_shape_of_its_topic(tmp_path: Path)
         store.partition_log("a", 0).append([b"x"])
         meta = files.read_meta(str(made))
         assert meta is not None and meta.layout["segment_bytes"] == 1 << 20
+
+
+def test_a_partition_whose_maker_died_in_its_meta_file_does_not_make_a_stop_unclean(tmp_path: Path) -> None:
+    mark = tmp_path / "store/topics" / CLEAN_SHUTDOWN
+    with Directory.open(tmp_path / "store", durability="os") as store:
+        store.create_topic("a", partitions=2)
+        store.partition_log("a", 0).append([b"x"])
+    assert mark.exists()
+    with Directory.open(tmp_path / "store", durability="os"):
+        made = tmp_path / "store/topics/a-1"
+        made.mkdir(exist_ok=True)
+        (made / files.META).write_bytes(b"half of it")
+    assert mark.exists(), "there is no log in it that could be unclean"
 
 
 # --- both copies damaged ---------------------------------------------------------------------------------------------

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import statistics
+import subprocess
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -32,6 +34,9 @@ PEERS = ROOT / "docs" / "evidence" / "peers.jsonl"
 LINES_REACHED = ROOT / "docs" / "evidence" / "lines.json"
 BUGS = ROOT / "docs" / "evidence" / "bugs.toml"
 FIGURES = {"median": "median", "p99": "p99", "largest": "max"}
+PATHS = re.compile(r"(?<![\w.-])/(?:[\w.+@-]+/)+")
+# runs that began before name commits that were joined into others when they were published
+COMMITS_SINCE = "2026-11-22T05:31"
 
 
 def append(line: dict[str, Any], file: Path | None = None) -> None:
@@ -51,26 +56,37 @@ def read(file: Path | None = None) -> list[dict[str, Any]]:
 def publish(lines: Iterable[dict[str, Any]]) -> tuple[int, list[str]]:
     """Add runs to those that are published; how many were new, and why others were left out.
 
-    Only what can be had again counts: runs of a commit, not of files that differ from it. Trials of planted mistakes
-    have a file of their own; what was found with one of them elsewhere says nothing.
+    Only what can be had again counts: runs of a commit of this history, not of files that differ from it. Trials of
+    planted mistakes and cells of the peers have files of their own; what was found with a mistake elsewhere says
+    nothing.
     """
-    known = {identity(line) for file in (PUBLISHED, TRIALS) for line in read(file)}
+    known = {identity(line) for file in (PUBLISHED, TRIALS, PEERS) for line in read(file)}
     added, left_out = 0, []
     for line in lines:
         is_trial = line["engine"] == "planted" and "mistakes" in line["counts"]
         if identity(line) in known or not (is_trial or line["planted"] is None):
             continue
-        if not re.fullmatch("[0-9a-f]+", line["commit"]):
+        if not is_of_this_history(line["commit"]):
             left_out.append(f"{line['engine']} of {line['began']}: its commit is {line['commit']!r}")
             continue
-        append(without_words(line), TRIALS if is_trial else PUBLISHED)
+        append(without_words(line), TRIALS if is_trial else PEERS if "peer" in line else PUBLISHED)
         added += 1
     return added, left_out
 
 
+def is_of_this_history(commit: str) -> bool:
+    """Whether it names a commit that the one that is checked out comes from."""
+    asked = ["git", "merge-base", "--is-ancestor", commit, "HEAD"]
+    if not re.fullmatch("[0-9a-f]+", commit) or shutil.which("git") is None:
+        return False
+    return subprocess.run(asked, cwd=ROOT, capture_output=True, check=False).returncode == 0
+
+
 def without_words(line: dict[str, Any]) -> dict[str, Any]:
-    """A line without what an engine says of a problem, which names files of its machine: the seed takes it again."""
-    kept = {key: line[key] for key in line if key != "problem"}
+    """A line that names no folder of its machine. Of what an engine found it keeps the seed, which takes it again."""
+    kept: dict[str, Any] = json.loads(PATHS.sub("…/", json.dumps(line, ensure_ascii=False)))
+    if kept.get("problem"):
+        kept["problem"] = kept["problem"].splitlines()[0][:200]
     if line["failure"] is not None:
         kept["failure"] = {key: line["failure"][key] for key in ("scenario", "seed") if key in line["failure"]}
     return kept
@@ -91,22 +107,25 @@ def sentence(line: dict[str, Any]) -> str:
 
 @dataclass
 class Sum:
-    """All runs of one engine."""
+    """All runs of one engine. What runs did that ended with a finding stands by itself: ``besides``."""
 
     runs: int = 0
     seconds: float = 0.0
     found: int = 0
     counts: Counter[str] = field(default_factory=Counter)
-    measures: dict[str, dict[str, float]] = field(default_factory=dict)  # of the run that measured most often
+    besides: Counter[str] = field(default_factory=Counter)
+    recent: Counter[str] = field(default_factory=Counter)  # of ``counts``, of commits that are in this history
+    measures: dict[str, list[dict[str, float]]] = field(default_factory=dict)
 
     def add(self, line: dict[str, Any]) -> None:
         self.runs += 1
         self.seconds += line["seconds"]
         self.found += line["failure"] is not None
-        self.counts.update(line["counts"])
+        (self.counts if line["failure"] is None else self.besides).update(line["counts"])
+        if line["failure"] is None and line["began"] >= COMMITS_SINCE:
+            self.recent.update(line["counts"])
         for what, measured in line["measures"].items():
-            if measured["n"] > self.measures.get(what, {"n": 0})["n"]:
-                self.measures[what] = measured
+            self.measures.setdefault(what, []).append(measured)
 
 
 def add_up(lines: Iterable[dict[str, Any]]) -> dict[str, Sum]:
@@ -121,19 +140,29 @@ def add_up(lines: Iterable[dict[str, Any]]) -> dict[str, Sum]:
 def runs_table() -> list[str]:
     """What was run: one row for each engine."""
     sums = add_up(read(PUBLISHED))
-    rows = ["| Engine | What befalls fastlog | Done | Goal | Runs | Hours | Found |", "|---|---|---|---|---|---|---|"]
+    rows = [
+        "| Engine | What befalls fastlog | Done | of these at commits of this history | Goal | Runs | Hours | Found |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for entry in ENGINES.values():
         one = sums.get(entry.name, Sum())
         more = "".join(f"<br>{number:,} {what}" for what, number in sorted(one.counts.items()) if what != entry.unit)
-        more += "".join(
-            f"<br>{what}: {told(measured)} (the {measured['n']:,} of one run)"
-            for what, measured in sorted(one.measures.items())
-        )
+        more += "".join(f"<br>{what}: {told_of_all(runs)}" for what, runs in sorted(one.measures.items()))
+        if one.besides[entry.unit]:
+            more = f"<br>and {one.besides[entry.unit]:,} in runs that ended with a finding{more}"
         rows.append(
-            f"| `{entry.name}` | {entry.title} | {one.counts[entry.unit]:,} {entry.unit}{more} | {entry.long:,} "
-            f"| {one.runs} | {one.seconds / 3600:.1f} | {one.found} |"
+            f"| `{entry.name}` | {entry.title} | {one.counts[entry.unit]:,} {entry.unit}{more} "
+            f"| {one.recent[entry.unit]:,} | {entry.long:,} | {one.runs} | {one.seconds / 3600:.1f} | {one.found} |"
         )
     return rows
+
+
+def told_of_all(runs: list[dict[str, float]]) -> str:
+    """What several runs have measured. The median of several is not kept: that of the run that measured most stands."""
+    most = max(runs, key=lambda one: one["n"])
+    number, largest = sum(one["n"] for one in runs), max(one["max"] for one in runs)
+    text = f"median {most['median']:.4g}, p99 {most['p99']:.4g} (the {most['n']:,} of one run)"
+    return f"{text}, largest of all {number:,}: {largest:.4g}"
 
 
 def told(measured: dict[str, float]) -> str:
@@ -156,10 +185,12 @@ def lines_table() -> list[str]:
 
 
 def bugs_table() -> list[str]:
-    """Every bug of the product that an engine found."""
+    """Every bug of the product that was found, and how many of them by whom."""
     bugs = tomllib.loads(BUGS.read_text())["bug"]
+    finders = Counter(bug["engine"] for bug in bugs).most_common()
+    summary = f"{len(bugs)} bugs, found by: {', '.join(f'{name} {number}' for name, number in finders)}."
     rows = [f"| {bug['what']} | {bug['engine']} | `{bug['command']}` | `{bug['fixed']}` |" for bug in bugs]
-    return ["| What was wrong | Found by | Seen with | Fix |", "|---|---|---|---|", *rows]
+    return [summary, "", "| What was wrong | Found by | Seen with | Fix |", "|---|---|---|---|", *rows]
 
 
 def planted_table() -> list[str]:

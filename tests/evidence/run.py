@@ -107,8 +107,8 @@ class Run:
         """Whether what was asked for is done, or the time is used up; never before one turn."""
         if self.turns == 0:
             return False
-        if self.turns_wanted is not None:
-            return self.turns >= self.turns_wanted
+        if self.turns_wanted is not None and self.turns >= self.turns_wanted:
+            return True
         if self.goal is not None and self.counts[self.unit] >= self.goal:
             return True
         return self.budget is not None and self.seconds >= self.budget

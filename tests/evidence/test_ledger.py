@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.evidence import ledger
-from tests.evidence.run import ROOT
+from tests.evidence.run import ROOT, commit
 
 
 def line(**changes: Any) -> dict[str, Any]:
@@ -21,14 +21,21 @@ def line(**changes: Any) -> dict[str, Any]:
     return {**made, **changes}
 
 
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where lines are published: into files of the test; every commit without ``+`` is one of the history."""
+    for name, file in (("PUBLISHED", "runs"), ("TRIALS", "planted"), ("PEERS", "peers")):
+        monkeypatch.setattr(ledger, name, tmp_path / f"{file}.jsonl")
+    monkeypatch.setattr(ledger, "is_of_this_history", lambda name: not name.endswith("+"))
+    return tmp_path
+
+
 def test_the_page_is_what_its_lines_add_up_to() -> None:
     page = ledger.PAGE.read_text()
     assert ledger.written(page) == page, "run: python -m tests.evidence ledger"
 
 
-def test_runs_are_added_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger, "PUBLISHED", tmp_path / "runs.jsonl")
-    monkeypatch.setattr(ledger, "TRIALS", tmp_path / "planted.jsonl")
+def test_runs_are_added_up(published: Path) -> None:
     added, left_out = ledger.publish(
         [
             line(),
@@ -42,22 +49,40 @@ def test_runs_are_added_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert len(left_out) == 1 and "0123456789ab+" in left_out[0]
     assert ledger.publish([line()]) == (0, []), "a run counts once"
     [row] = [row for row in ledger.runs_table() if row.startswith("| `kills`")]
-    assert "| 17 kills<br>2 freezes |" in row
-    assert row.endswith("| 2 | 2.0 | 1 |")
+    assert "| 12 kills<br>and 5 in runs that ended with a finding<br>2 freezes |" in row
+    assert row.endswith("| 0 | 20,000 | 2 | 2.0 | 1 |")
 
 
-def test_what_was_measured_most_often_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger, "PUBLISHED", tmp_path / "runs.jsonl")
+def test_runs_of_this_history_stand_apart(published: Path) -> None:
+    assert ledger.publish([line(), line(seed=8, began="2026-11-23T10:00:00+00:00", counts={"kills": 5})]) == (2, [])
+    [row] = [row for row in ledger.runs_table() if row.startswith("| `kills`")]
+    assert row.endswith("| 17 kills<br>2 freezes | 5 | 20,000 | 2 | 2.0 | 0 |")
+
+
+def test_only_commits_of_this_history_are_of_it() -> None:
+    here = commit().rstrip("+")
+    assert ledger.is_of_this_history(here) == (here != "unknown"), "of an archive without history none is"
+    assert not ledger.is_of_this_history("0123456789ab")
+    assert not ledger.is_of_this_history(f"{here}+")
+    assert not ledger.is_of_this_history("HEAD")
+
+
+def test_lines_that_are_published_name_no_path(published: Path) -> None:
+    told = {"refused": "OSError: /dev/shm/peers-x/store.db is gone, see docs/evidence.md"}
+    assert ledger.publish([line(engine="peers lmdb damage", peer="lmdb", said=told)]) == (1, [])
+    [found] = ledger.read(ledger.PEERS)
+    assert found["said"] == {"refused": "OSError: …/store.db is gone, see docs/evidence.md"}
+
+
+def test_what_was_measured_most_often_is_told(published: Path) -> None:
     for n, median in ((3, 0.5), (200, 0.25), (20, 0.125)):
-        measured = {"n": n, "median": median, "p99": 0.75, "max": 2}
+        measured = {"n": n, "median": median, "p99": 0.75, "max": 2 + (n == 3)}
         ledger.append(line(seed=n, measures={"seconds to open": measured}), ledger.PUBLISHED)
     [row] = [row for row in ledger.runs_table() if row.startswith("| `kills`")]
-    assert "<br>seconds to open: median 0.25, p99 0.75, largest 2 (the 200 of one run) |" in row
+    assert "<br>seconds to open: median 0.25, p99 0.75 (the 200 of one run), largest of all 223: 3 |" in row
 
 
-def test_trials_of_planted_mistakes_are_added_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger, "PUBLISHED", tmp_path / "runs.jsonl")
-    monkeypatch.setattr(ledger, "TRIALS", tmp_path / "planted.jsonl")
+def test_trials_of_planted_mistakes_are_added_up(published: Path) -> None:
     caught, survived = {"mistakes": 1, "caught": 1}, {"mistakes": 1, "caught": 0}
     trial = line(engine="planted", planted="sync_removed", counts=caught, seconds=4.2, problem="lost in /dev/shm/x")
     trials = [

@@ -176,6 +176,7 @@ class Course:
     given: float = 0.0  # seconds of this session, those of running parts included
     running: int = 0  # parts
     used: list[range] = field(default_factory=list)  # seeds of turns
+    before: int = 0  # what of ``done`` belongs to rounds before this one
     is_out: bool = False  # it found something, or cannot run here
 
     def add(self, line: dict[str, Any]) -> None:
@@ -186,9 +187,14 @@ class Course:
             self.seconds += line["seconds"]
 
     @property
+    def left(self) -> int:
+        """How many of its units are left to do."""
+        return max(0, self.entry.long - (self.done - self.before))
+
+    @property
     def lacks(self) -> float:
         """Seconds of work that are left, as fast as it was so far; before that, as the tier ``ci`` wants it."""
-        left = max(0, self.entry.long - self.done)
+        left = self.left
         if self.done and self.seconds >= self.entry.ci_seconds:
             return left * self.seconds / self.done
         return left * self.entry.ci_seconds / self.entry.ci
@@ -209,7 +215,7 @@ class Course:
         """The next part of it."""
         self.running += 1
         self.given += seconds
-        options = ["--budget", f"{seconds:.0f}s", "--count", f"{self.entry.long - self.done}"]
+        options = ["--budget", f"{seconds:.0f}s", "--count", f"{self.left}"]
         options += ["--seed", f"{self.seed(chance)}"]
         return lambda lines: Part(self.entry, options, lines, seconds)
 
@@ -229,6 +235,10 @@ def run_long(say: Callable[[str], None], budget: float, part_seconds: float, job
     for line in ledger.read():
         if line["planted"] is None and line["engine"] in courses:
             courses[line["engine"]].add(line)
+    if not any(course.left for course in courses.values()):
+        say("every goal is reached: another round begins, in which each engine gets its share of the time")
+        for course in courses.values():
+            course.before = course.done
     until = time.monotonic() + budget
 
     def next_part() -> Begin | None:

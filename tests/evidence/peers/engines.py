@@ -200,9 +200,14 @@ class Kept:
     positions: list[int] = field(default_factory=list)
 
     def restore(self, files: Path) -> None:
-        """Put a copy where the store is to be."""
-        shutil.rmtree(files, ignore_errors=True)
-        shutil.copytree(self.files, files)
+        """Put the files back where the store was. Its folders stay what they are: a store that finds itself in another
+        one knows that it was copied, and does more than after a crash."""
+        for path in sorted(files.rglob("*"), reverse=True):
+            if not path.is_dir() or path.is_symlink():
+                path.unlink()
+            elif not (self.files / path.relative_to(files)).is_dir():
+                path.rmdir()
+        shutil.copytree(self.files, files, dirs_exist_ok=True)
 
 
 def keep_closed(ground: Ground, it: Beside, files: Path) -> Kept:
@@ -213,7 +218,7 @@ def keep_closed(ground: Ground, it: Beside, files: Path) -> Kept:
     assert answer is not None, f"{ground.peer.name} cannot be read: {ground.forks.complaints()}"
     it.stop()
     kept = ground.folder / "closed"
-    shutil.move(files, kept)
+    shutil.copytree(files, kept)
     return Kept(kept, told, json.loads(answer))
 
 
@@ -272,7 +277,7 @@ def keep_killed(ground: Ground, it: Beside, files: Path, records: int) -> Kept:
     ground.forks.kill()
     heard += ground.forks.ended().lines
     kept = ground.folder / "killed"
-    shutil.move(files, kept)
+    shutil.copytree(files, kept)
     return Kept(kept, Told.of(heard))
 
 
