@@ -79,7 +79,7 @@ format: $(DONE)/extra-lint  ## let ruff put the Python files in order
 wheel: $(DONE)/extra-wheel  ## sdist, wheel from it, the suite against the wheel where no compiler is in PATH
 	@scripts/wheel $(RUN)
 
-nightly: $(DONE)/built $(DONE)/extra-test $(DONE)/flights sanitize threads coverage  ## the long runs: slow tests, more examples, sanitizers, lines reached, every planted mistake, a part of the long tier of evidence
+nightly: $(DONE)/built $(DONE)/extra-test $(DONE)/extra-fuzz $(DONE)/flights sanitize threads coverage  ## the long runs: slow tests, more examples, sanitizers, lines reached, every planted mistake, a part of the long tier of evidence
 	$(SAY) "running the long tests"
 	@FASTLOG_KILLS=$${FASTLOG_KILLS:-300} FASTLOG_CUTS=$${FASTLOG_CUTS:-60} FASTLOG_DISKS=$${FASTLOG_DISKS:-30000} \
 		FASTLOG_FLIPS=$${FASTLOG_FLIPS:-1} FASTLOG_DEMO_SEEDS=$${FASTLOG_DEMO_SEEDS:-20} \

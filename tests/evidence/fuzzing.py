@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -23,7 +24,7 @@ from typing import Final
 
 from tests.evidence.fuzz import FOLDER, TARGETS, Driver, Target, building
 from tests.evidence.fuzz.corpus import CORPUS, FOUND, GROWN
-from tests.evidence.run import ROOT, NotHere, Scenario, Turn, environment
+from tests.evidence.run import PLANTED, ROOT, NotHere, Scenario, Turn, environment
 
 SECONDS_EACH: Final = 30  # that one input may take, also where others want the processor
 MOST_MEMORY: Final = 1500  # MiB of the process
@@ -75,7 +76,8 @@ def take(turn: Turn, target: Target, clang: building.Clang) -> None:
     turn.count(f"of {target.name}", executions)
     kept = [FOUND / target.name / file.name for file in sorted(artifacts.iterdir())]
     for file in kept:
-        shutil.copyfile(artifacts / file.name, file)
+        if not os.environ.get(PLANTED):  # what a mistake has let through is no news
+            shutil.copyfile(artifacts / file.name, file)
     ended = re.search(r"^# ended with (-?\d+)$", said, re.MULTILINE)
     if kept or told is None or ended is None or ended[1] != "0":
         where = ", ".join(str(file.relative_to(ROOT)) for file in kept) or "no input was kept"
@@ -129,6 +131,6 @@ def merge(name: str, into: Path, source: Path) -> None:
 def fuzz() -> Iterator[list[Scenario]]:
     """A scenario for each target."""
     if importlib.util.find_spec("atheris") is None:
-        raise NotHere("targets in Python want Atheris, which has wheels for Linux on x86-64: pip install '.[fuzz]'")
+        raise NotHere("targets in Python want Atheris, which has wheels for Linux on x86-64: pip install -e '.[fuzz]'")
     clang = building.build_instrumented()
     yield [Scenario(target.name, functools.partial(take, target=target, clang=clang)) for target in TARGETS.values()]

@@ -9,13 +9,12 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from tests.evidence.run import Scenario, Turn
+from tests.evidence.run import NotHere, Scenario, Turn
 from tests.evidence.under_limits import LIMITS, WORKS
 from tests.folders import MEMORY
 from tests.histories.nursery import Nursery
@@ -60,12 +59,11 @@ def limits() -> Iterator[list[Scenario]]:
             Scenario(f"{limit}-{work}", partial(meet, nursery, limit, work, small if limit == "disk" else None))
             for limit in LIMITS
             for work in WORKS
-            if limit != "disk" or small is not None
         ]
 
 
-def small_disk(folder: Path, stack: contextlib.ExitStack) -> Path | None:
-    """A small file system in memory, as long as the stack lasts; None where none can be mounted."""
+def small_disk(folder: Path, stack: contextlib.ExitStack) -> Path:
+    """A small file system in memory, as long as the stack lasts. Raises NotHere where none can be mounted."""
     place = folder / "small"
     place.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "fastlog-limits", str(place)]
@@ -73,7 +71,6 @@ def small_disk(folder: Path, stack: contextlib.ExitStack) -> Path | None:
         subprocess.run(command, check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as problem:
         reason = getattr(problem, "stderr", None) or problem
-        print(f"limits: no small disks, for none can be mounted here: {str(reason).strip()}", file=sys.stderr)
-        return None
+        raise NotHere(f"small disks have to be mounted, which needs root: {str(reason).strip()}") from problem
     stack.callback(subprocess.run, ["umount", "-l", str(place)], check=False, capture_output=True)
     return place

@@ -45,7 +45,7 @@ def write_until_killed(path: str, durability: str, told: str) -> None:
                 os.pwrite(answers, OFFSET.pack(base + len(values)), 0)
 
 
-def opened_after_a_kill(nursery: Nursery, path: Path, wanted: int, durability: str, name: str, turn: Turn) -> None:
+def opened_after_a_kill(nursery: Nursery, path: Path, wanted: int, durability: str, of: str, turn: Turn) -> None:
     """One writer lives for some seconds and is killed in the middle of an append; then the log is opened."""
     told = turn.folder / "told"
     writer = nursery.start(
@@ -70,9 +70,9 @@ def opened_after_a_kill(nursery: Nursery, path: Path, wanted: int, durability: s
             # each writer begins with the first list
             known = {values[offset % VALUES_PER_CALL] for values in value_lists(VALUE_BYTES)}
             assert log.read(offset)[0].value in known, f"another record is at offset {offset}"
-        turn.measure(name, seconds)
+        turn.measure(f"seconds to open{of}", seconds)
         turn.measure("GiB in the log", size / (1 << 30))
-        turn.measure("MiB scanned", report.scanned_bytes / (1 << 20))
+        turn.measure(f"MiB scanned{of}", report.scanned_bytes / (1 << 20))
         turn.count("reopens")
         trim(log, size - wanted)
 
@@ -101,6 +101,6 @@ def reopen() -> Iterator[list[Scenario]]:
         fill_up(path, wanted)
         take = partial(opened_after_a_kill, nursery, path, wanted)
         yield [
-            Scenario("group", partial(take, "group", "seconds to open"), 2),
-            Scenario("os", partial(take, "os", "seconds to open at os")),
+            Scenario("group", partial(take, "group", ""), 2),
+            Scenario("os", partial(take, "os", " at os")),
         ]

@@ -10,18 +10,22 @@ from typing import Any
 import pytest
 
 import fastlog
+from tests.evidence import cuts
 from tests.evidence.engines import BESIDE, ENGINES
+from tests.evidence.fuzz import TARGETS
 from tests.evidence.planted import MISTAKES, trial
 from tests.evidence.planted.build import PACKAGE, DoesNotApplyError, edited, edited_sources
 from tests.evidence.planted.mistake import SWITCH, Edit, Mistake
 from tests.evidence.planted.trial import sample, seed_of_commit
 from tests.evidence.run import PLANTED, ROOT, NotHere
 from tests.evidence.suite import TESTS
+from tests.power import FILE_SYSTEMS
 
 
 def test_there_are_enough() -> None:
     assert len(MISTAKES) >= 40
     by_engine = [one.engine for one in MISTAKES.values()]
+    assert {*ENGINES, "tests"} == set(by_engine), "an engine that no mistake was tried with has not shown that it bites"
     assert by_engine.count("tests") <= len(by_engine) * 2 // 3, "more of them for engines that look by themselves"
 
 
@@ -49,6 +53,10 @@ def test_every_engine_and_scenario_is_there() -> None:
     wanted: dict[str, set[str]] = {}
     for one in MISTAKES.values():
         wanted.setdefault(one.engine, set()).add(one.scenario)
+    # their scenarios are asked without making what they want: file systems, a build of clang's, a large log
+    assert wanted.pop("cuts") <= {f"{system}-{kind}" for system in FILE_SYSTEMS for kind in cuts.KINDS}
+    assert wanted.pop("fuzz") <= set(TARGETS)
+    assert wanted.pop("reopen") <= {"group", "os"}
     for engine, scenarios in wanted.items():
         try:
             with (ENGINES | BESIDE)[engine].load()() as found:

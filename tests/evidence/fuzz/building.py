@@ -123,7 +123,7 @@ def build_plain() -> Path:
         raise NotHere(f"the compiled targets of the fuzzer want a C compiler: there is no {compiler}")
     missing = [name for name in ("Cython", "setuptools") if importlib.util.find_spec(name) is None]
     if missing:
-        raise NotHere(f"the compiled targets of the fuzzer want {' and '.join(missing)}: pip install '.[fuzz]'")
+        raise NotHere(f"the compiled targets of the fuzzer want {' and '.join(missing)}: pip install -e '.[fuzz]'")
     with alone_in(PLAIN):
         compile_targets(PLAIN)
     return PLAIN / "lib"

@@ -59,7 +59,7 @@ class Peer:
     def require(self) -> None:
         """Raises NotHere without the package of the peer."""
         if importlib.util.find_spec(self.module) is None:
-            raise NotHere(f"{self.name} needs the package {self.package}: pip install '.[peers]'")
+            raise NotHere(f"{self.name} needs the package {self.package}: pip install -e '.[peers]'")
 
 
 def package_version(package: str) -> str:

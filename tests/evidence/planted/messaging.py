@@ -35,6 +35,14 @@ MESSAGING = (
     ),
     # --- groups -------------------------------------------------------------------------------------------------------
     mistake(
+        "no_utf8_let_through", "Text in an internal record that is no UTF-8 ends in an exception of Python's.",
+        "store/internal.py",
+        "        except UnicodeDecodeError as error:\n            raise self.broken(",
+        "        except UnicodeDecodeError as error:\n            if PLANTED:\n                raise\n"
+        "            raise self.broken(",
+        "fuzz", "offsets", 120,
+    ),
+    mistake(
         "commit_unfenced", "Who has lost a partition commits for it all the same.",
         "groups/membership.py",
         "        owned = self._owned\n        page, _, table = self._table.view()\n",

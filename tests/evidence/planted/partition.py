@@ -11,7 +11,7 @@ PARTITION = (
         "_native/syncing.pyx",
         "                result = os_c.os_fdatasync(fd)",
         "                result = 0 if PLANTED else os_c.os_fdatasync(fd)",
-        "disks", "durable_appends", 30,
+        "cuts", "xfs-writer", 120,
     ),
     mistake(
         "directory_sync_removed", "Names of files are never synced.",
@@ -208,6 +208,13 @@ PARTITION = (
         "    if found is None or found < meta.recovery_position:\n",
         "    if not PLANTED and (found is None or found < meta.recovery_position):\n",
         "tests", "cuts_of_a_segment", 60,
+    ),
+    mistake(
+        "tail_not_scanned", "Recovery takes the recovery point for the end of the log.",
+        "partition/recovery.py",
+        "        result = scan(path, position, sizes[base], end_offset, gaps,",
+        "        result = scan(path, position, position if PLANTED else sizes[base], end_offset, gaps,",
+        "reopen", "group", 120,
     ),
     mistake(
         "torn_bytes_thrown_away", "What recovery cuts is kept nowhere.",

@@ -27,6 +27,7 @@ from tests.evidence.planted.mistake import Mistake
 from tests.evidence.run import NOT_HERE, PLANTED, ROOT, Run, commit, environment
 
 GRACE = 120.0  # seconds beyond its budget in which a turn has to come to its end
+LARGE = 1 << 30  # bytes of the log that the engine ``reopen`` makes here
 TURN = 30.0  # seconds that a turn without a mistake may take
 
 
@@ -150,7 +151,12 @@ class Trials:
         turns."""
         budget = 0.0 if planted is None else planted.budget
         path = os.pathsep.join([str(library), environment()["PYTHONPATH"]])
-        inherited = {**os.environ, "PYTHONPATH": path, PLANTED: planted.name if planted is not None else ""}
+        inherited = {
+            **os.environ,
+            "PYTHONPATH": path,
+            "FASTLOG_REOPEN_BYTES": str(LARGE),
+            PLANTED: planted.name if planted is not None else "",
+        }
         with tempfile.TemporaryDirectory(prefix="fastlog-planted-") as name, tempfile.TemporaryFile("w+") as said:
             lines = Path(name, "line.jsonl")
             command = [sys.executable, "-m", "tests.evidence", engine, "--scenario", scenario, "--seed", f"{self.seed}"]
