@@ -98,6 +98,33 @@ def test_an_interrupted_tier_goes_on_later(tmp_path: Path, monkeypatch: pytest.M
     assert len({line["seed"] for line in ledger.read()}) == 4, "a seed came twice"
 
 
+def test_when_every_goal_is_reached_another_round_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiers, "Part", FakePart)
+    monkeypatch.setattr(ledger, "LINES", tmp_path / "runs.jsonl")
+    FakePart.made.clear()
+    goal = ENGINES["kills"].long
+    ledger.append(
+        {
+            "engine": "kills", "unit": "kills", "seed": 7, "turns": 1, "counts": {"kills": goal}, "seconds": 60.0,
+            "planted": None, "failure": None,
+        }
+    )  # fmt: skip
+    said: list[str] = []
+    thread = threading.Thread(target=interrupt_when, args=(1,))
+    thread.start()
+    assert not tiers.run_long(said.append, 60, 60, 1, ["kills"]).problems
+    thread.join()
+    assert said[0].startswith("every goal is reached") and f"  kills: {goal + 5:,} of {goal:,} kills" in said
+    (part,) = FakePart.made
+    assert part.options[part.options.index("--count") + 1] == f"{goal}"
+
+
+def test_a_run_ends_with_its_turns_or_with_its_budget() -> None:
+    for turns, budget, taken in ((3, None, 3), (3, 3600.0, 3), (1000, 0.0, 1)):
+        run = Run("kills", "kills", 1, budget, turns_wanted=turns)
+        assert run.go([Scenario("all", lambda turn: turn.count("kills"))]) and run.turns == taken
+
+
 def test_time_is_given_in_proportion_to_what_is_lacked() -> None:
     courses = [tiers.Course(ENGINES[name]) for name in ("disks", "damage", "histories")]
     for hours, course in enumerate(courses, 1):
