@@ -49,7 +49,7 @@ evidence: $(DONE)/built $(DONE)/extra-test $(DONE)/extra-fuzz  ## kill it, cut i
 	$(SAY) "looking for evidence against fastlog"
 	@$(RUN) -m tests.evidence ci --jobs $(WORKERS) $(EVIDENCE_ARGS)
 
-planted: $(DONE)/built $(DONE)/extra-test  ## put mistakes into a build of their own: are they found? See docs/evidence.md
+planted: $(DONE)/built $(DONE)/extra-test $(DONE)/extra-fuzz  ## put mistakes into a build of their own: are they found? See docs/evidence.md
 	$(SAY) "looking whether the evidence can fail"
 	@$(RUN) -m tests.evidence planted --jobs $(WORKERS) $(PLANTED_ARGS)
 

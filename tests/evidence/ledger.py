@@ -69,6 +69,9 @@ def publish(lines: Iterable[dict[str, Any]]) -> tuple[int, list[str]]:
         if not is_of_this_history(line["commit"]):
             left_out.append(f"{line['engine']} of {line['began']}: its commit is {line['commit']!r}")
             continue
+        if is_trial and not line["turns"]:
+            left_out.append(f"{line['planted']} of {line['began']}: no turn of it came to its end")
+            continue
         append(without_words(line), TRIALS if is_trial else PEERS if "peer" in line else PUBLISHED)
         added += 1
     return added, left_out
@@ -200,7 +203,8 @@ def planted_table() -> list[str]:
         trials.setdefault(line["planted"], []).append(line)
     rows = []
     for one in MISTAKES.values():
-        lines = trials.get(one.name, [])
+        hunted_by = f"{one.engine}:{one.scenario}"  # another one may have had to find it before
+        lines = [line for line in trials.get(one.name, []) if line["scenario"] == hunted_by]
         took = [line["seconds"] for line in lines if line["counts"]["caught"]]
         rows.append(
             f"| `{one.name}` | {one.breaks} | {hunter(one)} | {one.budget:.0f} s "

@@ -84,18 +84,24 @@ def test_what_was_measured_most_often_is_told(published: Path) -> None:
 
 def test_trials_of_planted_mistakes_are_added_up(published: Path) -> None:
     caught, survived = {"mistakes": 1, "caught": 1}, {"mistakes": 1, "caught": 0}
-    trial = line(engine="planted", planted="sync_removed", counts=caught, seconds=4.2, problem="lost in /dev/shm/x")
+    trial = line(
+        engine="planted", planted="acked_before_synced", scenario="disks:durable_appends", counts=caught, seconds=4.2,
+        problem="lost in /dev/shm/x",
+    )  # fmt: skip
     trials = [
         trial,
         {**trial, "seed": 8, "seconds": 6.2},
         {**trial, "seed": 9, "seconds": 30.0, "counts": survived},
         {**trial, "planted": "crc_skipped"},
+        {**trial, "seed": 10, "scenario": "kills:steps"},  # another engine had to find it then
         {**trial, "planted": "none", "counts": {}},  # the same build without a mistake
     ]
-    assert ledger.publish(trials) == (4, [])
+    assert ledger.publish(trials) == (5, [])
     assert ledger.publish(trials) == (0, [])
+    added, left_out = ledger.publish([{**trial, "seed": 11, "turns": 0, "counts": survived}])
+    assert added == 0 and "no turn of it came to its end" in left_out[0]
     assert "/dev/shm" not in ledger.TRIALS.read_text()
-    [row] = [row for row in ledger.planted_table() if row.startswith("| `sync_removed`")]
+    [row] = [row for row in ledger.planted_table() if row.startswith("| `acked_before_synced`")]
     assert row.endswith(" | 5 s | 2 of 3 |")
     assert ledger.add_up(ledger.read(ledger.PUBLISHED)) == {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import sys
@@ -11,9 +12,11 @@ from pathlib import Path
 import click
 
 from fastlog.cli import output as show
+from tests.evidence.fuzz.building import build_instrumented
 from tests.evidence.planted import MISTAKES
 from tests.evidence.planted.build import build
 from tests.evidence.planted.trial import Outcome, Trials, sample, seed_of_commit
+from tests.evidence.run import NotHere
 
 SAID = 3000  # characters of what an engine said that did not do what it should
 
@@ -39,6 +42,9 @@ def run_planted(
         chosen = sample(count, chosen_seed)
     click.echo(f"{len(chosen)} planted mistakes, seed {chosen_seed}; compiling", err=True)
     library = build()
+    if any(one.engine == "fuzz" for one in chosen):
+        with contextlib.suppress(NotHere):  # which its trial will say
+            build_instrumented()  # takes minutes the first time: not in the time of the trial
     click.echo(f"compiled in {time.monotonic() - began:.0f} s", err=True)
     trials = Trials(chosen, chosen_seed, jobs, lines)
     is_right = trials.go(library, tell)
