@@ -69,6 +69,7 @@ class ArrowSchemaStruct(ctypes.Structure):
         ("children", ctypes.c_void_p),
         ("dictionary", ctypes.c_void_p),
         ("release", ctypes.c_void_p),
+        ("private_data", ctypes.c_void_p),
     ]
 
 
@@ -83,6 +84,7 @@ class ArrowArrayStruct(ctypes.Structure):
         ("children", ctypes.c_void_p),
         ("dictionary", ctypes.c_void_p),
         ("release", ctypes.c_void_p),
+        ("private_data", ctypes.c_void_p),
     ]
 
 
