@@ -75,8 +75,8 @@ def take(turn: Turn, target: Target, clang: building.Clang) -> None:
     turn.count("executions", executions)
     turn.count(f"of {target.name}", executions)
     kept = [FOUND / target.name / file.name for file in sorted(artifacts.iterdir())]
-    for file in kept:
-        if not os.environ.get(PLANTED):  # what a mistake has let through is no news
+    if not os.environ.get(PLANTED):  # what a mistake has let through is no news
+        for file in kept:
             shutil.copyfile(artifacts / file.name, file)
     ended = re.search(r"^# ended with (-?\d+)$", said, re.MULTILINE)
     if kept or told is None or ended is None or ended[1] != "0":

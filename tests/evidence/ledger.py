@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import statistics
-import subprocess
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -23,7 +21,7 @@ from tests.evidence.lines.judging import GOALS, REASONS
 from tests.evidence.peers import table as peers
 from tests.evidence.planted import MISTAKES
 from tests.evidence.planted.mistake import Mistake
-from tests.evidence.run import KEPT, ROOT
+from tests.evidence.run import KEPT, ROOT, is_of_this_history
 from tests.evidence.suite import TESTS
 
 LINES = KEPT / "runs.jsonl"
@@ -72,20 +70,12 @@ def publish(lines: Iterable[dict[str, Any]]) -> tuple[int, list[str]]:
         if is_trial and not line["turns"]:
             left_out.append(f"{line['planted']} of {line['began']}: no turn of it came to its end")
             continue
-        append(without_words(line), TRIALS if is_trial else PEERS if "peer" in line else PUBLISHED)
+        append(without_folders(line), TRIALS if is_trial else PEERS if "peer" in line else PUBLISHED)
         added += 1
     return added, left_out
 
 
-def is_of_this_history(commit: str) -> bool:
-    """Whether it names a commit that the one that is checked out comes from."""
-    asked = ["git", "merge-base", "--is-ancestor", commit, "HEAD"]
-    if not re.fullmatch("[0-9a-f]+", commit) or shutil.which("git") is None:
-        return False
-    return subprocess.run(asked, cwd=ROOT, capture_output=True, check=False).returncode == 0
-
-
-def without_words(line: dict[str, Any]) -> dict[str, Any]:
+def without_folders(line: dict[str, Any]) -> dict[str, Any]:
     """A line that names no folder of its machine. Of what an engine found it keeps the seed, which takes it again."""
     kept: dict[str, Any] = json.loads(PATHS.sub("…/", json.dumps(line, ensure_ascii=False)))
     if kept.get("problem"):

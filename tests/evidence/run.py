@@ -7,6 +7,7 @@ import datetime
 import os
 import platform
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -198,6 +199,15 @@ def commit() -> str:
         return name + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def is_of_this_history(name: str) -> bool:
+    """Whether it names a commit, by its number, that the one that is checked out comes from."""
+    try:
+        _git("merge-base", "--is-ancestor", name, "HEAD")
+    except (OSError, subprocess.CalledProcessError):
+        return False
+    return re.fullmatch("[0-9a-f]+", name) is not None
 
 
 def _git(*arguments: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.evidence import ledger
-from tests.evidence.run import ROOT, commit
+from tests.evidence.run import ROOT, commit, is_of_this_history
 
 
 def line(**changes: Any) -> dict[str, Any]:
@@ -61,10 +61,10 @@ def test_runs_of_this_history_stand_apart(published: Path) -> None:
 
 def test_only_commits_of_this_history_are_of_it() -> None:
     here = commit().rstrip("+")
-    assert ledger.is_of_this_history(here) == (here != "unknown"), "of an archive without history none is"
-    assert not ledger.is_of_this_history("0123456789ab")
-    assert not ledger.is_of_this_history(f"{here}+")
-    assert not ledger.is_of_this_history("HEAD")
+    assert is_of_this_history(here) == (here != "unknown"), "of an archive without history none is"
+    assert not is_of_this_history("0123456789ab")
+    assert not is_of_this_history(f"{here}+")
+    assert not is_of_this_history("HEAD")
 
 
 def test_lines_that_are_published_name_no_path(published: Path) -> None:

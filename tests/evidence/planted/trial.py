@@ -49,6 +49,11 @@ class Outcome:
         return "(none)" if self.mistake is None else self.mistake.name
 
     @property
+    def turns(self) -> int:
+        """How many it took."""
+        return 0 if self.line is None else int(self.line["turns"])
+
+    @property
     def problem(self) -> str | None:
         """What the engine found."""
         failure = None if self.line is None else self.line["failure"]
@@ -67,17 +72,15 @@ class Outcome:
             return "cannot be run here" if self.status == NOT_HERE else f"NO RESULT, ended with {self.status}"
         if self.mistake is None:
             return "passes" if self.problem is None else "FAILS WITHOUT A MISTAKE"
-        turns = 0 if self.line is None else self.line["turns"]
-        return "SURVIVED" if self.problem is None else f"caught after {self.seconds:.0f} s, in turn {turns}"
+        return "SURVIVED" if self.problem is None else f"caught after {self.seconds:.0f} s, in turn {self.turns}"
 
     @property
     def again(self) -> str:
         """The command for the same once more."""
         if self.mistake is not None:
             return f"python -m tests.evidence planted {self.mistake.name} --seed {self.seed}"
-        turns = 1 if self.line is None else self.line["turns"]
         command = f"python -m tests.evidence {self.engine} --scenario {self.scenario} --seed {self.seed}"
-        return f"PYTHONPATH=build/planted/lib {command} --turns {turns}"
+        return f"PYTHONPATH=build/planted/lib {command} --turns {max(1, self.turns)}"
 
 
 def seed_of_commit() -> int:
@@ -141,8 +144,7 @@ class Trials:
         """As many turns as were taken, and of the same seed."""
         turns: dict[tuple[str, str], int] = {}
         for one in self.outcomes:
-            taken = 1 if one.line is None else one.line["turns"]
-            turns[one.engine, one.scenario] = max(taken, turns.get((one.engine, one.scenario), 0))
+            turns[one.engine, one.scenario] = max(1, one.turns, turns.get((one.engine, one.scenario), 0))
         for (engine, scenario), taken in sorted(turns.items(), key=lambda one: -one[1]):
             yield engine, scenario, None, taken
 
@@ -182,7 +184,7 @@ class Trials:
     def line(self, outcome: Outcome) -> dict[str, Any]:
         """What the ledger keeps of one of them."""
         run = Run("planted", "mistakes", outcome.seed, planted=outcome.mistake.name if outcome.mistake else "none")
-        run.turns = 0 if outcome.line is None else outcome.line["turns"]
+        run.turns = outcome.turns
         run.began, run.seconds = time.time() - outcome.seconds, outcome.seconds
         run.scenario = f"{outcome.engine}:{outcome.scenario}"
         if outcome.mistake is not None:
