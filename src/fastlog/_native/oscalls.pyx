@@ -318,14 +318,14 @@ cdef extern from *:
 cdef struct Fault:
     int64_t countdown       # fails when it reaches zero
     int64_t error           # errno to report; 0 = not armed. Set last
-    bint sticky             # goes on failing
+    int64_t sticky          # goes on failing
     int64_t limit_bytes     # move at most so many bytes instead of failing; 0 = no limit
 
 cdef Fault[CALL_COUNT] faults
 cdef int64_t[CALL_COUNT] calls
 cdef int64_t failed_calls = 0
 cdef int64_t faults_armed = False
-cdef Observer observer = NULL
+cdef int64_t observer = 0    # an Observer
 cdef int64_t clock_fixed = False
 cdef int64_t clock_value = 0
 memset(faults, 0, sizeof(faults))
@@ -342,10 +342,10 @@ cdef int armed_fault(Call call) noexcept nogil:
     cdef Fault* armed = &faults[<int>call]
     cdef int error = 0, armed_error = <int>load_word(&armed.error)
     cdef int64_t left
-    cdef Observer told = observer
+    cdef Observer told = <Observer><size_t>load_word(&observer)
     if armed_error != 0 and load_word(&armed.limit_bytes) == 0:
         left = take_one(&armed.countdown)
-        if left == 0 or left < 0 and armed.sticky:
+        if left == 0 or left < 0 and load_word(&armed.sticky):
             error = armed_error
             add_one(&failed_calls)
     if told != NULL:
@@ -371,7 +371,7 @@ def inject(call: str, errno: int = 28, nth: int = 1, sticky: bool = False, limit
         raise ValueError(f"nth counts from 1, got {nth}")
     cdef Fault* armed = &faults[<int>CALL_NAMES.index(call)]
     store_word(&armed.error, 0)
-    armed.sticky = sticky
+    store_word(&armed.sticky, sticky)
     store_word(&armed.limit_bytes, limit_bytes or 0)
     store_word(&armed.countdown, nth)
     store_word(&armed.error, errno)
@@ -381,8 +381,7 @@ def inject(call: str, errno: int = 28, nth: int = 1, sticky: bool = False, limit
 def observe(address: int) -> None:
     """Let a C function, ``void (int call, int errno)``, know of every system call and of what was injected into it; 0: no
     more. ``call`` counts ``CALL_NAMES``. For tests."""
-    global observer
-    observer = <Observer><size_t>address
+    store_word(&observer, address)
     store_word(&faults_armed, True)
 
 
@@ -393,7 +392,7 @@ def clear() -> None:
         store_word(&faults[call].error, 0)
         store_word(&faults[call].limit_bytes, 0)
     store_word(&failed_calls, 0)
-    store_word(&faults_armed, observer != NULL)
+    store_word(&faults_armed, load_word(&observer) != 0)
 
 
 def injected() -> int:
